@@ -1,0 +1,161 @@
+//! A call: a client's request, as far as its cost and its route depend on it; the edits made to it.
+
+use bytes::Bytes;
+
+use crate::pricing::Tier;
+use crate::usage::Tokens;
+
+/// The billed endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "OpenAI's own names")]
+pub enum Endpoint {
+    ChatCompletions,
+    Responses,
+    Completions,
+    Embeddings,
+}
+
+impl Endpoint {
+    /// The path below `/v1`: `/chat/completions`.
+    pub const fn path(self) -> &'static str {
+        match self {
+            Endpoint::ChatCompletions => "/chat/completions",
+            Endpoint::Responses => "/responses",
+            Endpoint::Completions => "/completions",
+            Endpoint::Embeddings => "/embeddings",
+        }
+    }
+
+    /// From the path below `/v1`.
+    pub fn from_path(path: &str) -> Option<Endpoint> {
+        [
+            Endpoint::ChatCompletions,
+            Endpoint::Responses,
+            Endpoint::Completions,
+            Endpoint::Embeddings,
+        ]
+        .into_iter()
+        .find(|endpoint| endpoint.path() == path)
+    }
+}
+
+/// What the model has to read, summed up while parsing; the input of the bounds in [`crate::tokens`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InputShape {
+    /// Bytes of text the model reads: messages, instructions, tool definitions, formats.
+    pub text_bytes: u64,
+    /// Messages and items.
+    pub messages: u64,
+    /// Images, whatever they are given as.
+    pub images: u64,
+    /// Bytes of opaque blobs: `encrypted_content`, `data:` URLs of files and audio.
+    pub blob_bytes: u64,
+    /// Whether tools are declared (a model reads a preamble for them).
+    pub tools: bool,
+}
+
+/// Hosted tools that the upstream may run by itself, for money.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostedTools {
+    /// `web_search` and its variants.
+    pub web_search: bool,
+    /// `file_search`.
+    pub file_search: bool,
+    /// `code_interpreter` and hosted `shell`.
+    pub container: bool,
+    /// `image_generation`, with the image model it names.
+    pub image_generation: Option<String>,
+    /// `max_tool_calls`, when stated.
+    pub max_calls: Option<u32>,
+}
+
+impl HostedTools {
+    /// Whether any may run.
+    pub fn any(&self) -> bool {
+        self.web_search || self.file_search || self.container || self.image_generation.is_some()
+    }
+}
+
+/// A parsed request. The body stays as the client wrote it; [`Call::upstream_body`] splices into it.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Which endpoint it came to.
+    pub endpoint: Endpoint,
+    /// The model asked for.
+    pub model: String,
+    /// Whether the answer is to be streamed.
+    pub stream: bool,
+    /// Whether the client asked for the usage chunk of a chat stream.
+    pub include_usage: bool,
+    /// The output limit the client stated, per choice: the one the upstream will obey.
+    pub output_limit: Option<Tokens>,
+    /// Answers generated and paid for: `n`, `best_of`; 1 elsewhere; prompts of a batch multiply it.
+    pub choices: u32,
+    /// The tier asked for.
+    pub tier: Tier,
+    /// What the model has to read.
+    pub input: InputShape,
+    /// Hosted tools.
+    pub tools: HostedTools,
+    /// `previous_response_id` and the ids of `item_reference`s: state only the upstream holds.
+    pub refers_to: Vec<Reference>,
+    /// The request as the client wrote it, decompressed.
+    pub body: Bytes,
+}
+
+/// Something the call leans on that an earlier answer made at the upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// `previous_response_id`.
+    Response(String),
+    /// The id in an `item_reference`.
+    Item(String),
+}
+
+/// Why a body is not a call. All are a 400 naming the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CallError {
+    /// What is wrong and what to change, for the client.
+    pub message: String,
+    /// The field, as `param` in the answer.
+    pub param: Option<String>,
+    /// OpenAI's code where it has one (`invalid_json`, `missing_required_parameter`, `unsupported_parameter` …).
+    pub code: &'static str,
+}
+
+/// What the gateway writes into the request it sends upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Edits {
+    /// The upstream's name of an aliased model.
+    pub model: Option<String>,
+    /// An output limit that the hold pays for.
+    pub output_limit: Option<Tokens>,
+    /// Ask for the usage chunk of a chat or completions stream.
+    pub include_usage: bool,
+    /// The name the upstream takes the chat limit by.
+    pub chat_limit_field: ChatLimitField,
+}
+
+/// Which field limits a chat answer at this upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChatLimitField {
+    /// OpenAI since the o-series.
+    #[default]
+    MaxCompletionTokens,
+    /// Everybody else.
+    MaxTokens,
+}
+
+impl Call {
+    /// Reads a body. Refuses what would be read differently upstream (a deciding field twice, in another case, of
+    /// another type) and state that is not the gateway's to bill.
+    pub fn parse(_endpoint: Endpoint, _body: Bytes) -> Result<Call, CallError> {
+        todo!()
+    }
+
+    /// The body to send: the client's bytes with `edits` spliced in; the very same `Bytes` when there are none.
+    pub fn upstream_body(&self, _edits: &Edits) -> Bytes {
+        todo!()
+    }
+}

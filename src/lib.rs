@@ -1,0 +1,15 @@
+//! Codex Gateway.
+
+pub mod call;
+pub mod config;
+pub mod hold;
+pub mod key;
+pub mod meter;
+pub mod money;
+pub mod pricing;
+pub mod route;
+pub mod sse;
+pub mod store;
+pub mod time;
+pub mod tokens;
+pub mod usage;
