@@ -63,7 +63,10 @@ impl Excerpt {
     /// The line that `span` starts in.
     pub(super) fn new(text: &str, span: &Range<usize>, show: Show) -> Excerpt {
         let (number, column) = position(text, span.start);
-        let start = text.get(..span.start).and_then(|t| t.rfind('\n')).map_or(0, |at| at + 1);
+        let start = text
+            .get(..span.start)
+            .and_then(|t| t.rfind('\n'))
+            .map_or(0, |at| at + 1);
         let line = text[start..].lines().next().unwrap_or_default();
         match show {
             Show::KeyOnly => Excerpt::key_only(number, line, column - 1),
@@ -77,7 +80,12 @@ impl Excerpt {
             None => line.to_owned(),
         };
         let column = column.min(shown.chars().count().saturating_sub(1));
-        Excerpt { number, line: shown, column, width: 1 }
+        Excerpt {
+            number,
+            line: shown,
+            column,
+            width: 1,
+        }
     }
 
     fn around(number: usize, line: &str, from: usize, to: usize) -> Excerpt {

@@ -147,7 +147,10 @@ impl Config {
         loader.add_env(&mut tables)?;
         for flag in sources.flags {
             let table = tables.entry(flag.table.to_owned()).or_default();
-            table.insert(flag.key.to_owned(), text_node(flag.value, Place::Flag(flag.name.to_owned())));
+            table.insert(
+                flag.key.to_owned(),
+                text_node(flag.value, Place::Flag(flag.name.to_owned())),
+            );
         }
         let mut table = |name: &str| Table {
             name: name.to_owned(),
@@ -197,7 +200,9 @@ fn unknown_fix(table: Option<&str>, keys: &[&str], wanted: &str) -> String {
     if let Some(near) = nearest(wanted, keys.iter().copied()) {
         return format!("did you mean `{near}`?");
     }
-    let elsewhere = TABLES.iter().find(|(name, keys)| Some(*name) != table && keys.contains(&wanted));
+    let elsewhere = TABLES
+        .iter()
+        .find(|(name, keys)| Some(*name) != table && keys.contains(&wanted));
     match elsewhere {
         Some((name, _)) => format!("`{wanted}` belongs into [{name}]"),
         None => format!("known here: {}", keys.join(", ")),
@@ -231,7 +236,13 @@ impl Loader<'_> {
                     self.refuse_unknown(Some(&name), keys, &nodes)?;
                     nodes
                 }
-                (Some(_), _) => return Err(self.at(&node.key, format!("`{name}` is a table"), format!("write [{name}] above its keys"))),
+                (Some(_), _) => {
+                    return Err(self.at(
+                        &node.key,
+                        format!("`{name}` is a table"),
+                        format!("write [{name}] above its keys"),
+                    ));
+                }
                 (None, value) if name == "upstream" => {
                     let node = Node { value, ..node };
                     BTreeMap::from([(String::new(), node)])
@@ -264,7 +275,9 @@ impl Loader<'_> {
                 continue;
             };
             let (table, key) = (table.to_ascii_lowercase(), key.to_ascii_lowercase());
-            let known = TABLES.iter().any(|(name, keys)| *name == table && keys.contains(&key.as_str()));
+            let known = TABLES
+                .iter()
+                .any(|(name, keys)| *name == table && keys.contains(&key.as_str()));
             if !known || *variable != variable.to_ascii_uppercase() {
                 return Err(self.at(
                     &Place::Env(variable.clone()),
@@ -324,7 +337,10 @@ fn unknown_variable(variable: &str, table: &str) -> String {
     }
     let names: Vec<String> = TABLES
         .iter()
-        .flat_map(|(table, keys)| keys.iter().map(move |key| format!("GATEWAY_{table}__{key}").to_ascii_uppercase()))
+        .flat_map(|(table, keys)| {
+            keys.iter()
+                .map(move |key| format!("GATEWAY_{table}__{key}").to_ascii_uppercase())
+        })
         .collect();
     match nearest(variable, names.iter().map(String::as_str)) {
         Some(near) => format!("did you mean {near}?"),
@@ -344,11 +360,20 @@ impl Loader<'_> {
     }
 
     fn wrong_kind(&self, key: &str, node: &Node, kind: &str) -> ConfigError {
-        let (what, fix) = (format!("`{key}` is {kind}, not one value"), format!("write {key} = \"…\""));
+        let (what, fix) = (
+            format!("`{key}` is {kind}, not one value"),
+            format!("write {key} = \"…\""),
+        );
         self.error(&node.key, Show::KeyOnly, what, fix)
     }
 
-    fn parsed<T>(&self, node: &Node, key: &str, text: &str, parse: impl Fn(&str) -> Parsed<T>) -> Result<T, ConfigError> {
+    fn parsed<T>(
+        &self,
+        node: &Node,
+        key: &str,
+        text: &str,
+        parse: impl Fn(&str) -> Parsed<T>,
+    ) -> Result<T, ConfigError> {
         parse(text).map_err(|Problem { what, fix }| self.at(&node.place, format!("{key}: {what}"), fix))
     }
 
@@ -391,16 +416,38 @@ impl Loader<'_> {
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> Result<Vec<T>, ConfigError> {
         let (parts, place) = match table.nodes.remove(key) {
-            None => (default.iter().map(|part| text_node((*part).to_owned(), Place::Default)).collect(), Place::Default),
-            Some(Node { value: Value::List(parts), place, .. }) => (parts, place),
+            None => (
+                default
+                    .iter()
+                    .map(|part| text_node((*part).to_owned(), Place::Default))
+                    .collect(),
+                Place::Default,
+            ),
+            Some(Node {
+                value: Value::List(parts),
+                place,
+                ..
+            }) => (parts, place),
             Some(node) => {
                 let text = self.scalar(key, &node)?;
                 let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-                (parts.map(|part| text_node(part.to_owned(), node.place.clone())).collect(), node.place)
+                (
+                    parts
+                        .map(|part| text_node(part.to_owned(), node.place.clone()))
+                        .collect(),
+                    node.place,
+                )
             }
         };
-        let texts = parts.iter().map(|part| self.scalar(key, part)).collect::<Result<Vec<_>, _>>()?;
-        let values = parts.iter().zip(&texts).map(|(part, text)| self.parsed(part, key, text, &parse)).collect();
+        let texts = parts
+            .iter()
+            .map(|part| self.scalar(key, part))
+            .collect::<Result<Vec<_>, _>>()?;
+        let values = parts
+            .iter()
+            .zip(&texts)
+            .map(|(part, text)| self.parsed(part, key, text, &parse))
+            .collect();
         self.note(table, key, Some(texts.join(", ")), &place);
         values
     }
@@ -409,9 +456,16 @@ impl Loader<'_> {
     fn entries(&self, table: &mut Table, key: &str) -> Result<(Nodes, Place), ConfigError> {
         match table.nodes.remove(key) {
             None => Ok((BTreeMap::new(), Place::Default)),
-            Some(Node { value: Value::Table(nodes), key, .. }) => Ok((nodes, key)),
+            Some(Node {
+                value: Value::Table(nodes),
+                key,
+                ..
+            }) => Ok((nodes, key)),
             Some(node) => {
-                let (what, fix) = (format!("`{key}` is a table"), format!("write {key} = {{ \"name\" = \"value\" }}"));
+                let (what, fix) = (
+                    format!("`{key}` is a table"),
+                    format!("write {key} = {{ \"name\" = \"value\" }}"),
+                );
                 Err(self.error(&node.key, Show::KeyOnly, what, fix))
             }
         }
@@ -431,7 +485,11 @@ impl Loader<'_> {
         };
         let usable = |secret: &String| !secret.is_empty() && HeaderValue::from_str(secret).is_ok();
         let found = found.map(|secret| secret.trim_end().to_owned());
-        match found.and_then(|secret| Some(secret).filter(usable).ok_or_else(|| format!("{origin} holds no usable text"))) {
+        match found.and_then(|secret| {
+            Some(secret)
+                .filter(usable)
+                .ok_or_else(|| format!("{origin} holds no usable text"))
+        }) {
             Ok(secret) => Ok(Some((Secret::new(secret), origin))),
             Err(why) => {
                 let fix = format!("set {key} to env:NAME, file:PATH or the text itself, and see that it can be read");
@@ -549,7 +607,9 @@ impl Loader<'_> {
                 return Err(self.at(&item.place, "`upstream` is not a list of tables".into(), fix.into()));
             };
             self.refuse_unknown(None, UPSTREAM, &nodes)?;
-            let name_at = nodes.get("name").map_or_else(|| item.place.clone(), |name| name.place.clone());
+            let name_at = nodes
+                .get("name")
+                .map_or_else(|| item.place.clone(), |name| name.place.clone());
             let upstream = self.upstream(nodes, &item.place)?;
             if !names.insert(upstream.name.clone()) {
                 let what = format!("two upstreams are called `{}`", upstream.name);
@@ -592,7 +652,9 @@ impl Loader<'_> {
             prices: self.prices(table, &host, &name)?,
             region: self.region(table, &host)?,
             proxy: self.proxy(table)?,
-            ca_file: self.optional(table, "ca_file", any_text)?.map(|path| self.beside_file(&path)),
+            ca_file: self
+                .optional(table, "ca_file", any_text)?
+                .map(|path| self.beside_file(&path)),
             connect_timeout: self.value(table, "connect_timeout", "10s", parse::duration)?,
             first_byte_timeout: self.value(table, "first_byte_timeout", "600s", parse::duration)?,
             idle_timeout: self.value(table, "idle_timeout", "300s", parse::duration)?,
@@ -616,7 +678,10 @@ impl Loader<'_> {
                 "name" => "openai",
                 _ => "https://api.openai.com/v1",
             };
-            let (what, fix) = (format!("this upstream has no `{key}`"), format!("add {key} = \"{example}\""));
+            let (what, fix) = (
+                format!("this upstream has no `{key}`"),
+                format!("add {key} = \"{example}\""),
+            );
             return Err(self.at(place, what, fix));
         };
         let text = self.scalar(key, &node)?;
@@ -678,7 +743,10 @@ impl Loader<'_> {
             }
             aliases.insert(alias, model);
         }
-        let shown: Vec<String> = aliases.iter().map(|(alias, model)| format!("{alias} = {model}")).collect();
+        let shown: Vec<String> = aliases
+            .iter()
+            .map(|(alias, model)| format!("{alias} = {model}"))
+            .collect();
         self.note(table, "aliases", Some(shown.join(", ")), &place);
         Ok(aliases)
     }
@@ -711,5 +779,296 @@ impl UpstreamConfig {
             Pricing::List(list) => Some(list),
             Pricing::Free => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::call::ChatLimitField;
+
+    type Env = BTreeMap<String, String>;
+
+    fn env(pairs: &[(&str, &str)]) -> Env {
+        let home = [("HOME", "/home/me")];
+        let all = home.iter().chain(pairs);
+        all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    fn load_with(text: &str, env: &Env, flags: Vec<Flag>) -> Result<Loaded, ConfigError> {
+        let read = |path: &Path| match path.to_str() {
+            Some("/etc/gw/key.txt") => Ok("sk-from-file\n".to_owned()),
+            _ => Err(format!("{} cannot be read", path.display())),
+        };
+        Config::load(Sources {
+            file: Some(("/etc/gw/gateway.toml".into(), text.to_owned())),
+            env,
+            flags,
+            read: &read,
+        })
+    }
+
+    fn load(text: &str) -> Result<Loaded, ConfigError> {
+        load_with(text, &env(&[]), Vec::new())
+    }
+
+    fn refusal(text: &str) -> String {
+        load(text).map(|_| ()).expect_err(text).to_string()
+    }
+
+    fn upstream(text: &str) -> UpstreamConfig {
+        let text = format!("[[upstream]]\nname = \"u\"\n{text}");
+        load(&text).expect(&text).config.upstreams.remove(0)
+    }
+
+    fn setting(loaded: &Loaded, key: &str) -> (Option<String>, String) {
+        let setting = loaded.settings.iter().find(|setting| setting.key == key).expect(key);
+        (setting.value.clone(), setting.origin.to_string())
+    }
+
+    #[test]
+    fn a_flag_beats_a_variable_beats_the_file_beats_the_default() {
+        let file = "[server]\nlisten = \"127.0.0.1:1\"\n";
+        let variable = env(&[("GATEWAY_SERVER__LISTEN", "127.0.0.1:2")]);
+        let flag = Flag {
+            name: "--listen",
+            table: "server",
+            key: "listen",
+            value: "127.0.0.1:3".into(),
+        };
+        let port = |loaded: Loaded| (loaded.config.server.listen.port(), setting(&loaded, "server.listen").1);
+        let none = load("").expect("defaults");
+        assert_eq!(port(none), (8080, "default".into()));
+        assert_eq!(port(load(file).expect("file")), (1, "/etc/gw/gateway.toml:2".into()));
+        let over = load_with(file, &variable, Vec::new()).expect("variable");
+        assert_eq!(port(over), (2, "GATEWAY_SERVER__LISTEN".into()));
+        let over = load_with(file, &variable, vec![flag]).expect("flag");
+        assert_eq!(port(over), (3, "--listen".into()));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_place_and_the_nearest_name() {
+        let text = refusal("[billing]\nmark_up = 1.04\n");
+        assert_eq!(
+            text,
+            "/etc/gw/gateway.toml:2:1: unknown key `mark_up` in [billing]\n  2 │ mark_up = 1.04\n    │ ^^^^^^^\n  fix   did you mean `markup`?"
+        );
+        assert!(refusal("[server]\nmarkup = 1").contains("`markup` belongs into [billing]"));
+        assert!(refusal("[sever]\n").contains("did you mean `server`?"));
+        assert!(refusal("[limits]\nrpm = 3").contains("unknown table or key `limits`"));
+        assert!(refusal("[[upstream]]\nbaseurl = \"x\"").contains("did you mean `base_url`?"));
+        assert!(refusal("[upstream]\nname = \"x\"").contains("[[upstream]]"));
+        assert!(refusal("server = 3").contains("write [server]"));
+    }
+
+    #[test]
+    fn an_unknown_variable_is_refused_and_foreign_ones_are_left_alone() {
+        let with = |name: &str| load_with("", &env(&[(name, "1")]), Vec::new()).map(|_| ());
+        let refused = |name: &str| with(name).expect_err(name).to_string();
+        assert!(refused("GATEWAY_SERVER__LISTEM").contains("did you mean GATEWAY_SERVER__LISTEN?"));
+        assert!(refused("GATEWAY_SERVER__listen").contains("did you mean GATEWAY_SERVER__LISTEN?"));
+        assert!(refused("GATEWAY_UPSTREAM__API_KEY").contains("env:NAME"));
+        for foreign in ["GATEWAY_FIXTURES", "GATEWAY_LOG", "CODEX_GATEWAY__X", "PATH"] {
+            assert!(with(foreign).is_ok(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_its_place_and_what_would_be_right() {
+        let text = refusal("[server]\nheader_timeout = 10");
+        assert!(
+            text.starts_with("/etc/gw/gateway.toml:2:18: header_timeout: `10` is not a time"),
+            "{text}"
+        );
+        assert!(text.contains("\"10s\""), "{text}");
+        for wrong in [
+            "[billing]\nmarkup = -1",
+            "[billing]\nmarkup = 1.0000001",
+            "[billing]\nmarkup = [1]",
+            "[billing]\nhold_share = 0",
+            "[billing]\non_hangup = \"wait\"",
+            "[server]\nlisten = 8080",
+            "[server]\nmax_body = true",
+            "[server]\ntrusted_proxies = [\"ten\"]",
+            "[database]\npath = \"\"",
+            "[log]\nlevel = \"loud=very\"",
+            "[log]\nformat = \"xml\"",
+            "[[upstream]]\nbase_url = \"https://x\"",
+            "[[upstream]]\nname = \"x\"",
+            "[[upstream]]\nname = \"a b\"\nbase_url = \"https://x\"",
+            "[[upstream]]\nname = \"x\"\nbase_url = \"https://x\"\nheaders = { Host = \"y\" }",
+            "[[upstream]]\nname = \"x\"\nbase_url = \"https://x\"\naliases = { a = \"a\" }",
+            "[[upstream]]\nname = \"x\"\nbase_url = \"https://x\"\nproxy = \"proxy\"",
+            "[[upstream]]\nname = \"x\"\nbase_url = \"https://x\"\n[[upstream]]\nname = \"x\"\nbase_url = \"https://y\"",
+        ] {
+            assert!(
+                refusal(wrong).starts_with("/etc/gw/gateway.toml:"),
+                "{}",
+                refusal(wrong)
+            );
+        }
+    }
+
+    #[test]
+    fn decimals_never_pass_through_a_float() {
+        let loaded = load("[billing]\nmarkup = 1.000001\nhold_share = 0.000001").expect("exact");
+        assert_eq!(loaded.config.billing.markup.to_string(), "1.000001");
+        assert_eq!(loaded.config.billing.hold.share_ppm, 1);
+    }
+
+    #[test]
+    fn no_secret_is_ever_quoted() {
+        let base = "[[upstream]]\nname = \"u\"\nbase_url = \"https://x\"\n";
+        for wrong in [
+            "api_key = sk-secret",
+            "apikey = \"sk-secret\"",
+            "api_key = [\"sk-secret\"]",
+            "api_key = \"sk-secret\\nx\"\nbogus = 1",
+            "proxy = \"me:sk-secret@host\"",
+            "headers = { Authorization = \"sk-secret\" }",
+            "headers = \"sk-secret\"",
+            "models = [\"[\"]\nheaders = { x = \"sk-secret\" }",
+        ] {
+            let text = refusal(&format!("{base}{wrong}"));
+            assert!(!text.contains("sk-secret"), "{text}");
+        }
+        let twice = "[[upstream]]\nname = \"u\"\nbase_url = \"https://me:sk-secret@x/v1\"\n";
+        assert!(!refusal(twice).contains("sk-secret"));
+        let fine = load(&format!(
+            "{base}api_key = \"sk-secret\"\nproxy = \"http://me:sk-secret@host\"\nheaders = {{ x = \"sk-secret\" }}"
+        ));
+        let fine = fine.expect("fine");
+        assert_eq!(fine.config.upstreams[0].headers["x"].reveal(), "sk-secret");
+        assert!(!format!("{:?}", fine.settings).contains("sk-secret"));
+        assert!(!format!("{:?}", fine.config.upstreams[0].api_key).contains("sk-secret"));
+    }
+
+    #[test]
+    fn a_secret_comes_from_a_variable_a_file_or_the_text() {
+        let base = "base_url = \"https://x\"\n";
+        let of = |key: &str| {
+            let upstream = upstream(&format!("{base}api_key = \"{key}\""));
+            let key = upstream.api_key.map(|key| key.reveal().to_owned());
+            (key, upstream.api_key_origin)
+        };
+        assert_eq!(of("sk-x"), (Some("sk-x".into()), Some("/etc/gw/gateway.toml:4".into())));
+        assert_eq!(
+            of("file:key.txt"),
+            (Some("sk-from-file".into()), Some("/etc/gw/key.txt".into()))
+        );
+        assert_eq!(of("env:HOME"), (Some("/home/me".into()), Some("HOME".into())));
+    }
+
+    #[test]
+    fn a_missing_secret_stops_only_who_needs_it() {
+        let text = "[[upstream]]\nname = \"u\"\nbase_url = \"https://x\"\napi_key = \"env:NOPE\"";
+        let loaded = load(text).expect("other commands go on");
+        assert_eq!(loaded.config.upstreams[0].api_key, None);
+        let error = loaded.complete().expect_err("a server does not").to_string();
+        assert!(error.contains("the variable NOPE is not set"), "{error}");
+    }
+
+    #[test]
+    fn openai_is_the_upstream_when_only_its_key_is_there() {
+        let loaded = load_with("", &env(&[("OPENAI_API_KEY", "sk-x")]), Vec::new()).expect("fine");
+        let openai = &loaded.config.upstreams[0];
+        assert_eq!(
+            (openai.name.as_str(), openai.base_url.as_str()),
+            ("openai", "https://api.openai.com/v1")
+        );
+        assert_eq!(openai.api_key_origin.as_deref(), Some("OPENAI_API_KEY"));
+        assert_eq!(openai.list(), Some(&ListName::openai()));
+        assert_eq!(openai.chat_limit_field(), ChatLimitField::MaxCompletionTokens);
+        assert!(load("").expect("fine").config.upstreams.is_empty());
+        assert!(
+            load_with("", &env(&[("OPENAI_API_KEY", " ")]), Vec::new())
+                .expect("fine")
+                .config
+                .upstreams
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn an_upstream_is_priced_and_placed_by_its_host_unless_told() {
+        let eu = upstream("base_url = \"https://eu.api.openai.com/v1/\"");
+        assert_eq!(
+            (eu.region.as_deref(), eu.base_url.as_str()),
+            (Some("eu"), "https://eu.api.openai.com/v1")
+        );
+        let own = upstream("base_url = \"http://127.0.0.1:9/v1\"");
+        assert_eq!(own.list().map(ListName::as_str), Some("u"));
+        assert_eq!(own.chat_limit_field(), ChatLimitField::MaxTokens);
+        assert_eq!(
+            upstream("base_url = \"http://x\"\nprices = \"free\"").prices,
+            Pricing::Free
+        );
+        let told = upstream("base_url = \"http://x\"\nprices = \"xai\"\nidle_timeout = \"1s\"");
+        assert_eq!(told.list().map(ListName::as_str), Some("xai"));
+        assert_eq!(told.idle_timeout, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn the_database_is_the_same_from_any_folder() {
+        let path = |text: &str, pairs: &[(&str, &str)]| {
+            load_with(text, &env(pairs), Vec::new()).expect("fine").config.database
+        };
+        assert_eq!(
+            path("", &[]),
+            Path::new("/home/me/.local/share/codex-gateway/gateway.db")
+        );
+        assert_eq!(
+            path("", &[("XDG_DATA_HOME", "/data")]),
+            Path::new("/data/codex-gateway/gateway.db")
+        );
+        assert_eq!(
+            path("", &[("XDG_DATA_HOME", "data")]),
+            path("", &[]),
+            "a relative one does not count"
+        );
+        assert_eq!(path("[database]\npath = \"gw.db\"", &[]), Path::new("/etc/gw/gw.db"));
+        assert_eq!(path("", &[("GATEWAY_DATABASE__PATH", "/x.db")]), Path::new("/x.db"));
+    }
+
+    const EXAMPLE: &str = include_str!("../../gateway.toml.example");
+
+    /// The example with the commented settings in force: one `#` for defaults, two for what has none.
+    fn uncommented(marks: &[&str]) -> String {
+        let line = |line: &str| match marks.iter().find_map(|mark| line.strip_prefix(mark)) {
+            Some(rest) if !rest.is_empty() && !rest.starts_with([' ', '#']) => rest.to_owned(),
+            _ => line.to_owned(),
+        };
+        EXAMPLE.lines().map(|text| line(text) + "\n").collect()
+    }
+
+    #[test]
+    fn the_example_says_the_defaults() {
+        let key = env(&[("OPENAI_API_KEY", "sk-x")]);
+        let values = |text: &str| {
+            let loaded = load_with(text, &key, Vec::new()).expect("the example parses");
+            let values = loaded.settings.into_iter().map(|setting| (setting.key, setting.value));
+            values.collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(values(&uncommented(&["#"])), values(""));
+    }
+
+    #[test]
+    fn the_example_names_every_setting_and_no_other() {
+        let key = env(&[("OPENAI_API_KEY", "sk-x")]);
+        let loaded = load_with(&uncommented(&["## ", "#"]), &key, Vec::new()).expect("the example parses");
+        let named: BTreeSet<String> = loaded
+            .settings
+            .iter()
+            .filter(|setting| matches!(setting.origin, Origin::File { .. }))
+            .map(|setting| setting.key.clone())
+            .collect();
+        let of = |name: &str, keys: &[&str]| keys.iter().map(|key| format!("{name}.{key}")).collect::<Vec<_>>();
+        let mut known: BTreeSet<String> = TABLES.iter().flat_map(|(name, keys)| of(name, keys)).collect();
+        known.extend(of("upstream.openai", UPSTREAM));
+        known.remove("upstream.openai.name");
+        assert_eq!(named, known);
     }
 }

@@ -42,11 +42,16 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
         "h" => Some(3_600_000),
         _ => None,
     };
-    let wait = millis.and_then(|unit| count.parse::<u64>().ok()?.checked_mul(unit)).map(Duration::from_millis);
+    let wait = millis
+        .and_then(|unit| count.parse::<u64>().ok()?.checked_mul(unit))
+        .map(Duration::from_millis);
     match wait {
         Some(wait) if !wait.is_zero() && wait <= LONGEST => Ok(wait),
         Some(_) => problem(format!("`{text}` is out of range"), "at least \"1ms\", at most \"24h\""),
-        None => problem(format!("`{text}` is not a time"), "write a number with its unit: \"300ms\", \"10s\", \"5m\" or \"1h\""),
+        None => problem(
+            format!("`{text}` is not a time"),
+            "write a number with its unit: \"300ms\", \"10s\", \"5m\" or \"1h\"",
+        ),
     }
 }
 
@@ -67,8 +72,14 @@ pub(super) fn size(text: &str) -> Parsed<usize> {
     let bytes = factor.and_then(|factor| count.parse::<u64>().ok()?.checked_mul(factor));
     match bytes.map(|bytes| (SIZES.contains(&bytes), usize::try_from(bytes))) {
         Some((true, Ok(bytes))) => Ok(bytes),
-        Some(_) => problem(format!("`{text}` is out of range"), "at least \"1KiB\", at most \"1GiB\""),
-        None => problem(format!("`{text}` is not a size"), "write \"64MiB\", \"512KiB\" or a number of bytes"),
+        Some(_) => problem(
+            format!("`{text}` is out of range"),
+            "at least \"1KiB\", at most \"1GiB\"",
+        ),
+        None => problem(
+            format!("`{text}` is not a size"),
+            "write \"64MiB\", \"512KiB\" or a number of bytes",
+        ),
     }
 }
 
@@ -90,7 +101,12 @@ pub(super) fn listen(text: &str) -> Parsed<SocketAddr> {
 pub(super) fn network(text: &str) -> Parsed<IpNet> {
     text.parse::<IpNet>()
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
-        .or_else(|_| problem(format!("`{text}` is not an address range"), "write \"10.0.0.0/8\" or \"192.0.2.7\""))
+        .or_else(|_| {
+            problem(
+                format!("`{text}` is not an address range"),
+                "write \"10.0.0.0/8\" or \"192.0.2.7\"",
+            )
+        })
 }
 
 /// A URL that other paths are put behind: http or https, a host, and neither password nor query.
@@ -103,14 +119,26 @@ pub(super) fn base_url(text: &str) -> Parsed<String> {
         return problem("the URL is neither http:// nor https:// with a host", example);
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return problem("the URL holds a user name or a password", "take it out, and put the credential into `api_key`");
+        return problem(
+            "the URL holds a user name or a password",
+            "take it out, and put the credential into `api_key`",
+        );
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return problem("the URL holds a query or a fragment", "take out what follows `?` or `#`");
+        return problem(
+            "the URL holds a query or a fragment",
+            "take out what follows `?` or `#`",
+        );
     }
     let base = text.trim_end_matches('/');
-    if ["/chat/completions", "/responses", "/completions", "/embeddings"].iter().any(|end| base.ends_with(end)) {
-        return problem("the URL names an endpoint", "end it before the endpoint, usually with /v1");
+    if ["/chat/completions", "/responses", "/completions", "/embeddings"]
+        .iter()
+        .any(|end| base.ends_with(end))
+    {
+        return problem(
+            "the URL names an endpoint",
+            "end it before the endpoint, usually with /v1",
+        );
     }
     Ok(base.to_owned())
 }
@@ -118,8 +146,13 @@ pub(super) fn base_url(text: &str) -> Parsed<String> {
 /// A proxy's URL. It may hold a password, and is therefore a secret.
 pub(super) fn proxy(text: &str) -> Parsed<String> {
     match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h") && url.has_host() => Ok(text.to_owned()),
-        _ => problem("not a proxy's URL", "write it like \"http://proxy:3128\" or \"socks5://127.0.0.1:1080\""),
+        Ok(url) if matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h") && url.has_host() => {
+            Ok(text.to_owned())
+        }
+        _ => problem(
+            "not a proxy's URL",
+            "write it like \"http://proxy:3128\" or \"socks5://127.0.0.1:1080\"",
+        ),
     }
 }
 
@@ -175,34 +208,56 @@ pub(super) fn name(text: &str) -> Parsed<String> {
     if !text.is_empty() && text.len() <= LONGEST_NAME && text.chars().all(fine) {
         return Ok(text.to_owned());
     }
-    problem(format!("`{text}` is not a name"), "use letters, digits, `-`, `_` and `.`, at most 64 of them")
+    problem(
+        format!("`{text}` is not a name"),
+        "use letters, digits, `-`, `_` and `.`, at most 64 of them",
+    )
 }
 
 /// A price list's name.
 pub(super) fn list(text: &str) -> Parsed<ListName> {
-    ListName::parse(text).or_else(|error| problem(error.to_string(), "name a price list such as \"openai\", or \"free\""))
+    ListName::parse(text)
+        .or_else(|error| problem(error.to_string(), "name a price list such as \"openai\", or \"free\""))
 }
 
 /// A multiplier of money.
 pub(super) fn factor(text: &str) -> Parsed<Factor> {
-    Factor::parse(text).or_else(|error| problem(error.to_string(), "write a decimal with at most six places: 1 charges what a call costs, 1.2 a fifth more"))
+    Factor::parse(text).or_else(|error| {
+        problem(
+            error.to_string(),
+            "write a decimal with at most six places: 1 charges what a call costs, 1.2 a fifth more",
+        )
+    })
 }
 
 /// Above 0, at most 1, in millionths.
 pub(super) fn share_ppm(text: &str) -> Parsed<u32> {
     let million = Decimal::from(1_000_000);
-    let ppm = Decimal::from_str_exact(text).ok().and_then(|share| share.checked_mul(million));
+    let ppm = Decimal::from_str_exact(text)
+        .ok()
+        .and_then(|share| share.checked_mul(million));
     match ppm.filter(Decimal::is_integer).and_then(|ppm| ppm.to_u32()) {
         Some(ppm @ 1..=1_000_000) => Ok(ppm),
-        _ => problem(format!("`{text}` is not a share"), "write a decimal above 0 and at most 1, with at most six places: 0.25"),
+        _ => problem(
+            format!("`{text}` is not a share"),
+            "write a decimal above 0 and at most 1, with at most six places: 0.25",
+        ),
     }
 }
 
 /// A count of tokens, from 1 to a million.
 pub(super) fn tokens(text: &str) -> Parsed<Tokens> {
-    match text.parse::<u64>().ok().filter(|count| (1..=1_000_000).contains(count)).and_then(Tokens::new) {
+    match text
+        .parse::<u64>()
+        .ok()
+        .filter(|count| (1..=1_000_000).contains(count))
+        .and_then(Tokens::new)
+    {
         Some(tokens) => Ok(tokens),
-        None => problem(format!("`{text}` is not a count of tokens"), "write a whole number from 1 to 1000000"),
+        None => problem(
+            format!("`{text}` is not a count of tokens"),
+            "write a whole number from 1 to 1000000",
+        ),
     }
 }
 
@@ -211,7 +266,10 @@ pub(super) fn auth(text: &str) -> Parsed<UpstreamAuth> {
     match text {
         "bearer" => Ok(UpstreamAuth::Bearer),
         "api-key" => Ok(UpstreamAuth::ApiKey),
-        _ => problem(format!("`{text}` is no way to authenticate"), "write \"bearer\" (Authorization: Bearer …) or \"api-key\" (as Azure does)"),
+        _ => problem(
+            format!("`{text}` is no way to authenticate"),
+            "write \"bearer\" (Authorization: Bearer …) or \"api-key\" (as Azure does)",
+        ),
     }
 }
 
@@ -226,7 +284,8 @@ pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
 
 /// A `tracing` filter.
 pub(super) fn log_level(text: &str) -> Parsed<String> {
-    let fix = "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\", or a filter such as \"info,codex_gateway=debug\"";
+    let fix =
+        "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\", or a filter such as \"info,codex_gateway=debug\"";
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
         _ => problem(format!("`{text}` is no log level"), fix),
@@ -237,7 +296,10 @@ pub(super) fn log_level(text: &str) -> Parsed<String> {
 pub(super) fn glob(text: &str) -> Parsed<String> {
     match globset::Glob::new(text) {
         Ok(_) if !text.is_empty() => Ok(text.to_owned()),
-        _ => problem(format!("`{text}` is not a pattern of models"), "write a model's name, or a pattern such as \"gpt-*\""),
+        _ => problem(
+            format!("`{text}` is not a pattern of models"),
+            "write a model's name, or a pattern such as \"gpt-*\"",
+        ),
     }
 }
 
@@ -277,7 +339,10 @@ mod tests {
 
     #[test]
     fn a_base_url_holds_no_credential_and_no_endpoint() {
-        assert_eq!(base_url("https://api.openai.com/v1/"), Ok("https://api.openai.com/v1".into()));
+        assert_eq!(
+            base_url("https://api.openai.com/v1/"),
+            Ok("https://api.openai.com/v1".into())
+        );
         for wrong in [
             "api.openai.com",
             "ftp://x",

@@ -85,7 +85,12 @@ impl Document {
             .map_err(|error| {
                 let span = error.span().unwrap_or(0..0);
                 let what = error.message().lines().next().unwrap_or("not TOML").to_owned();
-                self.error(&span, Show::KeyOnly, what, "correct the line; texts stand in quotes: key = \"text\"".into())
+                self.error(
+                    &span,
+                    Show::KeyOnly,
+                    what,
+                    "correct the line; texts stand in quotes: key = \"text\"".into(),
+                )
             })
     }
 
