@@ -7,6 +7,7 @@ pub mod key;
 pub mod meter;
 pub mod money;
 pub mod pricing;
+pub mod refusal;
 pub mod route;
 pub mod sse;
 pub mod store;
