@@ -1,6 +1,7 @@
 //! Codex Gateway.
 
 pub mod call;
+pub mod codec;
 pub mod config;
 pub mod hold;
 pub mod key;
