@@ -3,6 +3,7 @@
 pub mod call;
 pub mod codec;
 pub mod config;
+pub mod exchange;
 pub mod hold;
 pub mod key;
 pub mod meter;

@@ -115,6 +115,10 @@ pub enum UpstreamFault {
     Credential,
     /// The operator's own account is used up.
     Quota,
+    /// It says that it is overloaded.
+    Overloaded,
+    /// It answered with a fault of its own.
+    Failed,
 }
 
 /// How a refusal is told.
@@ -331,6 +335,8 @@ fn told_fault(fault: UpstreamFault, codex: bool) -> Told {
             "server_is_overloaded",
             "The upstream account of this gateway takes no more calls at the moment; its operator has to mend that.",
         ),
+        UpstreamFault::Overloaded => (503, "server_is_overloaded", "The upstream is overloaded."),
+        UpstreamFault::Failed => (502, "upstream_error", "The upstream failed."),
     };
     let message = format!("{what} Nothing was charged.");
     let detail = GatewayDetail {
