@@ -16,3 +16,4 @@ pub mod store;
 pub mod time;
 pub mod tokens;
 pub mod usage;
+pub mod server;
