@@ -8,6 +8,7 @@ pub mod meter;
 pub mod money;
 pub mod pricing;
 pub mod route;
+pub mod simulator;
 pub mod sse;
 pub mod store;
 pub mod time;
