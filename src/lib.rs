@@ -11,6 +11,7 @@ pub mod money;
 pub mod pricing;
 pub mod refusal;
 pub mod route;
+pub mod simulator;
 pub mod sse;
 pub mod store;
 pub mod time;
