@@ -28,8 +28,8 @@ use crate::config::{Config, UpstreamConfig};
 use crate::exchange::{Gateway, Upstream, UpstreamError};
 use crate::refusal::Refusal;
 use crate::route::Routes;
-use crate::store::lock::ServerLock;
-use crate::store::{ExchangeId, OpenError, Outcome, Store, StoreError};
+
+use crate::store::{ExchangeId, OpenError, Outcome, ServerLock, Store, StoreError};
 use crate::time;
 use crate::tokens::Encoding;
 
