@@ -1,27 +1,176 @@
 //! Prices: usage to money by exact arithmetic, rounded once; the lines of a receipt.
+//!
+//! A [`Price`] is read from JSON, the same in the binary's catalogue and in the database:
+//!
+//! ```json
+//! {"kind":"text","rates":{"input":"2","cached_input":"0.1","output":"10"},
+//!  "steps":[{"above":272000,"rates":{"input":"4","cached_input":"0.2","output":"15"}}],
+//!  "tiers":{"flex":{"rates":{"input":"1","output":"5"}}},
+//!  "off_peak":{"windows":[{"days":[6,7],"hours":["00:00-00:00"]}],"rates":{"input":"1","output":"5"}},
+//!  "regional_uplift":"1.1","fees":{"web_search":"10"},"max_input":922000,"max_output":128000}
+//! ```
+//!
+//! Rates are dollars per million tokens, fees dollars per thousand calls. A step prices the *whole* call once its
+//! input is above the threshold. A class without a rate falls back as its vendor documents it: a tier to the standard
+//! tier, cached and written input to input, audio and reasoning to the plain class.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use jiff::tz::TimeZone;
+use rust_decimal::Decimal;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::money::Usd;
 use crate::usage::{Tokens, Usage};
+
+/// Units of an [`Exact`] in a nano-dollar: millionths of a rate × millionths of an uplift × millionths of a markup.
+const EXACT_PER_NANO: i128 = 1_000_000_000_000_000_000;
+
+/// A factor of one.
+const ONE: u64 = 1_000_000;
+
+/// What is wrong with a price, or with a number in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PriceError(pub String);
 
 /// Nano-dollars per million units (tokens, or calls of a tool): `2.5` dollars per million is 2,500,000,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate(u64);
 
-/// A multiplier: markup, regional uplift.
+impl Rate {
+    /// Nothing. Only someone who wrote zero gets it.
+    pub const ZERO: Rate = Rate(0);
+    /// $100,000 per million: dearer than anything sold, and small enough for exact products.
+    const MAX: u64 = 100_000 * 1_000_000_000;
+
+    /// Reads dollars per million units: at most nine decimals, at most 100,000, not negative.
+    pub fn parse(text: &str) -> Result<Rate, PriceError> {
+        let usd: Usd = text
+            .parse()
+            .map_err(|e| PriceError(format!("the rate {text:?} is {e}")))?;
+        u64::try_from(usd.nanos())
+            .ok()
+            .filter(|nanos| *nanos <= Rate::MAX)
+            .map(Rate)
+            .ok_or_else(|| {
+                PriceError(format!(
+                    "the rate {text:?} is not between 0 and 100000 dollars per million"
+                ))
+            })
+    }
+
+    fn per_thousand(self) -> Result<Rate, PriceError> {
+        Some(self.0 * 1000)
+            .filter(|nanos| *nanos <= Rate::MAX)
+            .map(Rate)
+            .ok_or_else(|| PriceError("a fee is above 100 dollars per thousand calls".into()))
+    }
+}
+
+impl fmt::Display for Rate {
+    /// Dollars per million units, exact.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Usd::from_nanos(i64::try_from(self.0).unwrap_or(i64::MAX)).fmt(f)
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Rate, D::Error> {
+        Rate::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A multiplier in millionths: markup, regional uplift.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Factor(u64);
 
+impl Factor {
+    /// No change.
+    pub const ONE: Factor = Factor(ONE);
+
+    /// Reads a decimal between 0 and 1000 with at most six decimals.
+    pub fn parse(text: &str) -> Result<Factor, PriceError> {
+        let wrong = || {
+            PriceError(format!(
+                "{text:?} is not a factor: write it like 1.04, at most six decimals, at most 1000"
+            ))
+        };
+        let usd: Usd = text.parse().map_err(|_| wrong())?;
+        let nanos = u64::try_from(usd.nanos()).map_err(|_| wrong())?;
+        if text.starts_with('$') || nanos % 1000 != 0 || nanos / 1000 > 1000 * ONE {
+            return Err(wrong());
+        }
+        Ok(Factor(nanos / 1000))
+    }
+}
+
+impl fmt::Display for Factor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Usd::from_nanos(i64::try_from(self.0 * 1000).unwrap_or(i64::MAX)).fmt(f)
+    }
+}
+
+impl Serialize for Factor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Factor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Factor, D::Error> {
+        Factor::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
 /// The name of a price list, such as `openai`: the same model costs differently at two vendors.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
 pub struct ListName(String);
 
+impl ListName {
+    /// Reads a name: letters, digits, `.`, `_` and `-`, at most 64 of them; `free` is not a list.
+    pub fn parse(text: &str) -> Result<ListName, PriceError> {
+        let fits = !text.is_empty()
+            && text.len() <= 64
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if !fits || text == "free" {
+            return Err(PriceError(format!(
+                "{text:?} is not a name for a price list: letters, digits, '.', '_' and '-', at most 64, and not 'free'"
+            )));
+        }
+        Ok(ListName(text.to_owned()))
+    }
+
+    /// OpenAI's list.
+    pub fn openai() -> ListName {
+        ListName("openai".to_owned())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ListName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
 /// What a token or a tool call is billed as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the names are the classes")]
 pub enum Class {
@@ -32,8 +181,10 @@ pub enum Class {
     CacheWrite12h,
     AudioInput,
     Output,
+    ReasoningOutput,
     AudioOutput,
     WebSearch,
+    WebSearchPreview,
     FileSearch,
     Container,
     ImageTextInput,
@@ -42,8 +193,85 @@ pub enum Class {
     ImageOutput,
 }
 
+impl Class {
+    /// All classes, in the order of a receipt.
+    pub const ALL: [Class; 16] = [
+        Class::Input,
+        Class::CachedInput,
+        Class::CacheWrite,
+        Class::CacheWrite12h,
+        Class::AudioInput,
+        Class::Output,
+        Class::ReasoningOutput,
+        Class::AudioOutput,
+        Class::WebSearch,
+        Class::WebSearchPreview,
+        Class::FileSearch,
+        Class::Container,
+        Class::ImageTextInput,
+        Class::ImageInput,
+        Class::ImageTextOutput,
+        Class::ImageOutput,
+    ];
+
+    /// The name in JSON documents and receipts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Class::Input => "input",
+            Class::CachedInput => "cached_input",
+            Class::CacheWrite => "cache_write",
+            Class::CacheWrite12h => "cache_write_12h",
+            Class::AudioInput => "audio_input",
+            Class::Output => "output",
+            Class::ReasoningOutput => "reasoning_output",
+            Class::AudioOutput => "audio_output",
+            Class::WebSearch => "web_search",
+            Class::WebSearchPreview => "web_search_preview",
+            Class::FileSearch => "file_search",
+            Class::Container => "container",
+            Class::ImageTextInput => "image_text_input",
+            Class::ImageInput => "image_input",
+            Class::ImageTextOutput => "image_text_output",
+            Class::ImageOutput => "image_output",
+        }
+    }
+
+    /// What a class without a rate is billed as.
+    const fn fallback(self) -> Option<Class> {
+        match self {
+            Class::CachedInput | Class::CacheWrite | Class::AudioInput => Some(Class::Input),
+            Class::CacheWrite12h => Some(Class::CacheWrite),
+            Class::ReasoningOutput | Class::AudioOutput => Some(Class::Output),
+            Class::WebSearchPreview => Some(Class::WebSearch),
+            Class::ImageInput => Some(Class::ImageTextInput),
+            Class::ImageTextOutput => Some(Class::ImageOutput),
+            Class::Input
+            | Class::Output
+            | Class::WebSearch
+            | Class::FileSearch
+            | Class::Container
+            | Class::ImageTextInput
+            | Class::ImageOutput => None,
+        }
+    }
+
+    /// Whether calls are counted, not tokens; regional uplift leaves these alone.
+    const fn is_fee(self) -> bool {
+        matches!(
+            self,
+            Class::WebSearch | Class::WebSearchPreview | Class::FileSearch | Class::Container
+        )
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// How fast, and at what price, an upstream worked: the response's `service_tier`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "OpenAI's own names")]
 pub enum Tier {
@@ -56,51 +284,412 @@ pub enum Tier {
 }
 
 impl Tier {
-    /// From `service_tier`, of a request or a response; `fast` is priority; what is unknown is standard.
-    pub fn from_wire(_name: Option<&str>) -> Tier {
-        todo!()
+    /// From `service_tier`, of a request or a response. `fast` is priority; `auto`, `default`, `scale` (priced by
+    /// contract) and what is unknown are standard.
+    pub fn from_wire(name: Option<&str>) -> Tier {
+        match name {
+            Some("flex") => Tier::Flex,
+            Some("priority" | "fast") => Tier::Priority,
+            Some("ultrafast") => Tier::Ultrafast,
+            Some("batch") => Tier::Batch,
+            _ => Tier::Standard,
+        }
+    }
+
+    /// The name in JSON documents and receipts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Tier::Standard => "standard",
+            Tier::Flex => "flex",
+            Tier::Priority => "priority",
+            Tier::Ultrafast => "ultrafast",
+            Tier::Batch => "batch",
+        }
+    }
+
+    /// The tier of a [`Tier::name`].
+    pub fn from_name(name: &str) -> Option<Tier> {
+        [Tier::Standard, Tier::Flex, Tier::Priority, Tier::Ultrafast, Tier::Batch]
+            .into_iter()
+            .find(|tier| tier.name() == name)
     }
 }
 
+/// Rates by class.
+pub type Rates = BTreeMap<Class, Rate>;
+
+/// Rates that price a whole call once its input is above a threshold: long context, input steps.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// The call's input is more than this, in tokens.
+    pub above: u64,
+    /// What it then costs.
+    pub rates: Rates,
+}
+
+/// The rates of one tier.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Card {
+    /// By class.
+    pub rates: Rates,
+    /// By size of the input, ascending.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
+}
+
+impl Card {
+    fn step(&self, input: Tokens) -> Option<&Rates> {
+        self.steps
+            .iter()
+            .rev()
+            .find(|step| input.get() > step.above)
+            .map(|step| &step.rates)
+    }
+}
+
+/// Cheaper hours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OffPeak {
+    /// When.
+    pub windows: Vec<Window>,
+    /// What is cheaper then.
+    pub rates: Rates,
+}
+
+/// Hours of some weekdays, UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// 1 = Monday … 7 = Sunday.
+    pub days: Vec<i8>,
+    /// `HH:MM-HH:MM`, the end excluded; an end of `00:00` is midnight after.
+    pub hours: Vec<String>,
+}
+
+impl Window {
+    fn contains(&self, at: Timestamp) -> bool {
+        let at = at.to_zoned_datetime(TimeZone::UTC);
+        let minute = i32::from(at.hour()) * 60 + i32::from(at.minute());
+        self.days.contains(&at.weekday().to_monday_one_offset())
+            && self
+                .hours
+                .iter()
+                .filter_map(|hours| span(hours))
+                .any(|(from, to)| from <= minute && minute < to)
+    }
+}
+
+/// `HH:MM-HH:MM` as minutes of the day.
+fn span(hours: &str) -> Option<(i32, i32)> {
+    let minute = |text: &str| -> Option<i32> {
+        let (hour, minute) = text.split_once(':')?;
+        let (hour, minute): (i32, i32) = (hour.parse().ok()?, minute.parse().ok()?);
+        ((0..24).contains(&hour) && (0..60).contains(&minute)).then_some(hour * 60 + minute)
+    };
+    let (from, to) = hours.split_once('-')?;
+    let (from, to) = (minute(from)?, minute(to)?);
+    Some((from, if to == 0 { 24 * 60 } else { to }))
+}
+
+/// What a model is priced for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Chat, responses, completions.
+    Text,
+    /// Embeddings: nothing is generated.
+    Embedding,
+    /// The model behind the `image_generation` tool.
+    Image,
+}
+
 /// All rates of a model in one list from a date on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Price {
+    /// What it is for.
+    pub kind: Kind,
+    /// The standard tier, by class.
+    pub rates: Rates,
+    /// The standard tier, by size of the input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
+    /// The other tiers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tiers: BTreeMap<Tier, Card>,
+    /// Cheaper hours of the standard tier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub off_peak: Option<OffPeak>,
+    /// On tokens, at an upstream whose region carries it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regional_uplift: Option<Factor>,
+    /// Hosted tools, dollars per thousand calls.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fees: Rates,
+    /// Tokens that fit into the model, read and generated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_window: Option<u32>,
     /// The largest input the model takes, in tokens.
-    pub max_input: Option<Tokens>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_input: Option<u32>,
     /// The longest answer of the model, in tokens.
-    pub max_output: Option<Tokens>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_output: Option<u32>,
 }
 
 impl Price {
-    /// From the JSON that the catalogue and the database hold.
-    pub fn from_json(_text: &str) -> Result<Price, PriceError> {
-        todo!()
+    /// Reads the JSON that the catalogue and the database hold, and checks that it can price every call of its kind.
+    pub fn from_json(text: &str) -> Result<Price, PriceError> {
+        let mut price: Price = serde_json::from_str(text).map_err(|e| PriceError(format!("not a price: {e}")))?;
+        price.steps.sort_by_key(|step| step.above);
+        for card in price.tiers.values_mut() {
+            card.steps.sort_by_key(|step| step.above);
+        }
+        price.check()?;
+        Ok(price)
     }
 
     /// The JSON that [`Price::from_json`] reads.
     pub fn to_json(&self) -> String {
-        todo!()
+        serde_json::to_string(self).unwrap_or_default()
     }
 
     /// Everything at zero, for an upstream whose `prices = "free"`.
     pub fn free() -> Price {
-        todo!()
+        let zero = |class: Class| (class, Rate::ZERO);
+        Price {
+            kind: Kind::Text,
+            rates: [Class::Input, Class::Output, Class::ImageTextInput, Class::ImageOutput]
+                .map(zero)
+                .into(),
+            steps: Vec::new(),
+            tiers: BTreeMap::new(),
+            off_peak: None,
+            regional_uplift: None,
+            fees: [Class::WebSearch, Class::FileSearch, Class::Container].map(zero).into(),
+            context_window: None,
+            max_input: None,
+            max_output: None,
+        }
+    }
+
+    fn check(&self) -> Result<(), PriceError> {
+        let wanted: &[Class] = match self.kind {
+            Kind::Text => &[Class::Input, Class::Output],
+            Kind::Embedding => &[Class::Input],
+            Kind::Image => &[Class::ImageTextInput, Class::ImageOutput],
+        };
+        for class in wanted {
+            if !self.rates.contains_key(class) {
+                return Err(PriceError(format!(
+                    "the price has no rate for {class}; write 0 if it is free"
+                )));
+            }
+        }
+        let hours = self
+            .off_peak
+            .iter()
+            .flat_map(|off| &off.windows)
+            .flat_map(|window| &window.hours);
+        if let Some(wrong) = hours.into_iter().find(|hours| span(hours).is_none()) {
+            return Err(PriceError(format!(
+                "{wrong:?} are no hours; write them like 00:00-06:30"
+            )));
+        }
+        for class in self.fees.keys() {
+            if !class.is_fee() {
+                return Err(PriceError(format!("{class} is not a fee; it belongs into rates")));
+            }
+        }
+        self.fees.values().try_for_each(|fee| fee.per_thousand().map(drop))
+    }
+
+    /// The rate of a class, at a tier, for an input of a size, at a time.
+    fn rate(&self, class: Class, at: &At) -> Option<Rate> {
+        if class.is_fee() {
+            let fee = self.fees.get(&class).and_then(|fee| fee.per_thousand().ok());
+            return fee.or_else(|| class.fallback().and_then(|class| self.rate(class, at)));
+        }
+        let tier = self.tiers.get(&at.tier);
+        let step = tier
+            .and_then(|card| card.step(at.input))
+            .or_else(|| self.step(at.input));
+        // A tier without steps of its own has no rates for a long input: the standard ones hold then.
+        let own = match (tier, step) {
+            (Some(card), None) => Some(&card.rates),
+            _ => step,
+        };
+        let off_peak = self.off_peak.as_ref().filter(|off| {
+            at.tier == Tier::Standard && step.is_none() && off.windows.iter().any(|window| window.contains(at.time))
+        });
+        let standard = self.step(at.input).unwrap_or(&self.rates);
+        off_peak
+            .and_then(|off| off.rates.get(&class))
+            .or_else(|| own.and_then(|rates| rates.get(&class)))
+            .or_else(|| standard.get(&class))
+            .copied()
+            .or_else(|| class.fallback().and_then(|class| self.rate(class, at)))
+    }
+
+    fn step(&self, input: Tokens) -> Option<&Rates> {
+        self.steps
+            .iter()
+            .rev()
+            .find(|step| input.get() > step.above)
+            .map(|step| &step.rates)
+    }
+
+    /// The sizes of input at which the price may change, up to a bound.
+    fn sizes_up_to(&self, bound: Tokens) -> impl Iterator<Item = Tokens> {
+        let steps = self
+            .steps
+            .iter()
+            .chain(self.tiers.values().flat_map(|card| &card.steps));
+        let above = steps.map(|step| step.above).filter(move |above| *above < bound.get());
+        above
+            .map(|above| Tokens::saturating(above + 1))
+            .chain([Tokens::ZERO, bound])
+    }
+
+    /// The input above which the call gets dearer, if there is such a size.
+    pub fn first_step(&self) -> Option<Tokens> {
+        self.steps.first().map(|step| Tokens::saturating(step.above))
     }
 }
 
-/// What is wrong with a price.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct PriceError(pub String);
+/// Where in a price a call stands.
+struct At {
+    tier: Tier,
+    input: Tokens,
+    time: Timestamp,
+}
+
+/// Which fee a web search costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SearchTool {
+    /// `web_search`.
+    #[default]
+    Current,
+    /// `web_search_preview`.
+    Preview,
+}
+
+/// Everything a bill depends on besides the usage.
+#[derive(Clone, Debug)]
+pub struct Terms<'a> {
+    /// The model's price.
+    pub price: &'a Price,
+    /// The image model's price, when the call may use `image_generation`.
+    pub image_price: Option<&'a Price>,
+    /// Which fee a web search costs.
+    pub search: SearchTool,
+    /// The tier that worked.
+    pub tier: Tier,
+    /// The upstream's region, when it has one: it may carry an uplift.
+    pub region: Option<&'a str>,
+    /// What the user pays per dollar of cost.
+    pub markup: Factor,
+    /// When the call was admitted: prices may depend on the hour.
+    pub at: Timestamp,
+}
+
+impl Terms<'_> {
+    /// The regional uplift, when it applies.
+    pub fn uplift(&self) -> Option<Factor> {
+        self.region.and(self.price.regional_uplift)
+    }
+
+    /// What one unit of a class costs the user, exactly.
+    fn unit(&self, class: Class, rate: Rate) -> Exact {
+        let uplift = if class.is_fee() {
+            ONE
+        } else {
+            self.uplift().map_or(ONE, |factor| factor.0)
+        };
+        Exact(i128::from(rate.0) * i128::from(uplift) * i128::from(self.markup.0))
+    }
+
+    /// The dearest that one token of some classes may cost the user, for any input up to a bound. An upstream may
+    /// serve a cheaper tier at the standard one, never at a dearer one than was asked for.
+    pub fn dearest(&self, classes: &[Class], bound: Tokens) -> Exact {
+        let mut dearest = Exact::ZERO;
+        for input in self.price.sizes_up_to(bound) {
+            for tier in [self.tier, Tier::Standard] {
+                let at = At {
+                    tier,
+                    input,
+                    time: self.at,
+                };
+                let units = classes
+                    .iter()
+                    .filter_map(|class| Some(self.unit(*class, self.price.rate(*class, &at)?)));
+                dearest = units.fold(dearest, Exact::max);
+            }
+        }
+        dearest
+    }
+
+    /// What one call of a hosted tool costs the user; `None` when the price has no fee for it.
+    pub fn fee(&self, class: Class) -> Option<Exact> {
+        let at = At {
+            tier: Tier::Standard,
+            input: Tokens::ZERO,
+            time: self.at,
+        };
+        self.price.rate(class, &at).map(|rate| self.unit(class, rate))
+    }
+}
+
+/// An amount before it is rounded: nano-dollars × 10¹⁸.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exact(i128);
+
+impl Exact {
+    /// Nothing.
+    pub const ZERO: Exact = Exact(0);
+
+    /// `units` times as much.
+    pub fn times(self, units: u64) -> Option<Exact> {
+        self.0.checked_mul(i128::from(units)).map(Exact)
+    }
+
+    /// The sum.
+    pub fn plus(self, other: Exact) -> Option<Exact> {
+        self.0.checked_add(other.0).map(Exact)
+    }
+
+    /// The next nano-dollar up: for what is set aside.
+    pub fn ceil(self) -> Option<Usd> {
+        let nanos = self.0.checked_add(EXACT_PER_NANO - 1)?.div_euclid(EXACT_PER_NANO);
+        i64::try_from(nanos).ok().map(Usd::from_nanos)
+    }
+
+    /// The nearest nano-dollar, ties up: for what is charged.
+    pub fn round(self) -> Option<Usd> {
+        let nanos = self.0.checked_add(EXACT_PER_NANO / 2)?.div_euclid(EXACT_PER_NANO);
+        i64::try_from(nanos).ok().map(Usd::from_nanos)
+    }
+
+    /// How many units of this amount `money` pays for, after `first` is paid.
+    pub fn affordable(self, money: Usd, first: Exact) -> Option<u64> {
+        let left = i128::from(money.nanos())
+            .checked_mul(EXACT_PER_NANO)?
+            .checked_sub(first.0)?;
+        (self.0 > 0).then(|| u64::try_from(left.div_euclid(self.0)).unwrap_or(0))
+    }
+}
 
 /// One line of a receipt: `quantity × rate` of one class.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
     /// What was used.
     pub class: Class,
-    /// How much of it.
+    /// How much of it: tokens, or calls.
     pub quantity: u64,
-    /// Dollars per million, exact.
+    /// Dollars per million units, exact.
     pub rate: String,
     /// Dollars, exact, before uplift and markup.
     pub amount: String,
@@ -117,32 +706,418 @@ pub struct Bill {
     pub charge: Usd,
 }
 
-/// Everything a bill depends on besides the usage.
+/// Usage to money. Fails when a class was used that has no rate, or the amount does not fit.
+pub fn bill(usage: &Usage, terms: &Terms<'_>) -> Result<Bill, PriceError> {
+    let too_large = || PriceError("the amount does not fit".into());
+    let at = At {
+        tier: terms.tier,
+        input: usage.input_tokens,
+        time: terms.at,
+    };
+    let at_cost = Terms {
+        markup: Factor::ONE,
+        ..terms.clone()
+    };
+    let (mut lines, mut cost, mut charge) = (Vec::new(), Exact::ZERO, Exact::ZERO);
+    for (class, quantity) in quantities(usage, terms) {
+        let image = matches!(
+            class,
+            Class::ImageTextInput | Class::ImageInput | Class::ImageTextOutput | Class::ImageOutput
+        );
+        let price = if image {
+            terms.image_price.unwrap_or(terms.price)
+        } else {
+            terms.price
+        };
+        let rate = price
+            .rate(class, &at)
+            .ok_or_else(|| PriceError(format!("the price has no rate for {class}")))?;
+        let add = |sum: Exact, unit: Exact| {
+            unit.times(quantity)
+                .and_then(|amount| sum.plus(amount))
+                .ok_or_else(too_large)
+        };
+        cost = add(cost, at_cost.unit(class, rate))?;
+        charge = add(charge, terms.unit(class, rate))?;
+        lines.push(line(class, quantity, rate));
+    }
+    let (cost, charge) = (
+        cost.round().ok_or_else(too_large)?,
+        charge.round().ok_or_else(too_large)?,
+    );
+    Ok(Bill { lines, cost, charge })
+}
+
+fn line(class: Class, quantity: u64, rate: Rate) -> Line {
+    let amount = i128::from(quantity) * i128::from(rate.0);
+    let amount =
+        Decimal::try_from_i128_with_scale(amount, 15).map_or_else(|_| String::new(), |d| d.normalize().to_string());
+    Line {
+        class,
+        quantity,
+        rate: rate.to_string(),
+        amount,
+    }
+}
+
+/// What was used, by the class it is billed as: every token once.
+fn quantities(usage: &Usage, terms: &Terms<'_>) -> impl Iterator<Item = (Class, u64)> {
+    let has = |class: Class| terms.price.rates.contains_key(&class);
+    let details = usage.cached_tokens.get()
+        + usage.cache_write_tokens.get()
+        + usage.cache_write_12h_tokens.get()
+        + usage.audio_input_tokens.get();
+    let reasoning = if has(Class::ReasoningOutput) {
+        usage.reasoning_tokens.get()
+    } else {
+        0
+    };
+    let search = match terms.search {
+        SearchTool::Current => Class::WebSearch,
+        SearchTool::Preview => Class::WebSearchPreview,
+    };
+    let images = usage.tools.image_gen.clone().unwrap_or_default();
+    [
+        (Class::Input, usage.input_tokens.get().saturating_sub(details)),
+        (Class::CachedInput, usage.cached_tokens.get()),
+        (Class::CacheWrite, usage.cache_write_tokens.get()),
+        (Class::CacheWrite12h, usage.cache_write_12h_tokens.get()),
+        (Class::AudioInput, usage.audio_input_tokens.get()),
+        (
+            Class::Output,
+            usage
+                .output_tokens
+                .get()
+                .saturating_sub(usage.audio_output_tokens.get() + reasoning),
+        ),
+        (Class::ReasoningOutput, reasoning),
+        (Class::AudioOutput, usage.audio_output_tokens.get()),
+        (search, u64::from(usage.tools.web_searches)),
+        (Class::FileSearch, u64::from(usage.tools.file_searches)),
+        (Class::Container, u64::from(usage.tools.containers)),
+        (Class::ImageTextInput, images.text_input_tokens.get()),
+        (Class::ImageInput, images.image_input_tokens.get()),
+        (Class::ImageTextOutput, images.text_output_tokens.get()),
+        (Class::ImageOutput, images.image_output_tokens.get()),
+    ]
+    .into_iter()
+    .filter(|(_, quantity)| *quantity > 0)
+}
+
+/// A row of the dated price list inside the binary.
 #[derive(Clone, Debug)]
-pub struct Terms<'a> {
-    /// The model's price.
-    pub price: &'a Price,
-    /// The image model's price, when the call may use `image_generation`.
-    pub image_price: Option<&'a Price>,
-    /// The tier that worked.
-    pub tier: Tier,
-    /// Whether the upstream's region carries the uplift.
-    pub regional: bool,
-    /// What the user pays per dollar of cost.
-    pub markup: Factor,
-    /// When the call was admitted: prices may depend on the hour.
-    pub at: Timestamp,
+pub struct CatalogueRow {
+    /// The list.
+    pub list: ListName,
+    /// The model.
+    pub model: String,
+    /// In force from.
+    pub from: Timestamp,
+    /// The price as [`Price::from_json`] reads it.
+    pub price: String,
 }
 
-/// Usage to money.
-pub fn bill(_usage: &Usage, _terms: &Terms<'_>) -> Result<Bill, PriceError> {
-    todo!()
+#[derive(Deserialize)]
+struct CatalogueDoc<'a> {
+    as_of: String,
+    #[serde(borrow)]
+    prices: Vec<CatalogueDocRow<'a>>,
 }
 
-/// The dated price list inside the binary: (list, model, in force from, price as JSON).
-pub fn catalogue() -> impl Iterator<Item = (ListName, String, Timestamp, String)> {
-    std::iter::empty()
+#[derive(Deserialize)]
+struct CatalogueDocRow<'a> {
+    list: &'a str,
+    model: &'a str,
+    from: jiff::civil::Date,
+    #[serde(borrow)]
+    price: &'a serde_json::value::RawValue,
 }
 
-/// Placeholder so that the map of rates has its shape.
-pub type Rates = BTreeMap<Class, Rate>;
+/// The catalogue as text: what its fingerprint is made of.
+pub const CATALOGUE: &str = include_str!("pricing/catalogue.json");
+
+/// The dated price list inside the binary, and the day it was compiled.
+pub fn catalogue() -> Result<(String, Vec<CatalogueRow>), PriceError> {
+    let doc: CatalogueDoc<'_> =
+        serde_json::from_str(CATALOGUE).map_err(|e| PriceError(format!("the catalogue does not parse: {e}")))?;
+    let row = |row: CatalogueDocRow<'_>| -> Result<CatalogueRow, PriceError> {
+        let midnight = row
+            .from
+            .to_zoned_datetime(TimeZone::UTC)
+            .map_err(|e| PriceError(e.to_string()))?;
+        Ok(CatalogueRow {
+            list: ListName::parse(row.list)?,
+            model: row.model.to_owned(),
+            from: midnight.timestamp(),
+            price: row.price.get().to_owned(),
+        })
+    };
+    Ok((doc.as_of, doc.prices.into_iter().map(row).collect::<Result<_, _>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::{Dialect, ToolUsage};
+    use serde_json::Value;
+
+    fn price(list: &str, model: &str) -> Price {
+        let (_, rows) = catalogue().expect("the catalogue parses");
+        let row = rows
+            .into_iter()
+            .find(|row| row.list.as_str() == list && row.model == model);
+        Price::from_json(&row.unwrap_or_else(|| panic!("{model} is in the catalogue")).price).expect("a price")
+    }
+
+    fn terms(price: &Price) -> Terms<'_> {
+        Terms {
+            price,
+            image_price: None,
+            search: SearchTool::Current,
+            tier: Tier::Standard,
+            region: None,
+            markup: Factor::ONE,
+            at: "2026-11-23T08:00:00Z".parse().expect("a time"),
+        }
+    }
+
+    fn flat(input: &str, output: &str) -> Price {
+        Price::from_json(&format!(
+            r#"{{"kind":"text","rates":{{"input":"{input}","output":"{output}"}}}}"#
+        ))
+        .expect("a price")
+    }
+
+    fn used(input: u64, output: u64) -> Usage {
+        Usage {
+            input_tokens: Tokens::saturating(input),
+            output_tokens: Tokens::saturating(output),
+            ..Usage::default()
+        }
+    }
+
+    #[test]
+    fn every_price_of_the_catalogue_prices_its_kind() {
+        let (as_of, rows) = catalogue().expect("the catalogue parses");
+        assert_eq!(as_of, "2026-11-23");
+        assert!(rows.len() > 350, "{}", rows.len());
+        for row in rows {
+            let price = Price::from_json(&row.price).unwrap_or_else(|e| panic!("{} {}: {e}", row.list, row.model));
+            assert_eq!(Price::from_json(&price.to_json()), Ok(price.clone()), "{}", row.model);
+            let zero = price
+                .rates
+                .values()
+                .chain(price.tiers.values().flat_map(|card| card.rates.values()));
+            assert!(
+                zero.into_iter().all(|rate| *rate > Rate::ZERO),
+                "{}: a vendor's zero is not taken over",
+                row.model
+            );
+        }
+    }
+
+    #[test]
+    fn golden_bills_of_these_endpoints_are_exact() {
+        let golden: Value = serde_json::from_str(include_str!("../tests/data/billing-golden.json")).expect("JSON");
+        let mut checked = 0;
+        for case in golden["cases"].as_array().expect("cases") {
+            let text = |name: &str| case[name].as_str();
+            let endpoint = text("endpoint").expect("an endpoint");
+            if ![
+                "/chat/completions",
+                "/responses",
+                "/completions",
+                "/embeddings",
+                "/batches",
+            ]
+            .iter()
+            .any(|e| endpoint.ends_with(e))
+            {
+                continue;
+            }
+            let price = price(text("provider").expect("a provider"), text("model").expect("a model"));
+            let mut usage = Usage::parse(&case["usage"], Dialect::OpenAi)
+                .expect("a usage")
+                .expect("not null");
+            let count = |value: &Value| u32::try_from(value.as_u64().unwrap_or(0)).expect("small");
+            usage.tools = ToolUsage {
+                web_searches: count(&case["tool_usage"]["web_search"]["num_requests"]),
+                file_searches: count(&case["output_items"]["file_search_call"]),
+                containers: count(&case["output_items"]["distinct_container_ids"]),
+                image_gen: None,
+            };
+            let mut terms = terms(&price);
+            terms.tier = Tier::from_wire(text("response_service_tier"));
+            if let Some(at) = text("time_utc") {
+                terms.at = at.parse().expect("a time");
+            }
+            let bill = bill(&usage, &terms).expect("a bill");
+            let cost: Usd = text("cost_usd").expect("a cost").parse().unwrap_or_else(|_| {
+                // Finer than a nano-dollar: none of the cases has a remainder, so this would be news.
+                panic!("{}: {:?} is finer than a nano-dollar", case["id"], case["cost_usd"])
+            });
+            assert_eq!((bill.cost, bill.charge), (cost, cost), "{}", case["id"]);
+            assert_eq!(
+                bill.lines.len(),
+                case["lines"].as_array().expect("lines").len(),
+                "{}",
+                case["id"]
+            );
+            checked += 1;
+        }
+        println!("{checked} golden bills");
+        assert!(checked >= 18, "{checked}");
+    }
+
+    #[test]
+    fn a_charge_is_rounded_once_to_the_nearest_nano_dollar_ties_up() {
+        let charged = |rate: &str, tokens: u64, markup: &str| {
+            let price = flat(rate, "0");
+            let mut terms = terms(&price);
+            terms.markup = Factor::parse(markup).expect("a factor");
+            let bill = bill(&used(tokens, 0), &terms).expect("a bill");
+            (bill.cost.nanos(), bill.charge.nanos())
+        };
+        assert_eq!(charged("0.0005", 1, "1"), (1, 1), "half a nano-dollar goes up");
+        assert_eq!(charged("0.000499999", 1, "1"), (0, 0), "a little less goes down");
+        assert_eq!(charged("0.0015", 1, "1"), (2, 2), "ties up, not to even");
+        assert_eq!(charged("0.0025", 1, "1"), (3, 3), "ties up, not to even");
+        assert_eq!(charged("0.000000001", 499_999, "1"), (0, 0), "tiny rates");
+        assert_eq!(charged("0.000000001", 500_000, "1"), (1, 1), "tiny rates");
+        assert_eq!(
+            charged("0.0004", 1, "1.25"),
+            (0, 1),
+            "0.4 × 1.25 is rounded after the markup, not before"
+        );
+        assert_eq!(charged("0.0014", 1, "1.1"), (1, 2), "1.4 × 1.1 = 1.54");
+        assert_eq!(
+            charged("1", 1_000_000_000, "1000"),
+            (1_000_000_000_000, 1_000_000_000_000_000)
+        );
+    }
+
+    #[test]
+    fn lines_show_every_token_once() {
+        let price = price("openai", "gpt-6.1-sol");
+        let tokens = Tokens::saturating;
+        let usage = Usage {
+            input_tokens: tokens(5000),
+            cached_tokens: tokens(1000),
+            cache_write_tokens: tokens(1997),
+            cache_write_12h_tokens: tokens(2000),
+            output_tokens: tokens(10),
+            reasoning_tokens: tokens(9),
+            ..Usage::default()
+        };
+        let bill = bill(&usage, &terms(&price)).expect("a bill");
+        let shown: Vec<_> = bill
+            .lines
+            .iter()
+            .map(|l| (l.class.name(), l.quantity, l.rate.as_str(), l.amount.as_str()))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("input", 3, "2", "0.000006"),
+                ("cached_input", 1000, "0.1", "0.0001"),
+                ("cache_write", 1997, "2.5", "0.0049925"),
+                ("cache_write_12h", 2000, "5", "0.01"),
+                ("output", 10, "10", "0.0001"),
+            ]
+        );
+        assert_eq!(bill.cost.to_string(), "0.0151985");
+    }
+
+    #[test]
+    fn the_region_lifts_tokens_and_leaves_fees_alone() {
+        let price = price("openai", "gpt-6.1-terra");
+        let mut terms = terms(&price);
+        let mut usage = used(1_000_000 / 4, 0);
+        usage.tools.web_searches = 3;
+        let plain = bill(&usage, &terms).expect("a bill").cost.nanos();
+        terms.region = Some("eu");
+        let lifted = bill(&usage, &terms).expect("a bill").cost.nanos();
+        assert_eq!((plain - 30_000_000) / 10, lifted - plain);
+    }
+
+    #[test]
+    fn off_peak_hours_are_read_in_utc() {
+        let price = price("deepseek", "deepseek-v4-flash");
+        let cost = |at: &str| {
+            let mut terms = terms(&price);
+            terms.at = at.parse().expect("a time");
+            bill(&used(1_000_000, 0), &terms).expect("a bill").cost.to_string()
+        };
+        assert_eq!(cost("2026-11-23T08:00:00Z"), "0.3", "Monday, peak");
+        assert_eq!(cost("2026-11-23T00:59:59Z"), "0.15", "Monday night");
+        assert_eq!(cost("2026-11-23T01:00:00Z"), "0.3", "the end of a window is outside");
+        assert_eq!(cost("2026-11-23T23:59:59Z"), "0.15", "until midnight");
+        assert_eq!(cost("2026-11-28T08:00:00Z"), "0.15", "Saturday");
+    }
+
+    #[test]
+    fn a_tier_without_a_rate_of_its_own_takes_the_standard_one() {
+        let json = r#"{"kind":"text","rates":{"input":"2","cached_input":"1","output":"8"},
+            "steps":[{"above":100,"rates":{"input":"4","output":"16"}}],"tiers":{"batch":{"rates":{"input":"1","output":"4"}}}}"#;
+        let price = Price::from_json(json).expect("a price");
+        let mut terms = terms(&price);
+        terms.tier = Tier::Batch;
+        let rates = |usage: &Usage| {
+            bill(usage, &terms)
+                .expect("a bill")
+                .lines
+                .iter()
+                .map(|l| l.rate.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut usage = used(100, 1);
+        usage.cached_tokens = Tokens::saturating(50);
+        assert_eq!(
+            rates(&usage),
+            ["1", "1", "4"],
+            "the batch card publishes no cached rate"
+        );
+        usage.input_tokens = Tokens::saturating(101);
+        assert_eq!(
+            rates(&usage),
+            ["4", "4", "16"],
+            "nor a long context; and the long one no cached rate"
+        );
+        terms.tier = Tier::Priority;
+        assert_eq!(
+            bill(&used(100, 1), &terms).expect("a bill").lines[0].rate,
+            "2",
+            "nor priority at all"
+        );
+    }
+
+    #[test]
+    fn a_price_that_cannot_price_its_kind_is_refused() {
+        for (json, says) in [
+            (r#"{"kind":"text","rates":{"input":"1"}}"#, "no rate for output"),
+            (r#"{"kind":"text","rates":{"input":1,"output":"1"}}"#, "not a price"),
+            (
+                r#"{"kind":"text","rates":{"input":"-1","output":"1"}}"#,
+                "not between 0 and 100000",
+            ),
+            (
+                r#"{"kind":"text","rates":{"inputs":"1","output":"1"}}"#,
+                "unknown variant",
+            ),
+            (
+                r#"{"kind":"text","rates":{"input":"1","output":"1"},"fees":{"input":"1"}}"#,
+                "not a fee",
+            ),
+        ] {
+            let error = Price::from_json(json).expect_err(json).to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn names_of_classes_are_those_of_the_documents() {
+        for class in Class::ALL {
+            assert_eq!(serde_json::to_value(class).expect("JSON"), Value::from(class.name()));
+        }
+    }
+}

@@ -1,5 +1,10 @@
 //! Settings: text and variables in, [`Config`] out.
 
+mod error;
+mod load;
+mod parse;
+mod source;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,6 +13,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use self::error::{ConfigError, Excerpt};
+pub use self::load::{Flag, Loaded, Setting, Sources};
+pub use self::source::Origin;
+use crate::call::ChatLimitField;
 use crate::hold;
 use crate::pricing::{Factor, ListName};
 
@@ -109,6 +118,28 @@ pub enum Pricing {
     Free,
 }
 
+impl fmt::Display for OnHangup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            OnHangup::Drain => "drain",
+            OnHangup::Cancel => "cancel",
+        })
+    }
+}
+
+impl std::str::FromStr for OnHangup {
+    type Err = String;
+
+    /// Reads `drain` or `cancel`; the error names both.
+    fn from_str(text: &str) -> Result<OnHangup, String> {
+        match text {
+            "drain" => Ok(OnHangup::Drain),
+            "cancel" => Ok(OnHangup::Cancel),
+            _ => Err(format!("`{text}` is neither drain nor cancel")),
+        }
+    }
+}
+
 /// One `[[upstream]]`.
 #[derive(Clone, Debug)]
 pub struct UpstreamConfig {
@@ -142,6 +173,18 @@ pub struct UpstreamConfig {
     pub idle_timeout: Duration,
     /// Headers added to every request.
     pub headers: BTreeMap<String, Secret>,
+}
+
+impl UpstreamConfig {
+    /// Which field limits a chat answer here: OpenAI and Azure take `max_completion_tokens`, everybody else `max_tokens`.
+    pub fn chat_limit_field(&self) -> ChatLimitField {
+        let host = parse::host_of(&self.base_url);
+        if host.ends_with("api.openai.com") || host.ends_with(".azure.com") {
+            ChatLimitField::MaxCompletionTokens
+        } else {
+            ChatLimitField::MaxTokens
+        }
+    }
 }
 
 /// `[log]`
