@@ -97,6 +97,11 @@ impl Upstream {
         &self.config.name
     }
 
+    /// Its base URL.
+    pub fn base_url(&self) -> &str {
+        &self.config.base_url
+    }
+
     /// How its calls are priced.
     pub fn pricing(&self) -> &Pricing {
         &self.config.prices
@@ -212,7 +217,7 @@ impl Upstream {
     /// Translates the two refusals a client can do nothing about, and every 5xx; `None`: the answer passes.
     pub(super) fn fault(&self, status: StatusCode, body: &[u8]) -> Option<UpstreamFault> {
         let fault = match status.as_u16() {
-            300..400 => UpstreamFault::Redirect,
+            300..=399 => UpstreamFault::Redirect,
             401 => UpstreamFault::Credential,
             403 if about_the_credential(body) => UpstreamFault::Credential,
             402 => UpstreamFault::Quota,

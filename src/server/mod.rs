@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod models;
+mod offer;
 mod proxy;
 mod refusal;
 mod touch;
@@ -16,7 +17,7 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{Method, Request, Response, StatusCode};
 use axum_server::Handle;
-use axum_server::accept::{TcpSocketAcceptor, TcpSocketConfig};
+use axum_server::accept::{TcpConfigAcceptor, TcpSocketConfig};
 use ipnet::IpNet;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -27,9 +28,9 @@ use crate::config::{Config, UpstreamConfig};
 use crate::exchange::{Gateway, Upstream, UpstreamError};
 use crate::refusal::Refusal;
 use crate::route::Routes;
-use crate::store::{ExchangeId, Outcome, Store, StoreError, Writer};
+use crate::store::{ExchangeId, Outcome, Store, StoreError};
 use crate::time;
-use crate::tokens;
+use crate::tokens::Encoding;
 
 /// Request heads larger than this are refused (Codex sends some 4 KiB).
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -125,11 +126,11 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn(sweep_regularly(Arc::clone(&app), background.clone()));
-    tasks.spawn_blocking(tokens::warm);
+    tasks.spawn_blocking(|| Encoding::O200k.warm());
     let router = Router::new().fallback(dispatch).with_state(Arc::clone(&app));
     let mut server = axum_server::from_tcp(listener)
         .map_err(listen)?
-        .acceptor(TcpSocketAcceptor::new(TcpSocketConfig::new().nodelay(true)))
+        .acceptor(TcpConfigAcceptor::new(TcpSocketConfig::new().nodelay(true)))
         .handle(handle.clone())
         .http1_only()
         .first_request_timeout(config.server.header_timeout);
@@ -248,15 +249,16 @@ async fn dispatch(
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let below = path.strip_prefix("/v1").filter(|rest| rest.starts_with('/')).unwrap_or(&path);
     let endpoint = Endpoint::from_path(below);
+    let headers = request.headers().clone();
     let answered = match (&method, below, endpoint) {
         (&Method::GET | &Method::HEAD, "/healthz", _) => return plain(StatusCode::OK, "ok\n"),
         (&Method::GET | &Method::HEAD, "/readyz", _) => return ready(&app),
         (&Method::POST, _, Some(endpoint)) => proxy::call(&app, id, endpoint, peer, request).await,
         (&Method::GET, "/responses", _) => Err(Refusal::UpgradeRequired),
         (_, _, Some(_)) => Err(Refusal::Method { allowed: "POST" }),
-        (&Method::GET | &Method::HEAD, "/models", _) => models::list(&app, peer, &request).await,
+        (&Method::GET | &Method::HEAD, "/models", _) => offer::list(&app, peer, &headers).await,
         (&Method::GET | &Method::HEAD, _, _) if below.starts_with("/models/") => {
-            models::show(&app, peer, &request, &below["/models/".len()..]).await
+            offer::show(&app, peer, &headers, &below["/models/".len()..]).await
         }
         _ => Err(unknown(&method, &path, below)),
     };

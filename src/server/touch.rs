@@ -37,7 +37,7 @@ pub(super) async fn flush_regularly(app: Arc<App>, stop: CancellationToken) {
         };
         let used = app.used_keys.take();
         if !used.is_empty() {
-            app.gateway.writer.touch_keys(used).await;
+            app.gateway.writer.touch_keys(used);
         }
         if stopped {
             return;
