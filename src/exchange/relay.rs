@@ -339,7 +339,7 @@ impl<'a> Stream<'a> {
 
     /// The upstream closed cleanly: the rest is the last event, and leaves like a terminal one.
     async fn ended(&mut self) -> Ending {
-        if let Some(rest) = self.splitter.finish() {
+        while let Some(rest) = self.splitter.finish() {
             self.look_at(&rest);
             if self.decoder.is_none() {
                 self.held_back.push(rest.bytes);

@@ -30,7 +30,7 @@ use crate::refusal::Refusal;
 use crate::route::Routes;
 use crate::store::{ExchangeId, Outcome, Store, StoreError};
 use crate::time;
-use crate::tokens;
+use crate::tokens::Encoding;
 
 /// Request heads larger than this are refused (Codex sends some 4 KiB).
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -126,7 +126,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn(sweep_regularly(Arc::clone(&app), background.clone()));
-    tasks.spawn_blocking(tokens::warm);
+    tasks.spawn_blocking(|| Encoding::O200k.warm());
     let router = Router::new().fallback(dispatch).with_state(Arc::clone(&app));
     let mut server = axum_server::from_tcp(listener)
         .map_err(listen)?
