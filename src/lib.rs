@@ -2,6 +2,8 @@
 
 pub mod call;
 pub mod codec;
+pub mod admin;
+pub mod cli;
 pub mod config;
 pub mod exchange;
 pub mod hold;
