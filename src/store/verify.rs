@@ -1,0 +1,323 @@
+//! Verification: every law recomputed from what is stored, in one snapshot, without keeping any of it.
+//!
+//! What it cannot see: a user's `password_hash`, and whole exchanges that were never charged and of which both the
+//! hold and the usage row are gone.
+
+use rusqlite::types::{Type, ValueRef};
+use rusqlite::{Connection, Row};
+
+use super::digest::{Digest, GENESIS, Hash};
+use super::ledger::{ENTRY_COLUMNS, ENTRY_DOMAIN, HOLD_COLUMNS, HOLD_DOMAIN, closed_state};
+use super::usage_log::{USAGE_COLUMNS, USAGE_DOMAIN};
+use super::{Store, StoreError, audit, keys, users};
+use crate::money::Usd;
+
+/// Findings that are kept; after so many the books are wrong enough.
+const MAX_FINDINGS: usize = 1000;
+
+/// The first thing wrong that a verification found, and how much was looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verification {
+    /// Users looked at.
+    pub users: u64,
+    /// Entries looked at.
+    pub entries: u64,
+    /// Usage rows looked at.
+    pub exchanges: u64,
+    /// Open holds.
+    pub open_holds: u64,
+    /// What is wrong, in the order found; empty: the books balance.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The table.
+    pub table: &'static str,
+    /// The row: its id.
+    pub row: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+/// A verification under way.
+struct Books<'a> {
+    conn: &'a Connection,
+    result: Verification,
+}
+
+/// A sum of integers that cannot overflow.
+type Sum = i128;
+
+impl Books<'_> {
+    fn find(&mut self, table: &'static str, row: impl Into<String>, problem: impl Into<String>) {
+        if self.result.findings.len() < MAX_FINDINGS {
+            self.result.findings.push(Finding { table, row: row.into(), problem: problem.into() });
+        }
+    }
+
+    /// Each user: status and credit line as last written down, balance and held as their sums.
+    fn users(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare(&format!("SELECT {}, id AS raw FROM users ORDER BY id", users::USER))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            self.result.users += 1;
+            let id = row.get_ref("raw")?;
+            let name = shown(id);
+            match users::user(row) {
+                Err(error) => self.find("users", &name, format!("does not parse: {error}")),
+                Ok(user) => {
+                    let written = audit::last_state(self.conn, "user.", &name)?;
+                    if written.as_deref() != Some(users::audited(&user).as_str()) {
+                        self.find("users", &name, "is not what the audit log says of it");
+                    }
+                    if user.available().is_negative() {
+                        self.find("users", &name, "has less than nothing available");
+                    }
+                }
+            }
+            let (balance, held) = (integer(row, "balance_nanos")?, integer(row, "held_nanos")?);
+            if balance != Some(self.entries_of(id)?) {
+                self.find("users", &name, "has a balance that is not the sum of its entries");
+            }
+            if held != Some(self.open_holds_of(id)?) {
+                self.find("users", &name, "holds something else than the sum of its open holds");
+            }
+        }
+        Ok(())
+    }
+
+    fn open_holds_of(&self, user: ValueRef<'_>) -> rusqlite::Result<Sum> {
+        let mut statement =
+            self.conn.prepare_cached("SELECT amount_nanos FROM holds WHERE user_id = ?1 AND state = 'open'")?;
+        let mut rows = statement.query([bytes(user)])?;
+        let mut sum = 0;
+        while let Some(row) = rows.next()? {
+            sum += integer(row, "amount_nanos")?.unwrap_or_default();
+        }
+        Ok(sum)
+    }
+
+    /// A user's entries: the chain, the running balance, the usage rows of charges. Returns their sum.
+    fn entries_of(&mut self, user: ValueRef<'_>) -> rusqlite::Result<Sum> {
+        let conn = self.conn;
+        let mut statement = conn.prepare_cached(
+            "SELECT e.*, u.row_hash, u.charge_nanos, u.uncollected_nanos, u.balance_after_nanos AS usage_balance_nanos
+             FROM ledger_entries e LEFT JOIN usage_logs u ON u.exchange_id = e.exchange_id
+             WHERE e.user_id = ?1 ORDER BY e.seq",
+        )?;
+        let mut rows = statement.query([bytes(user)])?;
+        let (mut sum, mut previous) = (0, GENESIS.to_vec());
+        while let Some(row) = rows.next()? {
+            self.result.entries += 1;
+            sum += integer(row, "amount_nanos")?.unwrap_or_default();
+            for problem in entry_problems(row, &previous, sum)? {
+                self.find("ledger_entries", shown(row.get_ref("seq")?), problem);
+            }
+            previous = bytes(row.get_ref("hash")?);
+        }
+        Ok(sum)
+    }
+
+    fn orphaned_entries(&mut self) -> rusqlite::Result<()> {
+        let sql = "SELECT seq FROM ledger_entries e WHERE NOT EXISTS (SELECT 1 FROM users WHERE id = e.user_id)";
+        self.rows_that_must_not_be("ledger_entries", sql, "belongs to a user who is not there")
+    }
+
+    fn holds(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare(
+            "SELECT h.*, u.exchange_id AS usage_id, u.charge_nanos, u.started_at, u.duration_us
+             FROM holds h LEFT JOIN usage_logs u ON u.exchange_id = h.exchange_id",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let open = row.get_ref("state")? == ValueRef::Text(b"open");
+            self.result.open_holds += u64::from(open);
+            for problem in hold_problems(row)? {
+                self.find("holds", shown(row.get_ref("exchange_id")?), problem);
+            }
+        }
+        Ok(())
+    }
+
+    fn usage(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare(
+            "SELECT u.*, h.hash AS hold_hash, h.state AS hold_state, e.amount_nanos AS entry_nanos
+             FROM usage_logs u LEFT JOIN holds h ON h.exchange_id = u.exchange_id
+                               LEFT JOIN ledger_entries e ON e.exchange_id = u.exchange_id",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            self.result.exchanges += 1;
+            for problem in usage_problems(row)? {
+                self.find("usage_logs", shown(row.get_ref("exchange_id")?), problem);
+            }
+        }
+        Ok(())
+    }
+
+    fn keys(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare(&keys::select("ORDER BY k.id"))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let name = shown(row.get_ref("id")?);
+            match keys::key(row) {
+                Err(error) => self.find("api_keys", name, format!("does not parse: {error}")),
+                Ok(key) => {
+                    let written = audit::last_state(self.conn, "key.", &name)?;
+                    if written.as_deref() != Some(keys::audited(&key).as_str()) {
+                        self.find("api_keys", name, "is not what the audit log says of it");
+                    }
+                }
+            }
+        }
+        let sql = "SELECT id FROM api_keys k WHERE NOT EXISTS (SELECT 1 FROM users WHERE id = k.user_id)";
+        self.rows_that_must_not_be("api_keys", sql, "belongs to a user who is not there")
+    }
+
+    /// Users and keys that were added have to be there.
+    fn missing(&mut self, action: &str, table: &'static str) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare("SELECT subject FROM audit_log WHERE action = ?1")?;
+        let mut exists = self.conn.prepare(&format!("SELECT 1 FROM {table} WHERE id = ?1"))?;
+        let mut rows = statement.query([action])?;
+        while let Some(row) = rows.next()? {
+            let subject: String = row.get("subject")?;
+            let id = uuid::Uuid::try_parse(&subject).unwrap_or_default();
+            if !exists.exists([id.as_bytes()])? {
+                self.find(table, subject, "was added and is not there");
+            }
+        }
+        Ok(())
+    }
+
+    fn rows_that_must_not_be(&mut self, table: &'static str, sql: &str, problem: &str) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare(sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            self.find(table, shown(row.get_ref(0)?), problem);
+        }
+        Ok(())
+    }
+}
+
+fn entry_problems(row: &Row<'_>, previous: &[u8], sum: Sum) -> rusqlite::Result<Vec<&'static str>> {
+    let mut digest = Digest::new(ENTRY_DOMAIN);
+    digest.field("previous_hash", ValueRef::Blob(previous));
+    digest.columns(row, &ENTRY_COLUMNS)?;
+    digest.field("usage_hash", row.get_ref("row_hash")?);
+    let mut problems = Vec::new();
+    if !is_hash(row, "hash", digest)? {
+        problems.push("its hash does not fit: it, its usage row or an entry before it was altered");
+    }
+    if integer(row, "balance_after_nanos")? != Some(sum) {
+        problems.push("its balance is not the sum so far");
+    }
+    if row.get_ref("exchange_id")? != ValueRef::Null {
+        let charged = charged(row)?;
+        if charged.is_none() || charged != integer(row, "amount_nanos")?.map(|amount| -amount) {
+            problems.push("its usage row charged something else");
+        }
+        if integer(row, "usage_balance_nanos")? != integer(row, "balance_after_nanos")? {
+            problems.push("its usage row has another balance");
+        }
+    }
+    Ok(problems)
+}
+
+fn hold_problems(row: &Row<'_>) -> rusqlite::Result<Vec<&'static str>> {
+    let mut digest = Digest::new(HOLD_DOMAIN);
+    digest.columns(row, &HOLD_COLUMNS)?;
+    let mut problems = Vec::new();
+    if !is_hash(row, "hash", digest)? {
+        problems.push("its hash does not fit: it was altered");
+    }
+    let open = row.get_ref("state")? == ValueRef::Text(b"open");
+    let has_usage = row.get_ref("usage_id")? != ValueRef::Null;
+    match (open, has_usage) {
+        (true, true) => problems.push("it is open, and its exchange is settled"),
+        (false, false) => problems.push("it is closed, and its exchange has no usage row"),
+        (true, false) if row.get_ref("closed_at")? != ValueRef::Null => problems.push("it is open, and has an end"),
+        (true, false) => {}
+        (false, true) => {
+            let charge = integer(row, "charge_nanos")?.and_then(|nanos| i64::try_from(nanos).ok());
+            let state = charge.map(|nanos| closed_state(Usd::from_nanos(nanos)));
+            if state.map(|state| ValueRef::Text(state.as_bytes())) != Some(row.get_ref("state")?) {
+                problems.push("its state is not what its usage row says");
+            }
+            let started = integer(row, "started_at")?.zip(integer(row, "duration_us")?);
+            if integer(row, "closed_at")? != started.map(|(at, took)| at + took) {
+                problems.push("it was closed at another time than its exchange");
+            }
+        }
+    }
+    Ok(problems)
+}
+
+fn usage_problems(row: &Row<'_>) -> rusqlite::Result<Vec<&'static str>> {
+    let mut digest = Digest::new(USAGE_DOMAIN);
+    digest.columns(row, &USAGE_COLUMNS)?;
+    digest.columns(row, &["hold_hash", "hold_state"])?;
+    let mut problems = Vec::new();
+    if !is_hash(row, "row_hash", digest)? {
+        problems.push("its hash does not fit: it or its hold was altered");
+    }
+    let paid = integer(row, "entry_nanos")?.unwrap_or_default();
+    if charged(row)? != Some(-paid) {
+        problems.push("its charge is not what its entry says");
+    }
+    Ok(problems)
+}
+
+/// What a usage row charged, in the end.
+fn charged(row: &Row<'_>) -> rusqlite::Result<Option<Sum>> {
+    let parts = integer(row, "charge_nanos")?.zip(integer(row, "uncollected_nanos")?);
+    Ok(parts.map(|(charge, uncollected)| charge - uncollected))
+}
+
+fn is_hash(row: &Row<'_>, column: &str, digest: Digest) -> rusqlite::Result<bool> {
+    let hash: Hash = digest.finish();
+    Ok(row.get_ref(column)? == ValueRef::Blob(&hash))
+}
+
+/// An integer column as a number that sums without overflow; `None` when it holds something else.
+fn integer(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<Sum>> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Integer(number) => Some(Sum::from(number)),
+        _ => None,
+    })
+}
+
+fn bytes(value: ValueRef<'_>) -> Vec<u8> {
+    value.as_bytes().unwrap_or_default().to_vec()
+}
+
+/// A row's id as people know it.
+fn shown(id: ValueRef<'_>) -> String {
+    match (id.data_type(), id) {
+        (_, ValueRef::Integer(number)) => number.to_string(),
+        (_, ValueRef::Blob(bytes)) => match uuid::Uuid::from_slice(bytes) {
+            Ok(id) => id.to_string(),
+            Err(_) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        },
+        (Type::Null, _) => "NULL".to_owned(),
+        (_, other) => String::from_utf8_lossy(other.as_bytes().unwrap_or_default()).into_owned(),
+    }
+}
+
+impl Store {
+    /// Recomputes every law; online, in one snapshot, in constant memory.
+    pub fn verify(&self) -> Result<Verification, StoreError> {
+        self.read("verifying the books", |conn| {
+            let snapshot = conn.unchecked_transaction()?;
+            let mut books = Books { conn: &snapshot, result: Verification::default() };
+            books.users()?;
+            books.missing("user.add", "users")?;
+            books.orphaned_entries()?;
+            books.holds()?;
+            books.usage()?;
+            books.keys()?;
+            books.missing("key.issue", "api_keys")?;
+            Ok(books.result)
+        })
+    }
+}
