@@ -1,9 +1,9 @@
 //! Codex Gateway.
 
-pub mod call;
-pub mod codec;
 pub mod admin;
+pub mod call;
 pub mod cli;
+pub mod codec;
 pub mod config;
 pub mod exchange;
 pub mod hold;

@@ -1,6 +1,8 @@
 //! The command line: each command reads its flags, calls [`crate::admin`] or the server, and prints what came of it.
 
+pub mod codex;
 mod config;
+pub mod connect;
 pub mod failure;
 mod key;
 mod ledger;
@@ -8,6 +10,9 @@ mod litellm;
 pub mod output;
 mod price;
 mod request;
+pub mod runtime;
+mod serve;
+mod stop;
 mod usage;
 mod user;
 pub mod values;
@@ -29,7 +34,9 @@ const MAX_FILE: u64 = 1 << 20;
 /// A prepaid gateway for the Codex CLI and any OpenAI client: one binary, one SQLite file, exact bills.
 #[derive(Debug, Parser)]
 #[command(name = "gateway", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 settings invalid, 4 not allowed, 5 not found,\n6 already exists, 7 upstream or network, 8 books do not balance.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 settings invalid, 4 not allowed, 5 not found,\n6 already exists, 7 upstream or network, 8 books do not balance."
+)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -62,6 +69,12 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Serve the gateway until SIGTERM or Ctrl-C
+    Serve(serve::ServeArgs),
+    /// Start Codex through this gateway; changes no file
+    Codex(codex::CodexArgs),
+    /// Set up a client for this gateway
+    Connect(connect::ConnectArgs),
     /// Users: who owns a balance
     #[command(subcommand)]
     User(user::UserCommand),
@@ -88,7 +101,10 @@ impl Command {
     /// Whether the command goes on serving, so that its log is what the settings say and not only warnings.
     fn serves(&self) -> bool {
         match self {
-            Command::User(_)
+            Command::Serve(_) => true,
+            Command::Codex(_)
+            | Command::Connect(_)
+            | Command::User(_)
             | Command::Key(_)
             | Command::Price(_)
             | Command::Usage(_)
@@ -99,14 +115,21 @@ impl Command {
     }
 }
 
-/// Runs a command.
+/// Runs a command and gives its exit code: zero, or that of the program it started.
 ///
 /// # Errors
 /// What [`failure::describe`] turns into an exit code and a text.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let Cli { global, command } = cli;
     start_logging(&global, &command);
-    match command {
+    let done = match command {
+        Command::Codex(args) => return start_codex(&args, &global),
+        Command::Connect(args) => block_on(async {
+            connect::run(&args, &|line| global.say(line))
+                .await
+                .map_err(|trouble| Failure::from(trouble).into())
+        }),
+        Command::Serve(args) => serve::run(args, &global),
         Command::User(command) => user::run(command, &global),
         Command::Key(command) => key::run(command, &global),
         Command::Price(command) => price::run(command, &global),
@@ -114,7 +137,18 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Request(command) => request::run(command, &global),
         Command::Ledger(command) => ledger::run(command, &global),
         Command::Config(command) => config::run(command, &global),
-    }
+    };
+    done.map(|()| 0)
+}
+
+fn start_codex(args: &codex::CodexArgs, global: &Global) -> anyhow::Result<u8> {
+    let config = global.settings(Vec::new())?.complete().map_err(Failure::from)?;
+    let started = async {
+        codex::run(args, &config, &|line| global.say(line))
+            .await
+            .map_err(|trouble| Failure::from(trouble).into())
+    };
+    block_on(started)
 }
 
 /// Runs the future of a command that serves or calls.
@@ -142,7 +176,10 @@ fn start_logging(global: &Global, command: &Command) {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))
-        .with_ansi(std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(
+            std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+                && std::io::IsTerminal::is_terminal(&std::io::stderr()),
+        )
         .with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => builder.try_init(),
@@ -200,7 +237,9 @@ impl Global {
             Err(error) => {
                 let what = format!("the settings file {} cannot be read", path.display());
                 let failure = Failure::new(Exit::Settings, what).why(error.to_string());
-                Err(failure.fix("name one that is there and that you may read: --config FILE").into())
+                Err(failure
+                    .fix("name one that is there and that you may read: --config FILE")
+                    .into())
             }
         }
     }
@@ -233,7 +272,9 @@ fn settings_places(env: &BTreeMap<String, String>) -> Vec<PathBuf> {
 
 /// The environment; a variable that is not text is nobody's setting.
 fn environment() -> BTreeMap<String, String> {
-    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
     std::env::vars_os().filter_map(text).collect()
 }
 
@@ -241,7 +282,9 @@ fn environment() -> BTreeMap<String, String> {
 fn read_text(path: &Path) -> std::io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    let read = std::fs::File::open(path)?
+        .take(MAX_FILE + 1)
+        .read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read > MAX_FILE) {
         return Err(std::io::Error::other("larger than 1 MiB"));
     }
@@ -250,11 +293,20 @@ fn read_text(path: &Path) -> std::io::Result<String> {
 
 /// Who acts, for the audit log: `cli:USER@HOST`. It is what the system says, not a proof.
 pub fn actor() -> Actor {
-    let user = ["SUDO_USER", "USER", "LOGNAME", "USERNAME"].iter().find_map(|name| std::env::var(name).ok());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
+    let user = ["SUDO_USER", "USER", "LOGNAME", "USERNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok());
+    let host =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
     let host = host.ok().or_else(|| std::env::var("HOSTNAME").ok());
     let short = |text: Option<String>| {
-        let text: String = text.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).take(64).collect();
+        let text: String = text
+            .unwrap_or_default()
+            .trim()
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(64)
+            .collect();
         if text.is_empty() { "unknown".to_owned() } else { text }
     };
     Actor(format!("cli:{}@{}", short(user), short(host)))
@@ -275,7 +327,10 @@ mod tests {
         let env = |pairs: &[(&str, &str)]| pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         assert_eq!(
             settings_places(&env(&[("HOME", "/home/me")])),
-            [Path::new("gateway.toml"), Path::new("/home/me/.config/codex-gateway/gateway.toml")]
+            [
+                Path::new("gateway.toml"),
+                Path::new("/home/me/.config/codex-gateway/gateway.toml")
+            ]
         );
         assert_eq!(
             settings_places(&env(&[("HOME", "/home/me"), ("XDG_CONFIG_HOME", "/c")]))[1],
