@@ -126,13 +126,20 @@ pub struct UserSpec {
 
 /// A handle: no spaces, and not to be taken for an e-mail address or an id.
 fn check_user_name(name: &str) -> Done<()> {
-    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    let odd = |c: char| {
+        c.is_whitespace()
+            || c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
     let fix = "use a handle like alice or team-blue";
     if name.is_empty() || name.chars().count() > LONGEST_NAME {
         return invalid(format!("a user's name has 1 to {LONGEST_NAME} characters"), fix);
     }
     if name.starts_with('-') || name.chars().any(odd) {
-        return invalid("a user's name has no spaces or control characters and starts with no hyphen", fix);
+        return invalid(
+            "a user's name has no spaces or control characters and starts with no hyphen",
+            fix,
+        );
     }
     if name.contains('@') {
         return invalid("a user's name holds no @", "put the address into --email");
@@ -149,7 +156,10 @@ fn check_email(email: &str) -> Done<()> {
     if plain && email.split_once('@').is_some_and(fits) {
         return Ok(());
     }
-    invalid(format!("'{email}' is not an e-mail address"), "write it like alice@example.com")
+    invalid(
+        format!("'{email}' is not an e-mail address"),
+        "write it like alice@example.com",
+    )
 }
 
 fn check_text(what: &str, text: &str) -> Done<()> {
@@ -168,7 +178,10 @@ pub fn add_user(store: &Store, spec: &UserSpec, by: &Actor, now: Timestamp) -> D
     check_user_name(&spec.name)?;
     spec.email.as_deref().map_or(Ok(()), check_email)?;
     if spec.balance.is_negative() || spec.credit_line.is_negative() {
-        return invalid("neither a balance nor a credit line starts below zero", "write an amount like 5 or 0.25");
+        return invalid(
+            "neither a balance nor a credit line starts below zero",
+            "write an amount like 5 or 0.25",
+        );
     }
     let new = NewUser {
         id: UserId(new_id(now)?),
@@ -255,10 +268,12 @@ pub fn credit(store: &Store, who: &str, spec: &CreditSpec, by: &Actor, now: Time
     if spec.amount.is_negative() && spec.kind == CreditKind::Credit {
         return Err(AdminError::NotAllowed {
             what: "a credit is not negative".into(),
-            fix: "say that it is a correction: --adjust".into(),
+            fix: format!("say that it is a correction: gateway user credit {who} {} --adjust", spec.amount),
         });
     }
-    spec.reference.as_deref().map_or(Ok(()), |text| check_text("reference", text))?;
+    spec.reference
+        .as_deref()
+        .map_or(Ok(()), |text| check_text("reference", text))?;
     spec.note.as_deref().map_or(Ok(()), |text| check_text("note", text))?;
     let found = user(store, who)?;
     let credit = Credit {
@@ -334,8 +349,15 @@ pub fn issue_key(store: &Store, who: &str, spec: &KeySpec, by: &Actor, now: Time
     if spec.expires_at.is_some_and(|at| at <= now) {
         return invalid("the key would already be expired", "give a time to come: --expires 30d");
     }
-    if let Some(glob) = spec.models.iter().find(|glob| glob.is_empty() || globset::Glob::new(glob).is_err()) {
-        return invalid(format!("'{glob}' is not a pattern of models"), "write a name, or a pattern such as 'gpt-*'");
+    if let Some(glob) = spec
+        .models
+        .iter()
+        .find(|glob| glob.is_empty() || globset::Glob::new(glob).is_err())
+    {
+        return invalid(
+            format!("'{glob}' is not a pattern of models"),
+            "write a name, or a pattern such as 'gpt-*'",
+        );
     }
     let owner = user(store, who)?;
     let name = match &spec.name {
@@ -384,7 +406,10 @@ pub fn key(store: &Store, which: &str) -> Done<Key> {
         (Some(key), false) => Err(AdminError::Ambiguous {
             what: "key",
             name: veiled(which),
-            matches: std::iter::once(&key).chain(&found).map(|key| key.id.0.to_string()).collect(),
+            matches: std::iter::once(&key)
+                .chain(&found)
+                .map(|key| key.id.0.to_string())
+                .collect(),
         }),
         (None, _) => Err(AdminError::NotFound {
             what: "key",
@@ -504,11 +529,19 @@ pub fn price_fields(price: &Price) -> BTreeMap<String, String> {
 }
 
 fn flatten(path: &str, value: &Value, into: &mut BTreeMap<String, String>) {
-    let under = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    let under = |key: &str| {
+        if path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{path}.{key}")
+        }
+    };
     match value {
         Value::Object(map) => map.iter().for_each(|(key, value)| flatten(&under(key), value, into)),
         Value::Array(list) => {
-            list.iter().enumerate().for_each(|(at, value)| flatten(&under(&at.to_string()), value, into));
+            list.iter()
+                .enumerate()
+                .for_each(|(at, value)| flatten(&under(&at.to_string()), value, into));
         }
         Value::String(text) => drop(into.insert(path.to_owned(), text.clone())),
         other => drop(into.insert(path.to_owned(), other.to_string())),
@@ -570,7 +603,17 @@ mod tests {
             assert!(check_user_name(fine).is_ok(), "{fine}");
         }
         let long = "x".repeat(65);
-        for wrong in ["", "a b", "a\tb", "a@b.c", "-x", "a\u{202e}b", "0190f0a0-0000-7000-8000-000000000000", "sk-gw-x", &long] {
+        for wrong in [
+            "",
+            "a b",
+            "a\tb",
+            "a@b.c",
+            "-x",
+            "a\u{202e}b",
+            "0190f0a0-0000-7000-8000-000000000000",
+            "sk-gw-x",
+            &long,
+        ] {
             assert!(check_user_name(wrong).is_err(), "{wrong}");
         }
     }

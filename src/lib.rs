@@ -1,9 +1,9 @@
 //! Codex Gateway.
 
-pub mod call;
-pub mod codec;
 pub mod admin;
+pub mod call;
 pub mod cli;
+pub mod codec;
 pub mod config;
 pub mod exchange;
 pub mod hold;
@@ -13,10 +13,10 @@ pub mod money;
 pub mod pricing;
 pub mod refusal;
 pub mod route;
+pub mod server;
 pub mod simulator;
 pub mod sse;
 pub mod store;
 pub mod time;
 pub mod tokens;
 pub mod usage;
-pub mod server;

@@ -105,7 +105,9 @@ fn show(global: &Global) -> anyhow::Result<()> {
         };
         output::table(&columns, settings.into_iter().map(row).collect())?;
     }
-    missing.iter().for_each(|error| global.say(&format!("warning: {error}")));
+    missing
+        .iter()
+        .for_each(|error| global.say(&format!("warning: {error}")));
     Ok(())
 }
 
@@ -129,7 +131,10 @@ fn path(global: &Global) -> anyhow::Result<()> {
     let looked: Vec<String> = paths.looked_for.iter().map(|path| path.display().to_string()).collect();
     let none = || format!("none (looked for {})", looked.join(", "));
     output::fields(&[
-        ("config", paths.config.map_or_else(none, |path| path.display().to_string())),
+        (
+            "config",
+            paths.config.map_or_else(none, |path| path.display().to_string()),
+        ),
         ("database", paths.database.display().to_string()),
     ])
 }

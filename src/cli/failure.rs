@@ -107,7 +107,9 @@ impl From<AdminError> for Failure {
                 fix: Some(format!("see what there is: {}", lister(what))),
                 ..failure(Exit::NotFound)
             },
-            AdminError::Ambiguous { matches, .. } => failure(Exit::Usage).fix(format!("write one of {}", matches.join(", "))),
+            AdminError::Ambiguous { matches, .. } => {
+                failure(Exit::Usage).fix(format!("write one of {}", matches.join(", ")))
+            }
             AdminError::Exists { what, name } => failure(Exit::Exists).fix(existing(what, &name)),
             AdminError::NotAllowed { fix, .. } => failure(Exit::NotAllowed).fix(fix),
             AdminError::Invalid { fix, .. } => failure(Exit::Usage).fix(fix),
@@ -155,8 +157,12 @@ impl From<OpenError> for Failure {
             OpenError::Missing(_) => Failure::new(Exit::NotFound, what)
                 .why("this command works on a database that is there")
                 .fix("name it by --database FILE, or make one: gateway user add NAME"),
-            OpenError::TooNew { .. } => Failure::new(Exit::Failed, what).fix("use the release that made it, or a newer one"),
-            OpenError::InUse(_) => Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database"),
+            OpenError::TooNew { .. } => {
+                Failure::new(Exit::Failed, what).fix("use the release that made it, or a newer one")
+            }
+            OpenError::InUse(_) => {
+                Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database")
+            }
             OpenError::Store(error) => Failure {
                 why: causes(&error),
                 ..Failure::new(Exit::Failed, what)
@@ -200,12 +206,18 @@ mod tests {
         };
         let failure = Failure::from(error);
         assert_eq!(failure.exit, Exit::Failed);
-        assert!(failure.to_string().ends_with("\n  why   reading users: disk I/O error"), "{failure}");
+        assert!(
+            failure.to_string().ends_with("\n  why   reading users: disk I/O error"),
+            "{failure}"
+        );
     }
 
     #[test]
     fn any_other_error_is_told_with_its_causes() {
         let error = anyhow::Error::from(std::io::Error::other("gone")).context("the file was not read");
-        assert_eq!(describe(&error), (Exit::Failed, "the file was not read\n  why   gone".into()));
+        assert_eq!(
+            describe(&error),
+            (Exit::Failed, "the file was not read\n  why   gone".into())
+        );
     }
 }

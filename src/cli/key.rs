@@ -85,7 +85,12 @@ pub fn run(command: KeyCommand, global: &Global) -> anyhow::Result<()> {
             if global.json {
                 return output::json(&KeyView::new(&key, now()));
             }
-            global.say(&format!("key {} ({}) of {} is revoked", key.prefix, output::plain(&key.name), key.user_name));
+            global.say(&format!(
+                "key {} ({}) of {} is revoked",
+                key.prefix,
+                output::plain(&key.name),
+                key.user_name
+            ));
             Ok(())
         }
         KeyCommand::Rotate { key, grace } => rotate(&key, grace, global),
@@ -146,9 +151,16 @@ fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Resul
             url,
         });
     }
-    global.say(&format!("key '{}' of {}; shown this once, only its hash is kept:", output::plain(&key.name), key.user_name));
+    global.say(&format!(
+        "key '{}' of {}; shown this once, only its hash is kept:",
+        output::plain(&key.name),
+        key.user_name
+    ));
     output::print(&format!("{}\n", issued.secret.reveal()))?;
-    global.say(&format!("for Codex, where {} works (it asks for the key):", key.user_name));
+    global.say(&format!(
+        "for Codex, where {} works (it asks for the key):",
+        key.user_name
+    ));
     global.say(&format!("  gateway connect codex --url {url} --key-stdin"));
     global.say("for other OpenAI clients:");
     global.say(&format!("  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=THE_KEY"));
@@ -172,7 +184,11 @@ fn restrictions(key: &Key) -> String {
         }),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    if parts.is_empty() { "-".to_owned() } else { output::plain(&parts.join(", ")) }
+    if parts.is_empty() {
+        "-".to_owned()
+    } else {
+        output::plain(&parts.join(", "))
+    }
 }
 
 fn show(key: &Key, global: &Global) -> anyhow::Result<()> {
@@ -192,14 +208,21 @@ fn show(key: &Key, global: &Global) -> anyhow::Result<()> {
         ("revoked", time(key.revoked_at)),
         ("last used", time(key.last_used_at)),
         ("may use", restrictions(key)),
-        ("on hangup", key.on_hangup.map_or("as the settings say".to_owned(), |choice| choice.to_string())),
+        (
+            "on hangup",
+            key.on_hangup
+                .map_or("as the settings say".to_owned(), |choice| choice.to_string()),
+        ),
     ])
 }
 
 fn list(who: Option<&str>, global: &Global) -> anyhow::Result<()> {
     let store = global.store(Create::Never)?;
     let at = now();
-    let owner = who.map(|who| admin::user(&store, who)).transpose().map_err(Failure::from)?;
+    let owner = who
+        .map(|who| admin::user(&store, who))
+        .transpose()
+        .map_err(Failure::from)?;
     let keys = store.keys(owner.map(|user| user.id)).map_err(Failure::from)?;
     if global.json {
         let items = keys.iter().map(|key| KeyView::new(key, at)).collect();

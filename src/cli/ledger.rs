@@ -60,7 +60,10 @@ fn list(who: &str, before: Option<i64>, limit: u32, global: &Global) -> anyhow::
 
 fn row(entry: &Entry) -> Vec<String> {
     let exchange = entry.exchange.map(|id| id.0.to_string());
-    let about: Vec<String> = [exchange, entry.reference.clone(), entry.note.clone()].into_iter().flatten().collect();
+    let about: Vec<String> = [exchange, entry.reference.clone(), entry.note.clone()]
+        .into_iter()
+        .flatten()
+        .collect();
     vec![
         entry.seq.to_string(),
         output::time(entry.at),
@@ -96,7 +99,13 @@ fn verify(global: &Global) -> anyhow::Result<()> {
     }
     let Some(first) = found.findings.first() else {
         if !global.json {
-            let Verification { users, entries, exchanges, open_holds, .. } = found;
+            let Verification {
+                users,
+                entries,
+                exchanges,
+                open_holds,
+                ..
+            } = found;
             output::print(&format!(
                 "the books balance: {users} users, {entries} entries, {exchanges} requests, {open_holds} open holds\n"
             ))?;
@@ -107,8 +116,12 @@ fn verify(global: &Global) -> anyhow::Result<()> {
         1 => String::new(),
         n => format!(" (and {} more: --json lists them)", n - 1),
     };
-    let what = format!("the books do not balance: table {}, row {}: {}{more}", first.table, first.row, first.problem);
-    let failure = Failure::new(Exit::Books, what).why("a row was changed outside the gateway, or the gateway has a fault");
+    let what = format!(
+        "the books do not balance: table {}, row {}: {}{more}",
+        first.table, first.row, first.problem
+    );
+    let failure =
+        Failure::new(Exit::Books, what).why("a row was changed outside the gateway, or the gateway has a fault");
     Err(failure.fix("keep a copy of the database before anything else").into())
 }
 

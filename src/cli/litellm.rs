@@ -84,17 +84,24 @@ pub(super) fn read(text: &str) -> Result<Read, String> {
         match price(kind, fields) {
             Err(why) => read.left_out.push((key.clone(), why)),
             Ok(price) => match ours.insert((list, model), price.clone()) {
-                Some(other) if other != price => read.left_out.push((key.clone(), "there twice, with another price".into())),
+                Some(other) if other != price => read
+                    .left_out
+                    .push((key.clone(), "there twice, with another price".into())),
                 _ => {}
             },
         }
     }
     let twice = |list: &ListName, model: &str| {
         let prefixed = format!("{list}/{model}");
-        read.left_out.iter().any(|(key, why)| (key == model || *key == prefixed) && why.starts_with("there twice"))
+        read.left_out
+            .iter()
+            .any(|(key, why)| (key == model || *key == prefixed) && why.starts_with("there twice"))
     };
     ours.retain(|(list, model), _| !twice(list, model));
-    read.prices = ours.into_iter().map(|((list, model), price)| (list, model, price)).collect();
+    read.prices = ours
+        .into_iter()
+        .map(|((list, model), price)| (list, model, price))
+        .collect();
     Ok(read)
 }
 
@@ -172,7 +179,13 @@ fn price(kind: Kind, fields: &Fields) -> Result<Price, String> {
     let (rates, steps) = cards.remove(&None).unwrap_or_default();
     let tiers = cards.into_iter().filter_map(|(tier, (rates, steps))| {
         let tier = tier.filter(|_| rates.contains_key(&Class::Input))?;
-        Some((tier, Card { rates, steps: ascending(steps) }))
+        Some((
+            tier,
+            Card {
+                rates,
+                steps: ascending(steps),
+            },
+        ))
     });
     let made = Price {
         kind,

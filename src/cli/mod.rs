@@ -1,15 +1,15 @@
 //! The command line: each command reads its flags, calls [`crate::admin`] or the server, and prints what came of it.
 
-mod config;
+pub mod config;
 pub mod failure;
-mod key;
-mod ledger;
+pub mod key;
+pub mod ledger;
 mod litellm;
 pub mod output;
-mod price;
-mod request;
-mod usage;
-mod user;
+pub mod price;
+pub mod request;
+pub mod usage;
+pub mod user;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -29,7 +29,9 @@ const MAX_FILE: u64 = 1 << 20;
 /// A prepaid gateway for the Codex CLI and any OpenAI client: one binary, one SQLite file, exact bills.
 #[derive(Debug, Parser)]
 #[command(name = "gateway", version, propagate_version = true, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 settings invalid, 4 not allowed, 5 not found,\n6 already exists, 7 upstream or network, 8 books do not balance.")]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 settings invalid, 4 not allowed, 5 not found,\n6 already exists, 7 upstream or network, 8 books do not balance."
+)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -142,7 +144,10 @@ fn start_logging(global: &Global, command: &Command) {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(level))
-        .with_ansi(std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(
+            std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+                && std::io::IsTerminal::is_terminal(&std::io::stderr()),
+        )
         .with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => builder.try_init(),
@@ -200,7 +205,9 @@ impl Global {
             Err(error) => {
                 let what = format!("the settings file {} cannot be read", path.display());
                 let failure = Failure::new(Exit::Settings, what).why(error.to_string());
-                Err(failure.fix("name one that is there and that you may read: --config FILE").into())
+                Err(failure
+                    .fix("name one that is there and that you may read: --config FILE")
+                    .into())
             }
         }
     }
@@ -233,7 +240,9 @@ fn settings_places(env: &BTreeMap<String, String>) -> Vec<PathBuf> {
 
 /// The environment; a variable that is not text is nobody's setting.
 fn environment() -> BTreeMap<String, String> {
-    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
     std::env::vars_os().filter_map(text).collect()
 }
 
@@ -241,7 +250,9 @@ fn environment() -> BTreeMap<String, String> {
 fn read_text(path: &Path) -> std::io::Result<String> {
     use std::io::Read;
     let mut text = String::new();
-    let read = std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    let read = std::fs::File::open(path)?
+        .take(MAX_FILE + 1)
+        .read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read > MAX_FILE) {
         return Err(std::io::Error::other("larger than 1 MiB"));
     }
@@ -250,11 +261,20 @@ fn read_text(path: &Path) -> std::io::Result<String> {
 
 /// Who acts, for the audit log: `cli:USER@HOST`. It is what the system says, not a proof.
 pub fn actor() -> Actor {
-    let user = ["SUDO_USER", "USER", "LOGNAME", "USERNAME"].iter().find_map(|name| std::env::var(name).ok());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
+    let user = ["SUDO_USER", "USER", "LOGNAME", "USERNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok());
+    let host =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
     let host = host.ok().or_else(|| std::env::var("HOSTNAME").ok());
     let short = |text: Option<String>| {
-        let text: String = text.unwrap_or_default().trim().chars().filter(|c| !c.is_control()).take(64).collect();
+        let text: String = text
+            .unwrap_or_default()
+            .trim()
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(64)
+            .collect();
         if text.is_empty() { "unknown".to_owned() } else { text }
     };
     Actor(format!("cli:{}@{}", short(user), short(host)))
@@ -275,7 +295,10 @@ mod tests {
         let env = |pairs: &[(&str, &str)]| pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         assert_eq!(
             settings_places(&env(&[("HOME", "/home/me")])),
-            [Path::new("gateway.toml"), Path::new("/home/me/.config/codex-gateway/gateway.toml")]
+            [
+                Path::new("gateway.toml"),
+                Path::new("/home/me/.config/codex-gateway/gateway.toml")
+            ]
         );
         assert_eq!(
             settings_places(&env(&[("HOME", "/home/me"), ("XDG_CONFIG_HOME", "/c")]))[1],

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use crate::store::ledger::Entry;
 use crate::store::keys::Key;
+use crate::store::ledger::Entry;
 use crate::store::users::{User, UserStatus};
 
 /// Writes to stdout. Who closed the pipe has seen enough: that is no failure.
@@ -90,13 +90,18 @@ fn render(columns: &[Column], rows: Vec<Vec<String>>) -> String {
 /// As [`print`].
 pub fn fields(lines: &[(&str, String)]) -> anyhow::Result<()> {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let text: String = lines.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect();
+    let text: String = lines
+        .iter()
+        .map(|(name, value)| format!("{name:<width$}  {value}\n"))
+        .collect();
     print(&text).map(drop)
 }
 
 /// A time as people read it: `2026-11-24 10:00:00`, UTC.
 pub fn time(at: Timestamp) -> String {
-    at.to_zoned_datetime(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S").to_string()
+    at.to_zoned_datetime(TimeZone::UTC)
+        .strftime("%Y-%m-%d %H:%M:%S")
+        .to_string()
 }
 
 /// A count with separators: `39,901`.

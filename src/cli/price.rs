@@ -248,10 +248,19 @@ fn price_row(row: &PriceRow) -> Vec<String> {
 /// What else a price is made of.
 fn also(price: &Price) -> String {
     let mut parts: Vec<String> = price.tiers.keys().map(|tier| tier.name().to_owned()).collect();
-    parts.extend(price.steps.first().map(|step| format!("above {}", output::count(step.above))));
+    parts.extend(
+        price
+            .steps
+            .first()
+            .map(|step| format!("above {}", output::count(step.above))),
+    );
     parts.extend(price.off_peak.as_ref().map(|_| "off-peak".to_owned()));
     parts.extend((!price.fees.is_empty()).then(|| "tools".to_owned()));
-    if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
+    if parts.is_empty() {
+        "-".to_owned()
+    } else {
+        parts.join(", ")
+    }
 }
 
 /// An export.
@@ -261,7 +270,10 @@ struct Export {
 }
 
 fn export(list: Option<&ListName>, global: &Global) -> anyhow::Result<()> {
-    let rows = global.store(Create::Never)?.prices(list, None, now()).map_err(Failure::from)?;
+    let rows = global
+        .store(Create::Never)?
+        .prices(list, None, now())
+        .map_err(Failure::from)?;
     let prices = rows.iter().map(PriceView::new).collect::<Result<Vec<_>, _>>()?;
     output::json(&Export { prices })
 }
@@ -321,7 +333,9 @@ impl SetArgs {
         price.max_output = self.max_output.or(price.max_output);
         Price::from_json(&price.to_json()).map_err(|error| {
             let failure = Failure::new(Exit::Usage, format!("the price was not set: {error}"));
-            failure.fix("give the rates per million tokens: --input 2.5 --cached-input 0.25 --output 10").into()
+            failure
+                .fix("give the rates per million tokens: --input 2.5 --cached-input 0.25 --output 10")
+                .into()
         })
     }
 
@@ -385,9 +399,21 @@ fn show_changes(changes: &[PriceChange], global: &Global) -> anyhow::Result<()> 
     ];
     let none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let rows: Vec<Vec<String>> = all
-        .map(|view| vec![view.list, output::plain(&view.model), view.field, none(view.before), none(view.after)])
+        .map(|view| {
+            vec![
+                view.list,
+                output::plain(&view.model),
+                view.field,
+                none(view.before),
+                none(view.after),
+            ]
+        })
         .collect();
-    if rows.is_empty() { Ok(()) } else { output::table(&columns, rows) }
+    if rows.is_empty() {
+        Ok(())
+    } else {
+        output::table(&columns, rows)
+    }
 }
 
 // ---- import
@@ -420,7 +446,13 @@ struct ImportRow<'a> {
     price: &'a RawValue,
 }
 
-fn import(file: &Path, list: Option<&ListName>, from: Option<When>, consent: Consent, global: &Global) -> anyhow::Result<()> {
+fn import(
+    file: &Path,
+    list: Option<&ListName>,
+    from: Option<When>,
+    consent: Consent,
+    global: &Global,
+) -> anyhow::Result<()> {
     let store = global.store(Create::Never)?;
     let at = now();
     let text = read_import(file)?;
@@ -454,9 +486,13 @@ fn read_import(file: &Path) -> anyhow::Result<String> {
     };
     let failure = |exit, why: String| Failure::new(exit, format!("{} cannot be read", file.display())).why(why);
     match read {
-        Ok(bytes) if u64::try_from(bytes)? > MAX_IMPORT => Err(failure(Exit::Usage, "larger than 64 MiB".into()).into()),
+        Ok(bytes) if u64::try_from(bytes)? > MAX_IMPORT => {
+            Err(failure(Exit::Usage, "larger than 64 MiB".into()).into())
+        }
         Ok(_) => Ok(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(failure(Exit::NotFound, error.to_string()).into()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(failure(Exit::NotFound, error.to_string()).into())
+        }
         Err(error) => Err(failure(Exit::Failed, error.to_string()).into()),
     }
 }
@@ -505,7 +541,11 @@ fn keeping_what_the_map_does_not_know(store: &Store, specs: Vec<PriceSpec>) -> R
         }
         Ok(spec)
     };
-    specs.into_iter().map(keep).collect::<Result<_, crate::store::StoreError>>().map_err(Failure::from)
+    specs
+        .into_iter()
+        .map(keep)
+        .collect::<Result<_, crate::store::StoreError>>()
+        .map_err(Failure::from)
 }
 
 /// Asks on a terminal; elsewhere nothing is written without `--yes`.
@@ -559,7 +599,9 @@ fn check(global: &Global) -> anyhow::Result<()> {
 
 fn report(unpriced: &[Unpriced], no_upstream: impl Into<Option<bool>>, global: &Global) -> anyhow::Result<()> {
     if global.json {
-        return output::json(&Items { items: unpriced.iter().collect() });
+        return output::json(&Items {
+            items: unpriced.iter().collect(),
+        });
     }
     if no_upstream.into() == Some(true) {
         global.say("no upstream is configured, so there is nothing to check");
@@ -592,14 +634,20 @@ fn unpriced_of(store: &Store, upstream: &UpstreamConfig) -> anyhow::Result<Vec<U
     let rows = store.prices(Some(list), None, now()).map_err(Failure::from)?;
     let priced: Vec<&str> = rows.iter().map(|row| row.model.as_str()).collect();
     let patterns = upstream.models.iter().filter(|pattern| !fits_any(pattern, &priced));
-    let aliases = upstream.aliases.iter().filter(|(_, model)| !priced.contains(&model.as_str()));
+    let aliases = upstream
+        .aliases
+        .iter()
+        .filter(|(_, model)| !priced.contains(&model.as_str()));
     let one = |model: &str, alias: Option<&str>| Unpriced {
         upstream: upstream.name.clone(),
         list: list.to_string(),
         model: model.to_owned(),
         alias: alias.map(str::to_owned),
         nearest: crate::route::nearest(model, priced.iter().copied()).map(str::to_owned),
-        fix: format!("gateway price set {} --list {list} --input USD --output USD", if model.contains('*') { "MODEL" } else { model }),
+        fix: format!(
+            "gateway price set {} --list {list} --input USD --output USD",
+            if model.contains('*') { "MODEL" } else { model }
+        ),
     };
     Ok(patterns
         .map(|pattern| one(pattern, None))
@@ -626,7 +674,10 @@ mod tests {
     fn set_of(line: &str, base: Option<&str>) -> Result<String, String> {
         let line = Line::try_parse_from(format!("set {line}").split(' ')).map_err(|error| error.to_string())?;
         let base = base.map(|text| Price::from_json(text).expect("a price"));
-        line.args.over(base).map(|price| price.to_json()).map_err(|error| error.to_string())
+        line.args
+            .over(base)
+            .map(|price| price.to_json())
+            .map_err(|error| error.to_string())
     }
 
     #[test]

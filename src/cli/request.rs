@@ -140,7 +140,10 @@ impl<'a> Names<'a> {
 fn list(store: &Store, filter: &ExchangeFilter, global: &Global) -> anyhow::Result<()> {
     let rows = store.exchanges(filter).map_err(Failure::from)?;
     if global.json {
-        let items = rows.iter().map(|row| Receipt::new(store, row)).collect::<Result<Vec<_>, _>>()?;
+        let items = rows
+            .iter()
+            .map(|row| Receipt::new(store, row))
+            .collect::<Result<Vec<_>, _>>()?;
         return output::json(&Items { items });
     }
     let columns = [
@@ -155,7 +158,10 @@ fn list(store: &Store, filter: &ExchangeFilter, global: &Global) -> anyhow::Resu
         Column::Left("id"),
     ];
     let mut names = Names::new(store);
-    let rows = rows.iter().map(|row| cells(row, &mut names)).collect::<Result<Vec<_>, _>>()?;
+    let rows = rows
+        .iter()
+        .map(|row| cells(row, &mut names))
+        .collect::<Result<Vec<_>, _>>()?;
     output::table(&columns, rows)
 }
 
@@ -347,7 +353,10 @@ impl Receipt {
                 (Some(uplift), true) => format!("{tokens} × regional uplift {uplift} {markup}"),
                 (Some(uplift), false) => format!("({tokens} × regional uplift {uplift} + fees {fees}) {markup}"),
             };
-            lines.push(format!("  charge              {formula} = {:#}, rounded once", self.row.charge));
+            lines.push(format!(
+                "  charge              {formula} = {:#}, rounded once",
+                self.row.charge
+            ));
         }
         lines
     }
@@ -358,7 +367,9 @@ impl Receipt {
             self.lines
                 .iter()
                 .filter(|line| line.class.is_fee() == fees)
-                .try_fold(Decimal::ZERO, |sum, line| sum.checked_add(Decimal::from_str_exact(&line.amount).ok()?))
+                .try_fold(Decimal::ZERO, |sum, line| {
+                    sum.checked_add(Decimal::from_str_exact(&line.amount).ok()?)
+                })
                 .map(|sum| sum.normalize())
         };
         let sums = (sum(false)?, sum(true)?);
@@ -369,7 +380,10 @@ impl Receipt {
         let row = &self.row;
         let mut lines = vec![format!("  cost by the list    {:#}", row.cost)];
         if row.uncollected.nanos() > 0 {
-            lines.push(format!("  not collected       {:#}: more than was held, and not available", row.uncollected));
+            lines.push(format!(
+                "  not collected       {:#}: more than was held, and not available",
+                row.uncollected
+            ));
         }
         lines.push(format!(
             "  held                {:#}, charged {:#}, balance after it {:#}",
@@ -378,10 +392,15 @@ impl Receipt {
             row.balance_after
         ));
         if let Some(limit) = self.output_limit {
-            lines.push(format!("  output limit        {} tokens, written into the request by the gateway", output::count(limit)));
+            lines.push(format!(
+                "  output limit        {} tokens, written into the request by the gateway",
+                output::count(limit)
+            ));
         }
         if self.estimated {
-            lines.push("  estimated           the upstream reported no usage; an estimate cannot see hidden reasoning".into());
+            lines.push(
+                "  estimated           the upstream reported no usage; an estimate cannot see hidden reasoning".into(),
+            );
         }
         lines
     }
@@ -392,16 +411,27 @@ impl Receipt {
             (Some(list), None) => format!("list {list}"),
             (None, _) => "free".to_owned(),
         };
-        let first = self.first_byte_ms.map_or("no answer".to_owned(), |ms| format!("first byte after {ms} ms"));
+        let first = self
+            .first_byte_ms
+            .map_or("no answer".to_owned(), |ms| format!("first byte after {ms} ms"));
         let attempts = match self.attempts {
             1 => "1 attempt".to_owned(),
             n => format!("{n} attempts"),
         };
-        let status = self.upstream_status.map_or(String::new(), |status| format!(", status {status}"));
+        let status = self
+            .upstream_status
+            .map_or(String::new(), |status| format!(", status {status}"));
         let form = if self.streamed { "streamed" } else { "plain" };
         let mut lines = vec![
-            format!("  price               {}, tier {}, {list}", output::plain(&self.priced_model), self.tier),
-            format!("  upstream            {}{status}, {attempts}, {}, {form}", self.upstream, self.endpoint),
+            format!(
+                "  price               {}, tier {}, {list}",
+                output::plain(&self.priced_model),
+                self.tier
+            ),
+            format!(
+                "  upstream            {}{status}, {attempts}, {}, {form}",
+                self.upstream, self.endpoint
+            ),
             format!("  time                {first}, {} ms in all", self.duration_ms),
             format!("  request             {}", self.id),
         ];
@@ -410,7 +440,10 @@ impl Receipt {
             ("response", &self.response_id),
             ("upstream's id", &self.upstream_request_id),
         ];
-        lines.extend(ids.iter().filter_map(|(name, id)| Some(format!("  {name:<18}  {}", output::plain(id.as_ref()?)))));
+        lines.extend(
+            ids.iter()
+                .filter_map(|(name, id)| Some(format!("  {name:<18}  {}", output::plain(id.as_ref()?)))),
+        );
         lines
     }
 }
@@ -494,7 +527,8 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
-        let by_hand = (Decimal::from_str_exact("0.01268").expect("a number") * Decimal::from_str_exact("1.1").expect("a number")
+        let by_hand = (Decimal::from_str_exact("0.01268").expect("a number")
+            * Decimal::from_str_exact("1.1").expect("a number")
             + Decimal::from_str_exact("0.02").expect("a number"))
             * Decimal::from_str_exact("1.04").expect("a number");
         assert_eq!(by_hand.normalize().to_string(), "0.03530592");
@@ -506,14 +540,29 @@ mod tests {
         row.basis = Basis::Estimated;
         row.uncollected = Usd::from_nanos(5);
         let text = receipt(&row);
-        assert!(text.contains("cannot see hidden reasoning") && text.contains("completed, estimated"), "{text}");
+        assert!(
+            text.contains("cannot see hidden reasoning") && text.contains("completed, estimated"),
+            "{text}"
+        );
         assert!(text.contains("not collected       $0.000000005"), "{text}");
     }
 
     #[test]
     fn the_document_has_the_documented_names() {
         let document = serde_json::to_value(Receipt::of(&row(), "a".into(), "k".into(), "n".into())).expect("JSON");
-        for name in ["state", "estimated", "model", "tier", "usage", "lines", "cost", "charge", "hold", "balance_after", "attempts"] {
+        for name in [
+            "state",
+            "estimated",
+            "model",
+            "tier",
+            "usage",
+            "lines",
+            "cost",
+            "charge",
+            "hold",
+            "balance_after",
+            "attempts",
+        ] {
             assert!(document.get(name).is_some(), "{name}");
         }
         assert_eq!(document["lines"][0]["class"], "input");

@@ -105,7 +105,11 @@ pub fn run(command: UserCommand, global: &Global) -> anyhow::Result<()> {
             reference,
             adjust,
         } => {
-            let kind = if adjust { CreditKind::Adjustment } else { CreditKind::Credit };
+            let kind = if adjust {
+                CreditKind::Adjustment
+            } else {
+                CreditKind::Credit
+            };
             let spec = CreditSpec {
                 amount,
                 kind,
@@ -198,7 +202,10 @@ fn credit(who: &str, spec: &CreditSpec, global: &Global) -> anyhow::Result<()> {
         });
     }
     if repeated {
-        global.say(&format!("credited before, on {}; nothing changed", output::time(entry.at)));
+        global.say(&format!(
+            "credited before, on {}; nothing changed",
+            output::time(entry.at)
+        ));
     }
     output::fields(&[
         ("user", user.name.clone()),

@@ -23,10 +23,13 @@ impl When {
         if let Ok(at) = text.parse::<Timestamp>() {
             return Ok(When::At(at));
         }
-        let midnight = text.parse::<Date>().ok().and_then(|date| date.to_zoned_datetime(TimeZone::UTC).ok());
-        midnight
-            .map(|at| When::At(at.timestamp()))
-            .ok_or_else(|| "write a span like 30d or 12h, a date like 2026-12-31, or a time like 2026-12-31T18:00:00Z".into())
+        let midnight = text
+            .parse::<Date>()
+            .ok()
+            .and_then(|date| date.to_zoned_datetime(TimeZone::UTC).ok());
+        midnight.map(|at| When::At(at.timestamp())).ok_or_else(|| {
+            "write a span like 30d or 12h, a date like 2026-12-31, or a time like 2026-12-31T18:00:00Z".into()
+        })
     }
 
     /// That time, a span counted forward.
@@ -88,7 +91,10 @@ mod tests {
         assert_eq!(ahead("30d"), Ok("2026-12-24T10:00:00Z".into()));
         assert_eq!(ahead("2026-12-31"), Ok("2026-12-31T00:00:00Z".into()));
         assert_eq!(ahead("2026-12-31T18:00:00+02:00"), Ok("2026-12-31T16:00:00Z".into()));
-        assert_eq!(When::parse("12h").map(|when| when.ago(now).to_string()), Ok("2026-11-23T22:00:00Z".into()));
+        assert_eq!(
+            When::parse("12h").map(|when| when.ago(now).to_string()),
+            Ok("2026-11-23T22:00:00Z".into())
+        );
         for wrong in ["", "30", "d", "-1d", "tomorrow", "2026-13-01", "99999999999999w"] {
             assert!(When::parse(wrong).is_err(), "{wrong}");
         }
@@ -96,7 +102,10 @@ mod tests {
 
     #[test]
     fn one_address_is_a_network() {
-        assert_eq!(network("192.0.2.7").map(|net| net.to_string()), Ok("192.0.2.7/32".into()));
+        assert_eq!(
+            network("192.0.2.7").map(|net| net.to_string()),
+            Ok("192.0.2.7/32".into())
+        );
         assert!(network("10.0.0.0/8").is_ok() && network("ten").is_err());
     }
 }
