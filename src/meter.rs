@@ -238,7 +238,10 @@ impl Meter {
             .iter()
             .flatten()
             .fold(false, |shown, choice| choice.show(&mut self.reading) | shown);
-        self.reading.finished |= choices.iter().flatten().any(|choice| choice.finish_reason.get().is_some());
+        self.reading.finished |= choices
+            .iter()
+            .flatten()
+            .any(|choice| choice.finish_reason.get().is_some());
         let within = choices.iter().flatten().find_map(|choice| choice.usage);
         let beside = chunk.x_groq.and_then(read).and_then(|groq: Groq<'_>| groq.usage);
         if let Some(usage) = chunk.usage.or(beside).or(within) {

@@ -16,10 +16,11 @@ const MAX_MEMBERS: usize = 512;
 
 /// Members that decide what a call costs or whether it may pass. Upstreams differ in which of two equal names they
 /// take and whether case counts, so each may appear once, spelled like this, with its own type.
-const DECIDING: [&str; 28] = [
+const DECIDING: [&str; 29] = [
     "background",
     "best_of",
     "conversation",
+    "functions",
     "include_usage",
     "input",
     "instructions",
@@ -31,6 +32,7 @@ const DECIDING: [&str; 28] = [
     "model",
     "models",
     "n",
+    "n_predict",
     "plugins",
     "prediction",
     "preset",
@@ -38,7 +40,6 @@ const DECIDING: [&str; 28] = [
     "prompt",
     "prompt_cache_key",
     "reasoning",
-    "functions",
     "service_tier",
     "store",
     "stream",

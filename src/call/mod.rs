@@ -3,6 +3,7 @@
 mod fields;
 mod input;
 mod parse;
+mod piece;
 mod splice;
 mod tools;
 

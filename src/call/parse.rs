@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::fields::{Deciding, Member, members, span, unsupported, wrong_type, wrong_value};
 use super::input::Walk;
+use super::piece::Piece;
 use super::splice::{Places, StatedLimit, StreamOptions};
 use super::{Call, CallError, Endpoint, InputShape, Reference};
 use crate::pricing::Tier;
@@ -71,7 +72,7 @@ pub(super) fn each_text(call: &Call, told: &mut dyn FnMut(&str)) {
         .ok()
         .and_then(|text| members(text).ok())
         .unwrap_or_default();
-    let mut emit = |piece: super::input::Piece<'_>| {
+    let mut emit = |piece: Piece<'_>| {
         if let Some(text) = piece.text() {
             told(text);
         }
@@ -107,6 +108,12 @@ fn refuse_unserved(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), Call
         return Err(unsupported(
             "prompt",
             "Send the prompt's text in `instructions` or `input` instead.",
+        ));
+    }
+    if fields.raw("n_predict").is_some() {
+        return Err(unsupported(
+            "n_predict",
+            "It would override the limit that is paid for. Set `max_tokens` instead.",
         ));
     }
     let vendors = ["models", "plugins", "preset"]
@@ -244,7 +251,7 @@ struct Read {
 
 fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) -> Result<Read, CallError> {
     let (mut input, mut prompts) = (InputShape::default(), 0);
-    let mut emit = |piece: super::input::Piece<'_>| piece.add_to(&mut input, &mut prompts);
+    let mut emit = |piece: Piece<'_>| piece.add_to(&mut input, &mut prompts);
     let mut walk = Walk::new(&mut emit);
     walk.request(endpoint, parameters)?;
     let Walk {

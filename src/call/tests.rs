@@ -271,6 +271,7 @@ fn state_of_the_upstream_is_refused_by_name() {
         (r#""conversation":{"id":"conv_1"}"#, "conversation"),
         (r#""prompt":{"id":"pmpt_1"}"#, "prompt"),
         (r#""models":["dear"]"#, "models"),
+        (r#""n_predict":5"#, "n_predict"),
         (
             r#""input":[{"role":"user","content":[{"type":"input_file","file_id":"file-1"}]}]"#,
             "input[0].content[0].file_id",

@@ -12,9 +12,9 @@ use reqwest::Response;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Admitted, Answer, Body, Client, Ending, Gateway, Last, Settle, Watch, ending, upstream};
+use crate::call::Endpoint;
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
-use crate::call::Endpoint;
 use crate::meter::{End, Reading, Seen};
 use crate::refusal::{Refusal, UpstreamFault};
 use crate::sse::{MAX_EVENT_BYTES, Piece, Splitter};

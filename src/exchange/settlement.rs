@@ -72,7 +72,10 @@ async fn estimate(admitted: &Admitted, reading: &Reading) -> Usage {
     let (call, (encoding, _)) = (admitted.call.clone(), Encoding::of(&admitted.target.model));
     let (visible, beyond) = (reading.visible.clone(), reading.visible_beyond);
     let counting = tokio::task::spawn_blocking(move || {
-        (tokens::estimate_input(&call, encoding), tokens::estimate_output(&visible, beyond, encoding))
+        (
+            tokens::estimate_input(&call, encoding),
+            tokens::estimate_output(&visible, beyond, encoding),
+        )
     });
     let (input_tokens, output_tokens) = counting.await.unwrap_or_default();
     Usage {

@@ -63,6 +63,7 @@ pub struct Upstream {
 impl Upstream {
     /// Builds the client. `ca` is the content of `ca_file`.
     pub fn new(config: &UpstreamConfig, ca: Option<&[u8]>) -> Result<Upstream, UpstreamError> {
+        install_crypto();
         let wrong = |what: String| UpstreamError {
             name: config.name.clone(),
             what,
@@ -269,6 +270,15 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// rustls takes its cryptography from the process; whoever comes first installs it.
+fn install_crypto() {
+    if rustls::crypto::CryptoProvider::get_default().is_none()
+        && rustls::crypto::ring::default_provider().install_default().is_err()
+    {
+        tracing::debug!("another thread installed the cryptography first");
+    }
 }
 
 fn roots(ca: Option<&[u8]>) -> Result<Vec<reqwest::Certificate>, String> {

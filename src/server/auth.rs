@@ -26,10 +26,15 @@ pub(super) async fn authenticate(app: &App, peer: SocketAddr, headers: &HeaderMa
         NotAKey::Malformed => Refusal::BadKey,
     })?;
     let hash = key.hash();
-    let found = app.gateway.store.blocking(move |store| store.key_by_hash(&hash)).await.map_err(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, "keys cannot be read");
-        Refusal::Storage
-    })?;
+    let found = app
+        .gateway
+        .store
+        .blocking(move |store| store.key_by_hash(&hash))
+        .await
+        .map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "keys cannot be read");
+            Refusal::Storage
+        })?;
     let now = now();
     let valid = |key: &Key| key.revoked_at.is_none_or(|at| at > now) && key.expires_at.is_none_or(|at| at > now);
     let key = found.filter(valid).ok_or(Refusal::BadKey)?;
@@ -43,14 +48,22 @@ pub(super) async fn authenticate(app: &App, peer: SocketAddr, headers: &HeaderMa
 
 /// `Authorization: Bearer`, `api-key`, or the subprotocol of OpenAI's browser clients.
 fn token(headers: &HeaderMap) -> Option<&str> {
-    let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
-        let (scheme, token) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-    });
+    let bearer = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
     let api_key = || headers.get("api-key").and_then(|value| value.to_str().ok());
     let protocol = || {
-        let offered = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
-        offered.flat_map(|value| value.split(',')).find_map(|protocol| protocol.trim().strip_prefix(WEBSOCKET_KEY))
+        let offered = headers
+            .get_all(SEC_WEBSOCKET_PROTOCOL)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        offered
+            .flat_map(|value| value.split(','))
+            .find_map(|protocol| protocol.trim().strip_prefix(WEBSOCKET_KEY))
     };
     bearer.or_else(api_key).or_else(protocol)
 }
@@ -62,7 +75,11 @@ fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     if !is_trusted(&peer) {
         return peer;
     }
-    let lines: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|value| value.to_str().ok()).collect();
+    let lines: Vec<&str> = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .collect();
     let hops = lines.iter().flat_map(|line| line.split(',')).map(str::trim);
     let mut client = peer;
     for hop in hops.rev() {
@@ -96,9 +113,17 @@ mod tests {
     fn only_a_trusted_proxy_is_believed_and_only_about_the_hop_before_it() {
         let trusted = ["10.0.0.0/8".parse().expect("a range")];
         let seen = |peer: &str, lines: &[&str]| client_ip(ip(peer), &forwarded(lines), &trusted).to_string();
-        assert_eq!(seen("203.0.113.9", &["198.51.100.1"]), "203.0.113.9", "anybody may write the header");
+        assert_eq!(
+            seen("203.0.113.9", &["198.51.100.1"]),
+            "203.0.113.9",
+            "anybody may write the header"
+        );
         assert_eq!(seen("10.0.0.1", &["198.51.100.1"]), "198.51.100.1");
-        assert_eq!(seen("10.0.0.1", &["1.2.3.4, 198.51.100.1, 10.0.0.2"]), "198.51.100.1", "the left part is the client's");
+        assert_eq!(
+            seen("10.0.0.1", &["1.2.3.4, 198.51.100.1, 10.0.0.2"]),
+            "198.51.100.1",
+            "the left part is the client's"
+        );
         assert_eq!(seen("10.0.0.1", &["1.2.3.4", "198.51.100.1"]), "198.51.100.1");
         assert_eq!(seen("10.0.0.1", &["198.51.100.1, rubbish"]), "10.0.0.1");
         assert_eq!(seen("::ffff:10.0.0.1", &["198.51.100.1"]), "198.51.100.1");

@@ -28,7 +28,8 @@ use crate::config::{Config, UpstreamConfig};
 use crate::exchange::{Gateway, Upstream, UpstreamError};
 use crate::refusal::Refusal;
 use crate::route::Routes;
-use crate::store::{ExchangeId, Outcome, Store, StoreError};
+
+use crate::store::{ExchangeId, OpenError, Outcome, ServerLock, Store, StoreError};
 use crate::time;
 use crate::tokens::Encoding;
 
@@ -62,9 +63,12 @@ pub enum StartError {
     /// An upstream's settings cannot be used.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
-    /// The books cannot be opened or mended.
+    /// The books cannot be mended.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Another server has the books open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
 }
 
 /// What the routes share.
@@ -89,6 +93,7 @@ pub struct Server {
     background: CancellationToken,
     writer_tasks: TaskTracker,
     serving: JoinHandle<std::io::Result<()>>,
+    lock: ServerLock,
 }
 
 /// Opens the listener and serves. What a process that died left open is closed first.
@@ -97,13 +102,18 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         return Err(StartError::NoUpstream);
     }
     let upstreams = config.upstreams.iter().map(upstream).collect::<Result<Vec<_>, _>>()?;
+    let lock = ServerLock::acquire(store.path())?;
     let writer_tasks = TaskTracker::new();
     let writer = store.start_writer(&writer_tasks);
     close_interrupted(&store).await?;
-    let listen = |source| StartError::Listen { addr: config.server.listen, source };
+    let listen = |source| StartError::Listen {
+        addr: config.server.listen,
+        source,
+    };
     let listener = std::net::TcpListener::bind(config.server.listen).map_err(listen)?;
     listener.set_nonblocking(true).map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
+    lock.set_note(&format!("http://{addr}"))?;
     let gateway = Arc::new(Gateway {
         routes: Routes::new(&config.upstreams),
         upstreams,
@@ -141,7 +151,17 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         .max_buf_size(MAX_HEAD_BYTES)
         .timer(hyper_util::rt::TokioTimer::new());
     let serving = tasks.spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
-    Ok(Server { addr, app, handle, drain_timeout: config.server.drain_timeout, tasks, background, writer_tasks, serving })
+    Ok(Server {
+        lock,
+        addr,
+        app,
+        handle,
+        drain_timeout: config.server.drain_timeout,
+        tasks,
+        background,
+        writer_tasks,
+        serving,
+    })
 }
 
 fn upstream(config: &UpstreamConfig) -> Result<Upstream, UpstreamError> {
@@ -160,7 +180,10 @@ async fn close_interrupted(store: &Store) -> Result<(), StoreError> {
     match store.blocking(|store| store.release_interrupted(time::now())).await {
         Outcome::Committed(0) | Outcome::Refused(()) => Ok(()),
         Outcome::Committed(count) => {
-            tracing::warn!(count, "calls were interrupted when the server died; their holds are released");
+            tracing::warn!(
+                count,
+                "calls were interrupted when the server died; their holds are released"
+            );
             Ok(())
         }
         Outcome::NotCommitted(error) | Outcome::Unknown(error) => Err(error),
@@ -184,6 +207,11 @@ impl Server {
         tracker.close();
         tracker.wait().await;
         tracker.reopen();
+    }
+
+    /// Ends running streams when it is cancelled, also while [`Server::stop`] runs.
+    pub fn cutoff(&self) -> CancellationToken {
+        self.app.gateway.cutoff.clone()
     }
 
     /// Ends running streams at once: they are settled by estimate. [`Server::stop`] then ends soon.
@@ -220,6 +248,7 @@ impl Server {
         drop(self.app);
         self.writer_tasks.close();
         self.writer_tasks.wait().await;
+        drop(self.lock);
     }
 }
 
@@ -230,7 +259,9 @@ async fn sweep_regularly(app: Arc<App>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(SWEEP_EVERY) => {}
         }
-        let Ok(before) = time::now().checked_sub(SWEEP_AGE) else { continue };
+        let Ok(before) = time::now().checked_sub(SWEEP_AGE) else {
+            continue;
+        };
         match app.gateway.writer.sweep(before, time::now()).await {
             Ok(0) => {}
             Ok(count) => tracing::error!(count, "holds were open that no call owned; they are released"),
@@ -247,7 +278,10 @@ async fn dispatch(
 ) -> Response<Body> {
     let id = ExchangeId(uuid::Uuid::now_v7());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let below = path.strip_prefix("/v1").filter(|rest| rest.starts_with('/')).unwrap_or(&path);
+    let below = path
+        .strip_prefix("/v1")
+        .filter(|rest| rest.starts_with('/'))
+        .unwrap_or(&path);
     let endpoint = Endpoint::from_path(below);
     let headers = request.headers().clone();
     let answered = match (&method, below, endpoint) {
@@ -271,15 +305,40 @@ async fn dispatch(
 
 /// OpenAI's other endpoints: what they cost cannot be metered here.
 const NOT_METERED: [&str; 24] = [
-    "agents", "assistants", "audio", "batches", "chat", "containers", "conversations", "decisions", "embeddings", "evals",
-    "files", "fine_tuning", "images", "live", "moderations", "organization", "realtime", "responses", "skills", "threads",
-    "uploads", "vector_stores", "videos", "completions",
+    "agents",
+    "assistants",
+    "audio",
+    "batches",
+    "chat",
+    "containers",
+    "conversations",
+    "decisions",
+    "embeddings",
+    "evals",
+    "files",
+    "fine_tuning",
+    "images",
+    "live",
+    "moderations",
+    "organization",
+    "realtime",
+    "responses",
+    "skills",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+    "completions",
 ];
 
 fn unknown(method: &Method, path: &str, below: &str) -> Refusal {
     let endpoint = format!("{method} {path}");
     let first = below.trim_start_matches('/').split('/').next().unwrap_or("");
-    if NOT_METERED.contains(&first) { Refusal::NotSupported { endpoint } } else { Refusal::NoRoute { endpoint } }
+    if NOT_METERED.contains(&first) {
+        Refusal::NotSupported { endpoint }
+    } else {
+        Refusal::NoRoute { endpoint }
+    }
 }
 
 fn ready(app: &App) -> Response<Body> {
@@ -287,7 +346,10 @@ fn ready(app: &App) -> Response<Body> {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the server is stopping\n");
     }
     if !app.gateway.writer.is_ready() {
-        return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the books cannot be written\n");
+        return plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: the books cannot be written\n",
+        );
     }
     plain(StatusCode::OK, "ready\n")
 }

@@ -37,7 +37,10 @@ pub(super) async fn show(
         Some(model) => Ok(respond(headers, &models::one(model))),
         None => {
             let names = offered.iter().map(|model| model.name.as_str());
-            Err(Refusal::NoModel { model: name.to_owned(), nearest: route::nearest(name, names).map(str::to_owned) })
+            Err(Refusal::NoModel {
+                model: name.to_owned(),
+                nearest: route::nearest(name, names).map(str::to_owned),
+            })
         }
     }
 }
@@ -58,7 +61,11 @@ fn described(app: &App, offer: &Offer) -> Offered {
         name: offer.name.clone(),
         created: offer.since.map_or(0, |since| since.as_second()),
         owned_by: offer.upstream.clone(),
-        purpose: if price.kind == Kind::Embedding { Purpose::Other } else { Purpose::Answers },
+        purpose: if price.kind == Kind::Embedding {
+            Purpose::Other
+        } else {
+            Purpose::Answers
+        },
         speaks: Speaks::of(app.gateway.upstreams[offer.target.upstream].base_url()),
         rates: rate(Class::Input).map(|input| Rates {
             input,
@@ -73,12 +80,16 @@ fn described(app: &App, offer: &Offer) -> Offered {
 fn respond(headers: &HeaderMap, document: &Value) -> Response<Body> {
     let body = document.to_string();
     let tag = models::etag(body.as_bytes());
-    let known = headers.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes());
+    let known = headers
+        .get(IF_NONE_MATCH)
+        .is_some_and(|known| known.as_bytes() == tag.as_bytes());
     let mut response = Response::new(if known { Body::empty() } else { Body::from(body) });
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(ETAG, tag);
     }

@@ -41,7 +41,12 @@ pub(super) async fn call(
     }
     let body = read(app, &head.headers, body).await?;
     let call = parse(endpoint, body).await?;
-    let request = exchange::Request { id, key, call, headers: head.headers };
+    let request = exchange::Request {
+        id,
+        key,
+        call,
+        headers: head.headers,
+    };
     match exchange::start(&app.gateway, request).await {
         Ok(reply) => Ok(respond(reply?)),
         Err(_) => Err(Refusal::Internal),
@@ -52,7 +57,9 @@ pub(super) async fn call(
 async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
     let limit = app.max_body;
     let too_large = || Refusal::TooLarge { limit };
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > limit) {
         return Err(too_large());
     }

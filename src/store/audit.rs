@@ -27,7 +27,14 @@ pub(super) fn record(tx: &Connection, act: &Act<'_>) -> rusqlite::Result<()> {
     tx.prepare_cached(
         "INSERT INTO audit_log (at, actor, action, subject, before, after) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?
-    .execute(params![Micros(act.at), act.by.0, act.action, act.subject, act.before, act.after])
+    .execute(params![
+        Micros(act.at),
+        act.by.0,
+        act.action,
+        act.subject,
+        act.before,
+        act.after
+    ])
     .map(|_| ())
 }
 

@@ -38,7 +38,9 @@ macro_rules! id_column {
 
         impl FromSql for $id {
             fn column_result(value: ValueRef<'_>) -> FromSqlResult<$id> {
-                Uuid::from_slice(value.as_blob()?).map($id).map_err(|_| unreadable("an id"))
+                Uuid::from_slice(value.as_blob()?)
+                    .map($id)
+                    .map_err(|_| unreadable("an id"))
             }
         }
 
@@ -217,7 +219,9 @@ pub(super) struct Count(pub(super) u64);
 impl FromSql for Count {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Count> {
         let count = value.as_i64()?;
-        u64::try_from(count).map(Count).map_err(|_| FromSqlError::OutOfRange(count))
+        u64::try_from(count)
+            .map(Count)
+            .map_err(|_| FromSqlError::OutOfRange(count))
     }
 }
 

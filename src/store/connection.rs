@@ -60,7 +60,10 @@ const SETTINGS: &str = "
 /// Opens for writing, creating the file and its schema if that is allowed.
 pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError> {
     if rusqlite::version_number() < OLDEST_SQLITE {
-        let context = format!("SQLite {} loses commits; at least 3.51.3 is needed", rusqlite::version());
+        let context = format!(
+            "SQLite {} loses commits; at least 3.51.3 is needed",
+            rusqlite::version()
+        );
         return Err(StoreError { context, source: None }.into());
     }
     match (path.exists(), create) {
@@ -88,7 +91,10 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
 #[expect(clippy::disallowed_methods, reason = "this is the store's door")]
 pub(super) fn open_writable(path: &Path) -> rusqlite::Result<Connection> {
     // Without SQLITE_OPEN_CREATE (the file is made by `create_file`) and SQLITE_OPEN_URI (a path is a path).
-    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    let conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
     set_up(&conn)?;
     Ok(conn)
 }
@@ -118,7 +124,11 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
 
 fn io_error(path: &Path, error: io::Error) -> OpenError {
     let context = format!("creating {}", path.display());
-    StoreError { context, source: Some(Box::new(error)) }.into()
+    StoreError {
+        context,
+        source: Some(Box::new(error)),
+    }
+    .into()
 }
 
 fn set_up(conn: &Connection) -> rusqlite::Result<()> {
@@ -154,7 +164,13 @@ fn create_file(path: &Path) -> io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".new-{}", uuid::Uuid::now_v7()));
     let blank = PathBuf::from(name);
-    drop(OpenOptions::new().write(true).create_new(true).mode(0o600).open(&blank)?);
+    drop(
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&blank)?,
+    );
     let linked = fs::hard_link(&blank, path);
     fs::remove_file(&blank)?;
     match linked {
@@ -177,7 +193,11 @@ fn use_wal(conn: &Connection) -> rusqlite::Result<()> {
     loop {
         match pragma::<String>(conn, "PRAGMA journal_mode = WAL") {
             Ok(mode) if mode == "wal" => return Ok(()),
-            Ok(mode) => return Err(super::columns::broken(format!("the journal is {mode}, not a write-ahead log"))),
+            Ok(mode) => {
+                return Err(super::columns::broken(format!(
+                    "the journal is {mode}, not a write-ahead log"
+                )));
+            }
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && tries < WAL_TRIES => {
                 tries += 1;
                 thread::sleep(Duration::from_millis(10));

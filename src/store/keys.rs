@@ -153,7 +153,17 @@ fn issue(tx: &Connection, new: &NewKey, by: &Actor, now: Timestamp) -> Tried<Key
     ])?;
     let issued = there(tx, new.id)?;
     let subject = new.id.to_string();
-    audit::record(tx, &Act { by, at: now, action: "key.issue", subject, before: None, after: audited(&issued) })?;
+    audit::record(
+        tx,
+        &Act {
+            by,
+            at: now,
+            action: "key.issue",
+            subject,
+            before: None,
+            after: audited(&issued),
+        },
+    )?;
     Ok(Ok(issued))
 }
 
@@ -241,7 +251,7 @@ impl Store {
             let (low, high) = id_range(which).unzip();
             conn.prepare_cached(&select(
                 "WHERE k.id BETWEEN ?2 AND ?3 OR (k.prefix <> '' AND substr(?1, 1, length(k.prefix)) = k.prefix)
-                 ORDER BY k.created_at, k.id"
+                 ORDER BY k.created_at, k.id",
             ))?
             .query_map(params![which, low, high], key)?
             .collect()
@@ -251,7 +261,9 @@ impl Store {
     /// A user's keys, or all, in the order of issue.
     pub fn keys(&self, of: Option<UserId>) -> Result<Vec<Key>, StoreError> {
         self.read("reading the keys", |conn| {
-            conn.prepare_cached(&select("WHERE ?1 IS NULL OR k.user_id = ?1 ORDER BY k.created_at, k.id"))?
+            conn.prepare_cached(&select(
+                "WHERE ?1 IS NULL OR k.user_id = ?1 ORDER BY k.created_at, k.id",
+            ))?
             .query_map([of], key)?
             .collect()
         })

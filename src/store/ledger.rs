@@ -236,7 +236,10 @@ fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>
     .query_row(params![ask.user, ask.key, Micros(ask.now)], |row| {
         Ok(Account {
             status: row.get("status")?,
-            room: Room { available: row.get("available_nanos")?, held: row.get("held_nanos")? },
+            room: Room {
+                available: row.get("available_nanos")?,
+                held: row.get("held_nanos")?,
+            },
             key_is_valid: row.get("key_is_valid")?,
         })
     })
@@ -261,10 +264,20 @@ pub(super) fn place(tx: &Connection, ask: &PlaceHold) -> Tried<Hold, HoldRefused
     };
     if !set_aside(tx, ask, amount)? {
         let Room { available, held } = account.room;
-        let shortfall = Shortfall { needed: amount, available, held, largest_limit: None };
+        let shortfall = Shortfall {
+            needed: amount,
+            available,
+            held,
+            largest_limit: None,
+        };
         return Ok(Err(HoldRefused::Short(shortfall)));
     }
-    let hold = Hold { exchange: ask.exchange, user: ask.user, amount, output_limit };
+    let hold = Hold {
+        exchange: ask.exchange,
+        user: ask.user,
+        amount,
+        output_limit,
+    };
     write_hold(tx, ask, &hold)?;
     Ok(Ok(hold))
 }
@@ -337,18 +350,20 @@ struct StoredHold {
 }
 
 fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option<StoredHold>> {
-    tx.prepare_cached("SELECT user_id, key_id, amount_nanos, output_limit, state, hash FROM holds WHERE exchange_id = ?1")?
-        .query_row([exchange], |row| {
-            Ok(StoredHold {
-                user: row.get("user_id")?,
-                key: row.get("key_id")?,
-                amount: row.get("amount_nanos")?,
-                output_limit: row.get("output_limit")?,
-                state: row.get("state")?,
-                hash: row.get("hash")?,
-            })
+    tx.prepare_cached(
+        "SELECT user_id, key_id, amount_nanos, output_limit, state, hash FROM holds WHERE exchange_id = ?1",
+    )?
+    .query_row([exchange], |row| {
+        Ok(StoredHold {
+            user: row.get("user_id")?,
+            key: row.get("key_id")?,
+            amount: row.get("amount_nanos")?,
+            output_limit: row.get("output_limit")?,
+            state: row.get("state")?,
+            hash: row.get("hash")?,
         })
-        .optional()
+    })
+    .optional()
 }
 
 /// The state of a hold that is closed for a charge.
@@ -378,14 +393,21 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
         key: hold.key,
         held: hold.amount,
         uncollected: close.row.charge.saturating_sub(charged),
-        balance_after: user.balance.checked_sub(charged).ok_or_else(|| broken("a balance does not fit"))?,
+        balance_after: user
+            .balance
+            .checked_sub(charged)
+            .ok_or_else(|| broken("a balance does not fit"))?,
         ..close.row.clone()
     };
     let usage_hash = usage_log::insert(tx, &row, &hold.hash, state)?;
     if charged > Usd::ZERO {
         append_charge(tx, &row, charged, usage_hash)?;
     }
-    Ok(Closed { charged, uncollected: row.uncollected, balance: row.balance_after })
+    Ok(Closed {
+        charged,
+        uncollected: row.uncollected,
+        balance: row.balance_after,
+    })
 }
 
 /// Takes a hold's money out of what is held.
@@ -447,7 +469,15 @@ pub(super) fn interrupt(tx: &Connection, exchange: ExchangeId, now: Timestamp) -
         .query_row([exchange], |row| interrupted(row, now))
         .optional()?;
     match row {
-        Some(row) => close(tx, exchange, &CloseHold { row, excess: Excess::Waive }).map(|_| ()),
+        Some(row) => close(
+            tx,
+            exchange,
+            &CloseHold {
+                row,
+                excess: Excess::Waive,
+            },
+        )
+        .map(|_| ()),
         None => Ok(()),
     }
 }
@@ -548,7 +578,12 @@ fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<Entry> {
     let mut digest = Digest::new(ENTRY_DOMAIN);
     digest.field("previous_hash", ValueRef::Blob(&previous.unwrap_or(GENESIS)));
     digest.cells(&cells);
-    digest.field("usage_hash", new.usage_hash.as_ref().map_or(ValueRef::Null, |hash| ValueRef::Blob(hash)));
+    digest.field(
+        "usage_hash",
+        new.usage_hash
+            .as_ref()
+            .map_or(ValueRef::Null, |hash| ValueRef::Blob(hash)),
+    );
     let hash = Value::Blob(digest.finish().to_vec());
     tx.prepare_cached(&format!(
         "INSERT INTO ledger_entries ({ENTRY})
@@ -556,11 +591,19 @@ fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<Entry> {
          WHERE id = ?2 AND balance_nanos + ?4 = ?5 AND balance_nanos + credit_line_nanos - held_nanos + ?4 >= 0
          RETURNING {ENTRY}"
     ))?
-    .query_row(params_from_iter(cells.iter().map(|(_, value)| value).chain([&hash])), entry)
+    .query_row(
+        params_from_iter(cells.iter().map(|(_, value)| value).chain([&hash])),
+        entry,
+    )
 }
 
 /// Credits or adjusts; part of a transaction.
-pub(super) fn credit(tx: &Connection, credit: &Credit, by: &Actor, now: Timestamp) -> Tried<(Entry, User), CreditRefused> {
+pub(super) fn credit(
+    tx: &Connection,
+    credit: &Credit,
+    by: &Actor,
+    now: Timestamp,
+) -> Tried<(Entry, User), CreditRefused> {
     if let Some(first) = credited_before(tx, credit)? {
         return Ok(first);
     }
@@ -586,7 +629,10 @@ pub(super) fn credit(tx: &Connection, credit: &Credit, by: &Actor, now: Timestam
         at: now,
     };
     let entry = append(tx, &new)?;
-    let after = User { balance: balance_after, ..user.clone() };
+    let after = User {
+        balance: balance_after,
+        ..user.clone()
+    };
     record_credit(tx, &entry, (&user, &after), by)?;
     Ok(Ok((entry, after)))
 }
@@ -596,7 +642,11 @@ fn record_credit(tx: &Connection, entry: &Entry, (before, after): (&User, &User)
     let act = Act {
         by,
         at: entry.at,
-        action: if entry.kind == "credit" { "ledger.credit" } else { "ledger.adjust" },
+        action: if entry.kind == "credit" {
+            "ledger.credit"
+        } else {
+            "ledger.adjust"
+        },
         subject: entry.user.to_string(),
         before: Some(serde_json::json!({ "balance": before.balance }).to_string()),
         after: after.to_string(),
@@ -605,10 +655,7 @@ fn record_credit(tx: &Connection, entry: &Entry, (before, after): (&User, &User)
 }
 
 /// The first answer to a credit that is repeated with its reference.
-fn credited_before(
-    tx: &Connection,
-    credit: &Credit,
-) -> rusqlite::Result<Option<Result<(Entry, User), CreditRefused>>> {
+fn credited_before(tx: &Connection, credit: &Credit) -> rusqlite::Result<Option<Result<(Entry, User), CreditRefused>>> {
     let Some(reference) = &credit.reference else {
         return Ok(None);
     };

@@ -42,14 +42,20 @@ impl ServerLock {
 
     /// Notes where this server can be found, for whoever finds the lock taken.
     pub fn set_note(&self, text: &str) -> Result<(), StoreError> {
-        self.write(text).map_err(|error| store_error(Path::new("the lock file"), error))
+        self.write(text)
+            .map_err(|error| store_error(Path::new("the lock file"), error))
     }
 
     fn write(&self, text: &str) -> io::Result<()> {
         let mut file = &self.file;
         file.set_len(0)?;
         file.rewind()?;
-        write!(file, "process {}{}{text}", std::process::id(), if text.is_empty() { "" } else { ", " })?;
+        write!(
+            file,
+            "process {}{}{text}",
+            std::process::id(),
+            if text.is_empty() { "" } else { ", " }
+        )?;
         file.flush()
     }
 }
@@ -67,7 +73,10 @@ fn lock_path(database: &Path) -> PathBuf {
 }
 
 fn store_error(path: &Path, error: io::Error) -> StoreError {
-    StoreError { context: format!("locking {}", path.display()), source: Some(Box::new(error)) }
+    StoreError {
+        context: format!("locking {}", path.display()),
+        source: Some(Box::new(error)),
+    }
 }
 
 #[cfg(test)]

@@ -121,7 +121,9 @@ struct Inner {
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("path", &self.inner.path).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("path", &self.inner.path)
+            .finish_non_exhaustive()
     }
 }
 
@@ -131,7 +133,10 @@ type Tried<D, R> = rusqlite::Result<Result<D, R>>;
 /// Turns SQLite's error into the store's.
 fn during(context: impl Into<String>) -> impl FnOnce(rusqlite::Error) -> StoreError {
     let context = context.into();
-    |error| StoreError { context, source: Some(Box::new(error)) }
+    |error| StoreError {
+        context,
+        source: Some(Box::new(error)),
+    }
 }
 
 /// What an error of the engine means for a write.
@@ -237,11 +242,7 @@ impl Store {
     }
 }
 
-fn write_on<D, R>(
-    conn: &mut Connection,
-    context: &str,
-    act: impl FnOnce(&Connection) -> Tried<D, R>,
-) -> Outcome<D, R> {
+fn write_on<D, R>(conn: &mut Connection, context: &str, act: impl FnOnce(&Connection) -> Tried<D, R>) -> Outcome<D, R> {
     let failed = |trouble, error| match trouble {
         Trouble::Unknown => Outcome::Unknown(during(context)(error)),
         Trouble::Busy | Trouble::Full | Trouble::Operation => Outcome::NotCommitted(during(context)(error)),

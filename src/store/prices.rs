@@ -84,8 +84,13 @@ fn in_force(rows: &[PriceRow], at: Timestamp) -> Option<&PriceRow> {
 
 fn set(tx: &Connection, (list, model, from, price): &NewPrice, by: &Actor, now: Timestamp) -> rusqlite::Result<()> {
     let before: Option<String> = tx
-        .prepare_cached("SELECT price FROM model_pricing WHERE list = ?1 AND model = ?2 AND from_at = ?3 AND source = ?4")?
-        .query_row(params![list.as_str(), model, Micros(*from), PriceSource::Operator.word()], |row| row.get(0))
+        .prepare_cached(
+            "SELECT price FROM model_pricing WHERE list = ?1 AND model = ?2 AND from_at = ?3 AND source = ?4",
+        )?
+        .query_row(
+            params![list.as_str(), model, Micros(*from), PriceSource::Operator.word()],
+            |row| row.get(0),
+        )
         .optional()?;
     let after = price.to_json();
     tx.prepare_cached(
@@ -93,9 +98,26 @@ fn set(tx: &Connection, (list, model, from, price): &NewPrice, by: &Actor, now: 
          ON CONFLICT (list, model, from_at, source)
          DO UPDATE SET price = excluded.price, recorded_at = excluded.recorded_at",
     )?
-    .execute(params![list.as_str(), model, Micros(*from), PriceSource::Operator.word(), after, Micros(now)])?;
+    .execute(params![
+        list.as_str(),
+        model,
+        Micros(*from),
+        PriceSource::Operator.word(),
+        after,
+        Micros(now)
+    ])?;
     let subject = format!("{}/{model}", list.as_str());
-    audit::record(tx, &Act { by, at: now, action: "price.set", subject, before, after })
+    audit::record(
+        tx,
+        &Act {
+            by,
+            at: now,
+            action: "price.set",
+            subject,
+            before,
+            after,
+        },
+    )
 }
 
 /// An operator's row: list, model, in force from, rates.

@@ -6,13 +6,15 @@ use jiff::Timestamp;
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
-use super::columns::{Count, Json, Micros, Span, Word, broken, id_range, json, micros, text, to_the_microsecond, tokens};
+use super::columns::{
+    Count, Json, Micros, Span, Word, broken, id_range, json, micros, text, to_the_microsecond, tokens,
+};
 use super::digest::{Cells, Digest, Hash};
 use super::{ExchangeId, KeyId, Store, StoreError, UserId};
 use crate::call::Endpoint;
 use crate::money::Usd;
 use crate::pricing::{Line, ListName, Tier};
-use crate::usage::{ImageUsage, ToolUsage, Tokens, Usage};
+use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -223,7 +225,8 @@ pub(super) fn ended_at(row: &ExchangeRow) -> Timestamp {
 /// The cells of a row, named as in [`USAGE_COLUMNS`] and in that order.
 fn cells(row: &ExchangeRow) -> rusqlite::Result<Cells> {
     let usage = &row.usage;
-    let image = |part: fn(&ImageUsage) -> Tokens| usage.tools.image_gen.as_ref().map_or(Value::Null, |i| tokens(part(i)));
+    let image =
+        |part: fn(&ImageUsage) -> Tokens| usage.tools.image_gen.as_ref().map_or(Value::Null, |i| tokens(part(i)));
     let values = [
         row.id.value(),
         row.user.value(),
@@ -235,7 +238,8 @@ fn cells(row: &ExchangeRow) -> rusqlite::Result<Cells> {
         text(row.answered_model.as_deref()),
         text(Some(&row.upstream)),
         text(row.list.as_ref().map(ListName::as_str)),
-        row.price_from.map_or(Value::Null, |at| Value::Integer(at.as_microsecond())),
+        row.price_from
+            .map_or(Value::Null, |at| Value::Integer(at.as_microsecond())),
         text(Some(row.tier.word())),
         text(Some(row.state.word())),
         text(Some(row.basis.word())),
@@ -266,7 +270,8 @@ fn cells(row: &ExchangeRow) -> rusqlite::Result<Cells> {
         text(row.response_id.as_deref()),
         Value::Text(json(&row.item_ids)?),
         text(row.upstream_request_id.as_deref()),
-        row.upstream_status.map_or(Value::Null, |status| Value::Integer(i64::from(status))),
+        row.upstream_status
+            .map_or(Value::Null, |status| Value::Integer(i64::from(status))),
         Value::Integer(i64::from(row.attempts)),
         Value::Integer(row.started_at.as_microsecond()),
         row.first_byte.map_or(Value::Null, micros),
@@ -297,8 +302,11 @@ pub(super) fn insert(tx: &Connection, row: &ExchangeRow, hold_hash: &Hash, hold_
                  ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38, ?39, ?40, ?41, ?42,
                  ?43, ?44, ?45, ?46, ?47)",
     )?
-    .execute(params_from_iter(cells.iter().map(|(_, value)| value).chain([&row_hash])))?;
-    let mut index = tx.prepare_cached("INSERT INTO usage_items (item_id, exchange_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
+    .execute(params_from_iter(
+        cells.iter().map(|(_, value)| value).chain([&row_hash]),
+    ))?;
+    let mut index =
+        tx.prepare_cached("INSERT INTO usage_items (item_id, exchange_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
     for item in &row.item_ids {
         index.execute(params![item, row.id])?;
     }
@@ -423,7 +431,9 @@ const DAY_US: i64 = 86_400_000_000;
 
 /// The date, UTC, of a number of days since 1970.
 fn day(days: i64) -> rusqlite::Result<String> {
-    let midnight = days.checked_mul(DAY_US).and_then(|micros| Timestamp::from_microsecond(micros).ok());
+    let midnight = days
+        .checked_mul(DAY_US)
+        .and_then(|micros| Timestamp::from_microsecond(micros).ok());
     let midnight = midnight.ok_or_else(|| broken("a date is out of range"))?;
     Ok(midnight.strftime("%Y-%m-%d").to_string())
 }
@@ -470,7 +480,9 @@ impl Store {
             filter.limit
         );
         self.read("reading exchanges", |conn| {
-            conn.prepare(&sql)?.query_map(params_from_iter(&values), exchange)?.collect()
+            conn.prepare(&sql)?
+                .query_map(params_from_iter(&values), exchange)?
+                .collect()
         })
     }
 

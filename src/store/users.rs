@@ -120,7 +120,14 @@ fn add(tx: &Connection, new: &NewUser, by: &Actor, now: Timestamp) -> Tried<User
     )?
     .execute(params![new.id, new.name, new.email, new.credit_line, Micros(now)])?;
     let added = by_id(tx, new.id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    let act = Act { by, at: now, action: "user.add", subject: new.id.to_string(), before: None, after: audited(&added) };
+    let act = Act {
+        by,
+        at: now,
+        action: "user.add",
+        subject: new.id.to_string(),
+        before: None,
+        after: audited(&added),
+    };
     audit::record(tx, &act)?;
     if new.balance == Usd::ZERO {
         return Ok(Ok(added));
@@ -141,7 +148,8 @@ fn add(tx: &Connection, new: &NewUser, by: &Actor, now: Timestamp) -> Tried<User
 /// Names and addresses share one space, so that each finds one user.
 fn taken(tx: &Connection, new: &NewUser) -> rusqlite::Result<Option<UserTaken>> {
     let exists = |text: &str| {
-        tx.prepare_cached("SELECT 1 FROM users WHERE name = ?1 OR email = ?1")?.exists([text])
+        tx.prepare_cached("SELECT 1 FROM users WHERE name = ?1 OR email = ?1")?
+            .exists([text])
     };
     if exists(&new.name)? {
         return Ok(Some(UserTaken::Name));
@@ -160,7 +168,10 @@ fn set_status(tx: &Connection, id: UserId, to: UserStatus, by: &Actor, now: Time
         return Ok(Ok(before));
     }
     tx.execute("UPDATE users SET status = ?2 WHERE id = ?1", params![id, to])?;
-    let after = User { status: to, ..before.clone() };
+    let after = User {
+        status: to,
+        ..before.clone()
+    };
     let act = Act {
         by,
         at: now,
@@ -184,9 +195,11 @@ impl Store {
     pub fn find_user(&self, who: &str) -> Result<Option<User>, StoreError> {
         self.read("looking for a user", |conn| {
             let id = Uuid::try_parse(who).ok().map(UserId);
-            conn.prepare_cached(&format!("SELECT {USER} FROM users WHERE name = ?1 OR email = ?1 OR id = ?2"))?
-                .query_row(params![who, id], user)
-                .optional()
+            conn.prepare_cached(&format!(
+                "SELECT {USER} FROM users WHERE name = ?1 OR email = ?1 OR id = ?2"
+            ))?
+            .query_row(params![who, id], user)
+            .optional()
         })
     }
 

@@ -52,13 +52,19 @@ type Sum = i128;
 impl Books<'_> {
     fn find(&mut self, table: &'static str, row: impl Into<String>, problem: impl Into<String>) {
         if self.result.findings.len() < MAX_FINDINGS {
-            self.result.findings.push(Finding { table, row: row.into(), problem: problem.into() });
+            self.result.findings.push(Finding {
+                table,
+                row: row.into(),
+                problem: problem.into(),
+            });
         }
     }
 
     /// Each user: status and credit line as last written down, balance and held as their sums.
     fn users(&mut self) -> rusqlite::Result<()> {
-        let mut statement = self.conn.prepare(&format!("SELECT {}, id AS raw FROM users ORDER BY id", users::USER))?;
+        let mut statement = self
+            .conn
+            .prepare(&format!("SELECT {}, id AS raw FROM users ORDER BY id", users::USER))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             self.result.users += 1;
@@ -88,8 +94,9 @@ impl Books<'_> {
     }
 
     fn open_holds_of(&self, user: ValueRef<'_>) -> rusqlite::Result<Sum> {
-        let mut statement =
-            self.conn.prepare_cached("SELECT amount_nanos FROM holds WHERE user_id = ?1 AND state = 'open'")?;
+        let mut statement = self
+            .conn
+            .prepare_cached("SELECT amount_nanos FROM holds WHERE user_id = ?1 AND state = 'open'")?;
         let mut rows = statement.query([bytes(user)])?;
         let mut sum = 0;
         while let Some(row) = rows.next()? {
@@ -309,7 +316,10 @@ impl Store {
     pub fn verify(&self) -> Result<Verification, StoreError> {
         self.read("verifying the books", |conn| {
             let snapshot = conn.unchecked_transaction()?;
-            let mut books = Books { conn: &snapshot, result: Verification::default() };
+            let mut books = Books {
+                conn: &snapshot,
+                result: Verification::default(),
+            };
             books.users()?;
             books.missing("user.add", "users")?;
             books.orphaned_entries()?;

@@ -11,9 +11,9 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError};
-use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -95,12 +95,28 @@ pub enum Busy {
 /// What is asked of the writer; whoever asked waits for `answer`.
 #[derive(Debug)]
 enum Job {
-    Hold { ask: Box<PlaceHold>, answer: oneshot::Sender<Outcome<Hold, HoldRefused>>, _waits: OwnedSemaphorePermit },
-    Close { exchange: ExchangeId, close: Box<CloseHold>, answer: oneshot::Sender<Result<Closed, StoreError>>, _place: Place },
+    Hold {
+        ask: Box<PlaceHold>,
+        answer: oneshot::Sender<Outcome<Hold, HoldRefused>>,
+        _waits: OwnedSemaphorePermit,
+    },
+    Close {
+        exchange: ExchangeId,
+        close: Box<CloseHold>,
+        answer: oneshot::Sender<Result<Closed, StoreError>>,
+        _place: Place,
+    },
     /// A hold whose exchange is gone before it got the answer.
     Abandoned { exchange: ExchangeId, now: Timestamp },
-    Sweep { placed_before: Timestamp, now: Timestamp, answer: oneshot::Sender<Result<u64, StoreError>> },
-    Touch { used: Vec<(KeyId, Timestamp)>, _waits: OwnedSemaphorePermit },
+    Sweep {
+        placed_before: Timestamp,
+        now: Timestamp,
+        answer: oneshot::Sender<Result<u64, StoreError>>,
+    },
+    Touch {
+        used: Vec<(KeyId, Timestamp)>,
+        _waits: OwnedSemaphorePermit,
+    },
 }
 
 /// What a job did.
@@ -132,10 +148,16 @@ impl Writer {
             return Err(Busy::Stopped);
         }
         let free = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().map_err(|_| Busy::QueueFull);
-        let place = Place { _permit: free(&self.handle.places)? };
+        let place = Place {
+            _permit: free(&self.handle.places)?,
+        };
         let waits = free(&self.handle.waiting)?;
         let (answer, answered) = oneshot::channel();
-        let job = Job::Hold { ask: Box::new(hold), answer, _waits: waits };
+        let job = Job::Hold {
+            ask: Box::new(hold),
+            answer,
+            _waits: waits,
+        };
         self.handle.queue.send(job).map_err(|_| Busy::Stopped)?;
         Ok(match answered.await {
             Ok(Outcome::Committed(hold)) => Outcome::Committed((hold, place)),
@@ -151,7 +173,12 @@ impl Writer {
     /// stop, or when this very row can never be written, and then the hold stays open for the sweep.
     pub async fn close(&self, hold: Hold, place: Place, close: CloseHold) -> Result<Closed, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let job = Job::Close { exchange: hold.exchange, close: Box::new(close), answer, _place: place };
+        let job = Job::Close {
+            exchange: hold.exchange,
+            close: Box::new(close),
+            answer,
+            _place: place,
+        };
         self.handle.queue.send(job).map_err(|_| self.stopped())?;
         answered.await.unwrap_or_else(|_| Err(self.stopped()))
     }
@@ -162,7 +189,11 @@ impl Writer {
         let mut closed = 0;
         loop {
             let (answer, answered) = oneshot::channel();
-            let job = Job::Sweep { placed_before, now, answer };
+            let job = Job::Sweep {
+                placed_before,
+                now,
+                answer,
+            };
             self.handle.queue.send(job).map_err(|_| self.stopped())?;
             match answered.await.unwrap_or_else(|_| Err(self.stopped()))? {
                 0 => return Ok(closed),
@@ -200,7 +231,10 @@ impl Writer {
 
     fn stopped(&self) -> StoreError {
         let why = self.handle.failed.borrow().clone();
-        StoreError { context: "the writer has stopped".to_owned(), source: why.map(Into::into) }
+        StoreError {
+            context: "the writer has stopped".to_owned(),
+            source: why.map(Into::into),
+        }
     }
 }
 
@@ -228,7 +262,9 @@ pub(super) fn start(store: Store, tracker: &TaskTracker) -> Writer {
         tracing::error!(%error, "the writer has stopped; what it was writing may or may not be durable");
         fail.send_replace(Some(error));
     });
-    Writer { handle: Arc::new(handle) }
+    Writer {
+        handle: Arc::new(handle),
+    }
 }
 
 fn chain(error: &StoreError) -> String {
@@ -307,7 +343,10 @@ impl Consumer<'_> {
                 Err(TryRecvError::Disconnected) => {
                     self.retries_left = self.retries_left.saturating_sub(1);
                     if self.retries_left == 0 {
-                        return Err(StoreError { context: "settlements could not be written".into(), source: None });
+                        return Err(StoreError {
+                            context: "settlements could not be written".into(),
+                            source: None,
+                        });
                     }
                     break;
                 }
@@ -366,7 +405,9 @@ impl Consumer<'_> {
         match trouble {
             Trouble::Unknown => Err(during("writing")(error)),
             Trouble::Busy => {
-                batch.into_iter().for_each(|job| self.put_off(job, "another process is writing"));
+                batch
+                    .into_iter()
+                    .for_each(|job| self.put_off(job, "another process is writing"));
                 Ok(())
             }
             Trouble::Full | Trouble::Operation => batch.into_iter().try_for_each(|job| self.settle_alone(job)),
@@ -396,7 +437,10 @@ impl Consumer<'_> {
     /// itself, so nothing more runs in it (dropping it rolls back if it is still open).
     fn attempt(&mut self, jobs: &[Job]) -> Result<Vec<Done>, (Trouble, rusqlite::Error)> {
         let of = |error: rusqlite::Error| (Trouble::of(&error), error);
-        let tx = self.conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(of)?;
+        let tx = self
+            .conn
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(of)?;
         let done: Result<Vec<Done>, _> = jobs.iter().map(|job| job.run(&tx)).collect();
         match done {
             Ok(done) => match tx.commit() {
@@ -427,7 +471,13 @@ impl Consumer<'_> {
         match job {
             Job::Close { .. } | Job::Abandoned { .. } => self.backlog.push_back(job),
             Job::Hold { .. } | Job::Sweep { .. } | Job::Touch { .. } => {
-                give_up(job, StoreError { context: why.to_owned(), source: None });
+                give_up(
+                    job,
+                    StoreError {
+                        context: why.to_owned(),
+                        source: None,
+                    },
+                );
             }
         }
     }
@@ -487,8 +537,15 @@ impl Checkpoints {
         let thread = thread::Builder::new()
             .name("checkpoints".to_owned())
             .spawn(move || run_checkpoints(&conn, &woken))
-            .map_err(|e| StoreError { context: "starting the checkpoints".to_owned(), source: Some(Box::new(e)) })?;
-        Ok(Checkpoints { wake: Some(wake), thread: Some(thread), since: 0 })
+            .map_err(|e| StoreError {
+                context: "starting the checkpoints".to_owned(),
+                source: Some(Box::new(e)),
+            })?;
+        Ok(Checkpoints {
+            wake: Some(wake),
+            thread: Some(thread),
+            since: 0,
+        })
     }
 
     /// Counts operations; after enough of them a checkpoint is due.
