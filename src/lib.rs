@@ -1,8 +1,11 @@
 //! Codex Gateway.
 
+pub mod admin;
 pub mod call;
+pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod exchange;
 pub mod hold;
 pub mod key;
 pub mod meter;
@@ -10,6 +13,8 @@ pub mod money;
 pub mod pricing;
 pub mod refusal;
 pub mod route;
+pub mod server;
+pub mod simulator;
 pub mod sse;
 pub mod store;
 pub mod time;

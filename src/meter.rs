@@ -76,6 +76,8 @@ pub struct Reading {
     pub model: Option<String>,
     /// How it ended; `None`: no terminal event came, or the body is not an answer.
     pub end: Option<End>,
+    /// Whether a choice of a chat or completions stream named the reason it finished.
+    pub finished: bool,
     /// Visible output, for an estimate: text that is made of output tokens. Summaries of reasoning are not.
     pub visible: String,
     /// Bytes of visible output that were too many to keep.
@@ -236,6 +238,10 @@ impl Meter {
             .iter()
             .flatten()
             .fold(false, |shown, choice| choice.show(&mut self.reading) | shown);
+        self.reading.finished |= choices
+            .iter()
+            .flatten()
+            .any(|choice| choice.finish_reason.get().is_some());
         let within = choices.iter().flatten().find_map(|choice| choice.usage);
         let beside = chunk.x_groq.and_then(read).and_then(|groq: Groq<'_>| groq.usage);
         if let Some(usage) = chunk.usage.or(beside).or(within) {
@@ -555,6 +561,8 @@ struct Choice<'a> {
     delta: Option<Message<'a>>,
     #[serde(borrow, default)]
     message: Option<Message<'a>>,
+    #[serde(borrow, default)]
+    finish_reason: Text<'a>,
     /// Of the legacy completions.
     #[serde(borrow, default)]
     text: Text<'a>,

@@ -2,8 +2,12 @@
 
 use ipnet::IpNet;
 use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Actor, KeyId, Outcome, Store, StoreError, UserId};
+use super::audit::{self, Act};
+use super::columns::{Json, Micros, Validity, Word, id_range, in_column, is_valid, json, unreadable};
+use super::users::{self, UserStatus};
+use super::{Actor, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::config::OnHangup;
 use crate::key::KeyHash;
 
@@ -61,47 +65,242 @@ pub struct NewKey {
     pub on_hangup: Option<OnHangup>,
 }
 
+/// The columns of a key with its user, from `api_keys k JOIN users u`.
+const KEY: &str = "k.id, k.user_id, u.name AS user_name, k.name, k.prefix, k.expires_at, k.revoked_at, k.models, k.ips,
+    k.on_hangup, k.created_at, k.last_used_at, u.status";
+
+/// Where keys come from.
+const FROM: &str = "FROM api_keys k JOIN users u ON u.id = k.user_id";
+
+/// Selects keys.
+pub(super) fn select(rest: &str) -> String {
+    format!("SELECT {KEY} {FROM} {rest}")
+}
+
+/// Reads a key.
+pub(super) fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
+    let time = |column: &str| Ok::<_, rusqlite::Error>(row.get::<_, Option<Micros>>(column)?.map(|at| at.0));
+    let ips: Json<Vec<String>> = row.get("ips")?;
+    Ok(Key {
+        id: row.get("id")?,
+        user_id: row.get("user_id")?,
+        user_name: row.get("user_name")?,
+        name: row.get("name")?,
+        prefix: row.get("prefix")?,
+        expires_at: time("expires_at")?,
+        revoked_at: time("revoked_at")?,
+        models: row.get::<_, Json<Vec<String>>>("models")?.0,
+        ips: ips.0.iter().map(|ip| network(ip)).collect::<Result<_, _>>()?,
+        on_hangup: row.get("on_hangup")?,
+        created_at: row.get::<_, Micros>("created_at")?.0,
+        last_used_at: time("last_used_at")?,
+        user_suspended: row.get::<_, UserStatus>("status")? == UserStatus::Suspended,
+    })
+}
+
+fn network(text: &str) -> rusqlite::Result<IpNet> {
+    text.parse().map_err(|_| in_column(unreadable("an address range")))
+}
+
+/// What the audit log keeps of a key, and `verify` compares.
+pub(super) fn audited(key: &Key) -> String {
+    serde_json::json!({
+        "user": key.user_id.to_string(),
+        "name": key.name,
+        "prefix": key.prefix,
+        "expires_at": key.expires_at.map(Timestamp::as_microsecond),
+        "revoked_at": key.revoked_at.map(Timestamp::as_microsecond),
+        "models": key.models,
+        "ips": key.ips.iter().map(IpNet::to_string).collect::<Vec<_>>(),
+        "on_hangup": key.on_hangup.map(Word::word),
+    })
+    .to_string()
+}
+
+fn by_id(conn: &Connection, id: KeyId) -> rusqlite::Result<Option<Key>> {
+    conn.prepare_cached(&select("WHERE k.id = ?1"))?
+        .query_row([id], key)
+        .optional()
+}
+
+fn there(conn: &Connection, id: KeyId) -> rusqlite::Result<Key> {
+    by_id(conn, id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)
+}
+
+fn issue(tx: &Connection, new: &NewKey, by: &Actor, now: Timestamp) -> Tried<Key, ()> {
+    if let Some(there) = by_id(tx, new.id)? {
+        return Ok(Ok(there));
+    }
+    if users::by_id(tx, new.user_id)?.is_none() {
+        return Ok(Err(()));
+    }
+    let ips: Vec<String> = new.ips.iter().map(IpNet::to_string).collect();
+    tx.prepare_cached(
+        "INSERT INTO api_keys (id, user_id, name, prefix, hash, expires_at, models, ips, on_hangup, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?
+    .execute(params![
+        new.id,
+        new.user_id,
+        new.name,
+        new.prefix,
+        new.hash.0,
+        new.expires_at.map(Micros),
+        json(&new.models)?,
+        json(&ips)?,
+        new.on_hangup,
+        Micros(now),
+    ])?;
+    let issued = there(tx, new.id)?;
+    let subject = new.id.to_string();
+    audit::record(
+        tx,
+        &Act {
+            by,
+            at: now,
+            action: "key.issue",
+            subject,
+            before: None,
+            after: audited(&issued),
+        },
+    )?;
+    Ok(Ok(issued))
+}
+
+/// Changes a key and writes the change down.
+fn change(
+    tx: &Connection,
+    before: &Key,
+    action: &'static str,
+    (sql, at): (&str, Timestamp),
+    (by, now): (&Actor, Timestamp),
+) -> rusqlite::Result<Key> {
+    tx.execute(sql, params![before.id, Micros(at)])?;
+    let after = there(tx, before.id)?;
+    let act = Act {
+        by,
+        at: now,
+        action,
+        subject: before.id.to_string(),
+        before: Some(audited(before)),
+        after: audited(&after),
+    };
+    audit::record(tx, &act)?;
+    Ok(after)
+}
+
+fn revoke(tx: &Connection, id: KeyId, by: &Actor, now: Timestamp) -> Tried<Key, ()> {
+    match by_id(tx, id)? {
+        None => Ok(Err(())),
+        Some(key) if key.revoked_at.is_some() => Ok(Ok(key)),
+        Some(key) => {
+            let sql = "UPDATE api_keys SET revoked_at = ?2 WHERE id = ?1";
+            change(tx, &key, "key.revoke", (sql, now), (by, now)).map(Ok)
+        }
+    }
+}
+
+/// A key to issue in place of another, with its permissions.
+fn rotate(
+    tx: &Connection,
+    old: KeyId,
+    new: &NewKey,
+    old_until: Timestamp,
+    (by, now): (&Actor, Timestamp),
+) -> Tried<Key, ()> {
+    if let Some(there) = by_id(tx, new.id)? {
+        return Ok(Ok(there));
+    }
+    let Some(key) = by_id(tx, old)?.filter(|key| is_valid(key, now) == Validity::Valid) else {
+        return Ok(Err(()));
+    };
+    let until = key.expires_at.map_or(old_until, |end| end.min(old_until));
+    let sql = "UPDATE api_keys SET expires_at = ?2 WHERE id = ?1";
+    change(tx, &key, "key.rotate", (sql, until), (by, now))?;
+    let heir = NewKey {
+        user_id: key.user_id,
+        models: key.models,
+        ips: key.ips,
+        on_hangup: key.on_hangup,
+        ..new.clone()
+    };
+    issue(tx, &heir, by, now)
+}
+
+/// Notes uses; part of a transaction.
+pub(super) fn touch(tx: &Connection, used: &[(KeyId, Timestamp)]) -> rusqlite::Result<()> {
+    let mut update = tx.prepare_cached(
+        "UPDATE api_keys SET last_used_at = ?2 WHERE id = ?1 AND (last_used_at IS NULL OR last_used_at < ?2)",
+    )?;
+    for (id, at) in used {
+        update.execute(params![id, Micros(*at)])?;
+    }
+    Ok(())
+}
+
 impl Store {
-    /// Issues a key; the refusal is: no such user.
-    pub fn issue_key(&self, _new: &NewKey, _by: &Actor, _now: Timestamp) -> Outcome<Key, ()> {
-        todo!()
+    /// Issues a key; the refusal is: no such user. Issuing the same id twice gives the key that is there.
+    pub fn issue_key(&self, new: &NewKey, by: &Actor, now: Timestamp) -> Outcome<Key, ()> {
+        self.write("issuing a key", |tx| issue(tx, new, by, now))
     }
 
-    /// Keys by id (whole, or a unique start of it) or by shown prefix; several when it is not unique.
-    pub fn find_keys(&self, _which: &str) -> Result<Vec<Key>, StoreError> {
-        todo!()
+    /// Keys by id (whole, or a unique start of it) or by shown prefix (or a whole key that begins with it); several
+    /// when it is not unique.
+    pub fn find_keys(&self, which: &str) -> Result<Vec<Key>, StoreError> {
+        self.read("looking for a key", |conn| {
+            let (low, high) = id_range(which).unzip();
+            conn.prepare_cached(&select(
+                "WHERE k.id BETWEEN ?2 AND ?3 OR (k.prefix <> '' AND substr(?1, 1, length(k.prefix)) = k.prefix)
+                 ORDER BY k.created_at, k.id",
+            ))?
+            .query_map(params![which, low, high], key)?
+            .collect()
+        })
     }
 
-    /// A user's keys, or all.
-    pub fn keys(&self, _of: Option<UserId>) -> Result<Vec<Key>, StoreError> {
-        todo!()
+    /// A user's keys, or all, in the order of issue.
+    pub fn keys(&self, of: Option<UserId>) -> Result<Vec<Key>, StoreError> {
+        self.read("reading the keys", |conn| {
+            conn.prepare_cached(&select(
+                "WHERE ?1 IS NULL OR k.user_id = ?1 ORDER BY k.created_at, k.id",
+            ))?
+            .query_map([of], key)?
+            .collect()
+        })
     }
 
     /// Revokes at `now`; revoking twice changes nothing. The refusal is: no such key.
-    pub fn revoke_key(&self, _id: KeyId, _by: &Actor, _now: Timestamp) -> Outcome<Key, ()> {
-        todo!()
+    pub fn revoke_key(&self, id: KeyId, by: &Actor, now: Timestamp) -> Outcome<Key, ()> {
+        self.write("revoking a key", |tx| revoke(tx, id, by, now))
     }
 
     /// Issues `new` with the old key's permissions, and lets the old one end at `old_until`, in one transaction.
     /// The refusal is: no such key, or it is not valid any more.
     pub fn rotate_key(
         &self,
-        _old: KeyId,
-        _new: &NewKey,
-        _old_until: Timestamp,
-        _by: &Actor,
-        _now: Timestamp,
+        old: KeyId,
+        new: &NewKey,
+        old_until: Timestamp,
+        by: &Actor,
+        now: Timestamp,
     ) -> Outcome<Key, ()> {
-        todo!()
+        self.write("rotating a key", |tx| rotate(tx, old, new, old_until, (by, now)))
     }
 
     /// The key with this hash, whatever its state; from the cache when nothing changed since. Unknown ones too.
-    pub fn key_by_hash(&self, _hash: &KeyHash) -> Result<Option<Key>, StoreError> {
-        todo!()
+    pub fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<Key>, StoreError> {
+        self.caches().key(hash, || {
+            self.read("looking up a key", |conn| {
+                conn.prepare_cached(&select("WHERE k.hash = ?1"))?
+                    .query_row([hash.0], key)
+                    .optional()
+            })
+        })
     }
 
-    /// Notes uses, in one write for many: off the hot path.
-    pub fn touch_keys(&self, _used: &[(KeyId, Timestamp)]) -> Outcome<(), ()> {
-        todo!()
+    /// Notes uses, in one write for many: off the hot path. Beside a running writer use
+    /// [`Writer::touch_keys`](super::Writer::touch_keys).
+    pub fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Outcome<(), ()> {
+        self.write("noting the use of keys", |tx| touch(tx, used).map(Ok))
     }
 }

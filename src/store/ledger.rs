@@ -1,13 +1,33 @@
 //! The ledger: holds and entries. The only place that moves money.
 
-use jiff::Timestamp;
+use std::time::Duration;
 
-use super::usage_log::ExchangeRow;
-use super::users::User;
-use super::{Actor, ExchangeId, KeyId, Outcome, Store, StoreError, UserId};
-use crate::hold::{Policy, Quote, Shortfall};
+use jiff::Timestamp;
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+
+use super::audit::{self, Act};
+use super::columns::{Count, Micros, broken, text, tokens};
+use super::digest::{Cells, Digest, GENESIS, Hash};
+use super::usage_log::{self, Basis, ExchangeRow, State};
+use super::users::{self, User, UserStatus};
+use super::{Actor, ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
+use crate::call::Endpoint;
+use crate::hold::{self, Policy, Quote, Room, Shortfall, Size};
 use crate::money::Usd;
-use crate::usage::Tokens;
+use crate::pricing::{ListName, Tier};
+use crate::usage::{Tokens, Usage};
+
+pub use super::verify::{Finding, Verification};
+
+/// The largest balance, in dollars four billion: sums of balance and credit line still fit.
+const MAX_BALANCE: Usd = Usd::from_nanos(4_000_000_000_000_000_000);
+
+/// The domain of a hold's digest.
+pub(super) const HOLD_DOMAIN: &str = "codex-gateway hold 1";
+
+/// The domain of an entry's digest.
+pub(super) const ENTRY_DOMAIN: &str = "codex-gateway entry 1";
 
 /// A hold to take for an exchange.
 #[derive(Clone, Debug)]
@@ -22,6 +42,18 @@ pub struct PlaceHold {
     pub quote: Quote,
     /// The operator's rules.
     pub policy: Policy,
+    /// Which endpoint.
+    pub endpoint: Endpoint,
+    /// Whether a stream was asked for.
+    pub streamed: bool,
+    /// The model the client asked for.
+    pub model: String,
+    /// The model that is priced.
+    pub priced_model: String,
+    /// The upstream's name.
+    pub upstream: String,
+    /// The price list; `None`: free.
+    pub list: Option<ListName>,
     /// When.
     pub now: Timestamp,
 }
@@ -134,51 +166,1012 @@ pub enum CreditRefused {
     TooLarge,
 }
 
-/// The first thing wrong that a verification found, and how much was looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verification {
-    /// Users looked at.
-    pub users: u64,
-    /// Entries looked at.
-    pub entries: u64,
-    /// Usage rows looked at.
-    pub exchanges: u64,
-    /// Open holds.
-    pub open_holds: u64,
-    /// What is wrong, in the order found; empty: the books balance.
-    pub findings: Vec<Finding>,
+/// What is hashed of a hold: all that never changes.
+pub(super) const HOLD_COLUMNS: [&str; 12] = [
+    "exchange_id",
+    "user_id",
+    "key_id",
+    "amount_nanos",
+    "output_limit",
+    "endpoint",
+    "streamed",
+    "model",
+    "priced_model",
+    "upstream",
+    "list",
+    "placed_at",
+];
+
+/// What is hashed of an entry, between the hash before it and the usage row's.
+pub(super) const ENTRY_COLUMNS: [&str; 9] = [
+    "seq",
+    "user_id",
+    "kind",
+    "amount_nanos",
+    "balance_after_nanos",
+    "exchange_id",
+    "reference",
+    "note",
+    "at",
+];
+
+/// The columns that make an [`Entry`].
+const ENTRY: &str = "seq, user_id, kind, amount_nanos, balance_after_nanos, exchange_id, reference, note, at, hash";
+
+/// How many holds one transaction of [`Store::release_interrupted`] closes, so that nobody else waits long.
+const RELEASES_PER_TRANSACTION: u32 = 256;
+
+/// Reads an entry.
+pub(super) fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        seq: row.get("seq")?,
+        user: row.get("user_id")?,
+        kind: row.get("kind")?,
+        amount: row.get("amount_nanos")?,
+        balance_after: row.get("balance_after_nanos")?,
+        exchange: row.get("exchange_id")?,
+        reference: row.get("reference")?,
+        note: row.get("note")?,
+        at: row.get::<_, Micros>("at")?.0,
+        hash: row.get("hash")?,
+    })
 }
 
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// The table.
-    pub table: &'static str,
-    /// The row: its id.
-    pub row: String,
-    /// What is wrong with it.
-    pub problem: String,
+// Taking a hold ------------------------------------------------------------------------------------------------------
+
+/// What a hold is decided by, as it stands inside the transaction.
+struct Account {
+    status: UserStatus,
+    room: Room,
+    key_is_valid: i64,
+}
+
+fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
+    tx.prepare_cached(
+        "SELECT status, balance_nanos + credit_line_nanos - held_nanos AS available_nanos, held_nanos,
+                EXISTS (SELECT 1 FROM api_keys WHERE id = ?2 AND user_id = ?1 AND revoked_at IS NULL
+                                                 AND (expires_at IS NULL OR expires_at > ?3)) AS key_is_valid
+         FROM users WHERE id = ?1",
+    )?
+    .query_row(params![ask.user, ask.key, Micros(ask.now)], |row| {
+        Ok(Account {
+            status: row.get("status")?,
+            room: Room {
+                available: row.get("available_nanos")?,
+                held: row.get("held_nanos")?,
+            },
+            key_is_valid: row.get("key_is_valid")?,
+        })
+    })
+    .optional()
+}
+
+/// Takes a hold; part of a transaction.
+pub(super) fn place(tx: &Connection, ask: &PlaceHold) -> Tried<Hold, HoldRefused> {
+    if let Some(hold) = placed_before(tx, ask)? {
+        return Ok(Ok(hold));
+    }
+    let account = match account(tx, ask)? {
+        Some(account) if account.key_is_valid == 1 => account,
+        _ => return Ok(Err(HoldRefused::KeyGone)),
+    };
+    if account.status == UserStatus::Suspended {
+        return Ok(Err(HoldRefused::Suspended));
+    }
+    let (amount, output_limit) = match hold::size(&ask.quote, account.room, &ask.policy) {
+        Size::Hold { amount, output_limit } => (amount, output_limit),
+        Size::Short(shortfall) => return Ok(Err(HoldRefused::Short(shortfall))),
+    };
+    if !set_aside(tx, ask, amount)? {
+        let Room { available, held } = account.room;
+        let shortfall = Shortfall {
+            needed: amount,
+            available,
+            held,
+            largest_limit: None,
+        };
+        return Ok(Err(HoldRefused::Short(shortfall)));
+    }
+    let hold = Hold {
+        exchange: ask.exchange,
+        user: ask.user,
+        amount,
+        output_limit,
+    };
+    write_hold(tx, ask, &hold)?;
+    Ok(Ok(hold))
+}
+
+/// The guarded UPDATE: every condition is in it, whatever was read before.
+fn set_aside(tx: &Connection, ask: &PlaceHold, amount: Usd) -> rusqlite::Result<bool> {
+    tx.prepare_cached(
+        "UPDATE users SET held_nanos = held_nanos + ?2
+         WHERE id = ?1 AND status = 'active' AND ?2 >= 0 AND balance_nanos + credit_line_nanos - held_nanos >= ?2
+           AND EXISTS (SELECT 1 FROM api_keys WHERE id = ?3 AND user_id = ?1 AND revoked_at IS NULL
+                                                AND (expires_at IS NULL OR expires_at > ?4))",
+    )?
+    .execute(params![ask.user, amount, ask.key, Micros(ask.now)])
+    .map(|rows| rows == 1)
+}
+
+fn write_hold(tx: &Connection, ask: &PlaceHold, hold: &Hold) -> rusqlite::Result<()> {
+    let cells: Cells = vec![
+        ("exchange_id", hold.exchange.value()),
+        ("user_id", hold.user.value()),
+        ("key_id", ask.key.value()),
+        ("amount_nanos", Value::Integer(hold.amount.nanos())),
+        ("output_limit", hold.output_limit.map_or(Value::Null, tokens)),
+        ("endpoint", text(Some(ask.endpoint.path()))),
+        ("streamed", Value::Integer(i64::from(ask.streamed))),
+        ("model", text(Some(&ask.model))),
+        ("priced_model", text(Some(&ask.priced_model))),
+        ("upstream", text(Some(&ask.upstream))),
+        ("list", text(ask.list.as_ref().map(ListName::as_str))),
+        ("placed_at", Value::Integer(ask.now.as_microsecond())),
+    ];
+    let mut digest = Digest::new(HOLD_DOMAIN);
+    digest.cells(&cells);
+    let hash = Value::Blob(digest.finish().to_vec());
+    tx.prepare_cached(
+        "INSERT INTO holds (exchange_id, user_id, key_id, amount_nanos, output_limit, endpoint, streamed, model,
+                            priced_model, upstream, list, placed_at, hash, state)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, 'open')",
+    )?
+    .execute(params_from_iter(cells.iter().map(|(_, value)| value).chain([&hash])))
+    .map(|_| ())
+}
+
+/// The first answer to a hold that is taken again.
+fn placed_before(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Hold>> {
+    let Some(there) = stored_hold(tx, ask.exchange)? else {
+        return Ok(None);
+    };
+    if there.state != "open" || (there.user, there.key) != (ask.user, ask.key) {
+        return Err(broken(format!("exchange {} took another hold before", ask.exchange)));
+    }
+    Ok(Some(Hold {
+        exchange: ask.exchange,
+        user: there.user,
+        amount: there.amount,
+        output_limit: there.output_limit,
+    }))
+}
+
+// Closing it ---------------------------------------------------------------------------------------------------------
+
+/// A hold as it is stored.
+struct StoredHold {
+    user: UserId,
+    key: KeyId,
+    amount: Usd,
+    output_limit: Option<Tokens>,
+    state: String,
+    hash: Hash,
+}
+
+fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option<StoredHold>> {
+    tx.prepare_cached(
+        "SELECT user_id, key_id, amount_nanos, output_limit, state, hash FROM holds WHERE exchange_id = ?1",
+    )?
+    .query_row([exchange], |row| {
+        Ok(StoredHold {
+            user: row.get("user_id")?,
+            key: row.get("key_id")?,
+            amount: row.get("amount_nanos")?,
+            output_limit: row.get("output_limit")?,
+            state: row.get("state")?,
+            hash: row.get("hash")?,
+        })
+    })
+    .optional()
+}
+
+/// The state of a hold that is closed for a charge.
+pub(super) fn closed_state(charge: Usd) -> &'static str {
+    if charge > Usd::ZERO { "settled" } else { "released" }
+}
+
+/// Settles or releases; part of a transaction. Closing twice changes nothing and gives the first answer.
+pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) -> rusqlite::Result<Closed> {
+    let hold = stored_hold(tx, exchange)?.ok_or_else(|| broken(format!("exchange {exchange} has no hold")))?;
+    if hold.state != "open" {
+        return closed_before(tx, exchange);
+    }
+    let state = closed_state(close.row.charge);
+    let ended = usage_log::ended_at(&close.row);
+    let closed = tx
+        .prepare_cached("UPDATE holds SET state = ?2, closed_at = ?3 WHERE exchange_id = ?1 AND state = 'open'")?
+        .execute(params![exchange, state, Micros(ended)])?;
+    if closed != 1 {
+        return Err(broken(format!("the hold of exchange {exchange} is not open any more")));
+    }
+    let user = give_back(tx, &hold)?;
+    let charged = collectable(close, &hold, &user).ok_or_else(|| broken("a charge does not fit"))?;
+    let row = ExchangeRow {
+        id: exchange,
+        user: hold.user,
+        key: hold.key,
+        held: hold.amount,
+        uncollected: close.row.charge.saturating_sub(charged),
+        balance_after: user
+            .balance
+            .checked_sub(charged)
+            .ok_or_else(|| broken("a balance does not fit"))?,
+        ..close.row.clone()
+    };
+    let usage_hash = usage_log::insert(tx, &row, &hold.hash, state)?;
+    if charged > Usd::ZERO {
+        append_charge(tx, &row, charged, usage_hash)?;
+    }
+    Ok(Closed {
+        charged,
+        uncollected: row.uncollected,
+        balance: row.balance_after,
+    })
+}
+
+/// Takes a hold's money out of what is held.
+fn give_back(tx: &Connection, hold: &StoredHold) -> rusqlite::Result<User> {
+    tx.prepare_cached(&format!(
+        "UPDATE users SET held_nanos = held_nanos - ?2 WHERE id = ?1 RETURNING {}",
+        users::USER
+    ))?
+    .query_row(params![hold.user, hold.amount], users::user)
+}
+
+/// What of a charge is there: with the hold given back, all that is available, or the hold and no more.
+fn collectable(close: &CloseHold, hold: &StoredHold, user: &User) -> Option<Usd> {
+    let most = match close.excess {
+        Excess::Collect => user.available().max(Usd::ZERO),
+        Excess::Waive => hold.amount,
+    };
+    (!close.row.charge.is_negative()).then(|| close.row.charge.min(most))
+}
+
+fn append_charge(tx: &Connection, row: &ExchangeRow, charged: Usd, usage_hash: Hash) -> rusqlite::Result<()> {
+    let amount = charged.checked_neg().ok_or_else(|| broken("a charge does not fit"))?;
+    let charge = NewEntry {
+        user: row.user,
+        kind: "charge",
+        amount,
+        balance_after: row.balance_after,
+        exchange: Some(row.id),
+        usage_hash: Some(usage_hash),
+        reference: None,
+        note: None,
+        at: usage_log::ended_at(row),
+    };
+    append(tx, &charge).map(|_| ())
+}
+
+fn closed_before(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Closed> {
+    tx.prepare_cached(
+        "SELECT charge_nanos - uncollected_nanos AS charged_nanos, uncollected_nanos, balance_after_nanos
+         FROM usage_logs WHERE exchange_id = ?1",
+    )?
+    .query_row([exchange], |row| {
+        Ok(Closed {
+            charged: row.get("charged_nanos")?,
+            uncollected: row.get("uncollected_nanos")?,
+            balance: row.get("balance_after_nanos")?,
+        })
+    })
+}
+
+/// Releases an open hold whose exchange nobody will finish; part of a transaction. The usage row keeps its amount.
+pub(super) fn interrupt(tx: &Connection, exchange: ExchangeId, now: Timestamp) -> rusqlite::Result<()> {
+    let row = tx
+        .prepare_cached(
+            "SELECT exchange_id, user_id, key_id, endpoint, streamed, model, priced_model, upstream, list,
+                    amount_nanos, output_limit, placed_at
+             FROM holds WHERE exchange_id = ?1 AND state = 'open'",
+        )?
+        .query_row([exchange], |row| interrupted(row, now))
+        .optional()?;
+    match row {
+        Some(row) => close(
+            tx,
+            exchange,
+            &CloseHold {
+                row,
+                excess: Excess::Waive,
+            },
+        )
+        .map(|_| ()),
+        None => Ok(()),
+    }
+}
+
+/// The usage row of an exchange that nobody finished.
+fn interrupted(hold: &Row<'_>, now: Timestamp) -> rusqlite::Result<ExchangeRow> {
+    let started_at = hold.get::<_, Micros>("placed_at")?.0;
+    Ok(ExchangeRow {
+        id: hold.get("exchange_id")?,
+        user: hold.get("user_id")?,
+        key: hold.get("key_id")?,
+        endpoint: hold.get("endpoint")?,
+        streamed: hold.get("streamed")?,
+        model: hold.get("model")?,
+        priced_model: hold.get("priced_model")?,
+        answered_model: None,
+        upstream: hold.get("upstream")?,
+        list: hold.get("list")?,
+        price_from: None,
+        tier: Tier::Standard,
+        state: State::Interrupted,
+        basis: Basis::Estimated,
+        usage: Usage::default(),
+        lines: Vec::new(),
+        uplift: None,
+        markup: "1".to_owned(),
+        cost: Usd::ZERO,
+        charge: Usd::ZERO,
+        uncollected: Usd::ZERO,
+        held: hold.get("amount_nanos")?,
+        output_limit: hold.get("output_limit")?,
+        balance_after: Usd::ZERO,
+        response_id: None,
+        item_ids: Vec::new(),
+        upstream_request_id: None,
+        upstream_status: None,
+        attempts: 0,
+        started_at,
+        first_byte: None,
+        duration: Duration::try_from(now.duration_since(started_at)).unwrap_or_default(),
+    })
+}
+
+/// Releases at most so many open holds that were taken before a time; part of a transaction. Returns how many.
+pub(super) fn interrupt_before(
+    tx: &Connection,
+    placed_before: Timestamp,
+    now: Timestamp,
+    limit: u32,
+) -> rusqlite::Result<u64> {
+    let overdue: Vec<ExchangeId> = tx
+        .prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open' AND placed_at < ?1 LIMIT ?2")?
+        .query_map(params![Micros(placed_before), limit], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let mut closed = 0;
+    for exchange in overdue {
+        interrupt(tx, exchange, now)?;
+        closed += 1;
+    }
+    Ok(closed)
+}
+
+// Entries ------------------------------------------------------------------------------------------------------------
+
+/// An entry to append.
+struct NewEntry<'a> {
+    user: UserId,
+    kind: &'static str,
+    amount: Usd,
+    balance_after: Usd,
+    exchange: Option<ExchangeId>,
+    usage_hash: Option<Hash>,
+    reference: Option<&'a str>,
+    note: Option<&'a str>,
+    at: Timestamp,
+}
+
+/// Appends an entry; a trigger moves the balance with it. The WHERE holds every condition, whatever was read before.
+fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<Entry> {
+    let seq: i64 = tx
+        .prepare_cached("SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries")?
+        .query_row([], |row| row.get(0))?;
+    let previous: Option<Hash> = tx
+        .prepare_cached("SELECT hash FROM ledger_entries WHERE user_id = ?1 ORDER BY seq DESC LIMIT 1")?
+        .query_row([new.user], |row| row.get(0))
+        .optional()?;
+    let cells: Cells = vec![
+        ("seq", Value::Integer(seq)),
+        ("user_id", new.user.value()),
+        ("kind", text(Some(new.kind))),
+        ("amount_nanos", Value::Integer(new.amount.nanos())),
+        ("balance_after_nanos", Value::Integer(new.balance_after.nanos())),
+        ("exchange_id", new.exchange.map_or(Value::Null, ExchangeId::value)),
+        ("reference", text(new.reference)),
+        ("note", text(new.note)),
+        ("at", Value::Integer(new.at.as_microsecond())),
+    ];
+    let mut digest = Digest::new(ENTRY_DOMAIN);
+    digest.field("previous_hash", ValueRef::Blob(&previous.unwrap_or(GENESIS)));
+    digest.cells(&cells);
+    digest.field(
+        "usage_hash",
+        new.usage_hash
+            .as_ref()
+            .map_or(ValueRef::Null, |hash| ValueRef::Blob(hash)),
+    );
+    let hash = Value::Blob(digest.finish().to_vec());
+    tx.prepare_cached(&format!(
+        "INSERT INTO ledger_entries ({ENTRY})
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10 FROM users
+         WHERE id = ?2 AND balance_nanos + ?4 = ?5 AND balance_nanos + credit_line_nanos - held_nanos + ?4 >= 0
+         RETURNING {ENTRY}"
+    ))?
+    .query_row(
+        params_from_iter(cells.iter().map(|(_, value)| value).chain([&hash])),
+        entry,
+    )
+}
+
+/// Credits or adjusts; part of a transaction.
+pub(super) fn credit(
+    tx: &Connection,
+    credit: &Credit,
+    by: &Actor,
+    now: Timestamp,
+) -> Tried<(Entry, User), CreditRefused> {
+    if let Some(first) = credited_before(tx, credit)? {
+        return Ok(first);
+    }
+    let Some(user) = users::by_id(tx, credit.user)? else {
+        return Ok(Err(CreditRefused::NoUser));
+    };
+    let balance_after = match user.balance.checked_add(credit.amount) {
+        Some(balance) if balance <= MAX_BALANCE => balance,
+        _ => return Ok(Err(CreditRefused::TooLarge)),
+    };
+    if credit.amount.is_negative() && user.available().saturating_add(credit.amount).is_negative() {
+        return Ok(Err(CreditRefused::BelowHeld(user)));
+    }
+    let new = NewEntry {
+        user: credit.user,
+        kind: if credit.adjustment { "adjustment" } else { "credit" },
+        amount: credit.amount,
+        balance_after,
+        exchange: None,
+        usage_hash: None,
+        reference: credit.reference.as_deref(),
+        note: credit.note.as_deref(),
+        at: now,
+    };
+    let entry = append(tx, &new)?;
+    let after = User {
+        balance: balance_after,
+        ..user.clone()
+    };
+    record_credit(tx, &entry, (&user, &after), by)?;
+    Ok(Ok((entry, after)))
+}
+
+fn record_credit(tx: &Connection, entry: &Entry, (before, after): (&User, &User), by: &Actor) -> rusqlite::Result<()> {
+    let after = serde_json::json!({ "balance": after.balance, "entry": entry.seq, "amount": entry.amount });
+    let act = Act {
+        by,
+        at: entry.at,
+        action: if entry.kind == "credit" {
+            "ledger.credit"
+        } else {
+            "ledger.adjust"
+        },
+        subject: entry.user.to_string(),
+        before: Some(serde_json::json!({ "balance": before.balance }).to_string()),
+        after: after.to_string(),
+    };
+    audit::record(tx, &act)
+}
+
+/// The first answer to a credit that is repeated with its reference.
+fn credited_before(tx: &Connection, credit: &Credit) -> rusqlite::Result<Option<Result<(Entry, User), CreditRefused>>> {
+    let Some(reference) = &credit.reference else {
+        return Ok(None);
+    };
+    let first = tx
+        .prepare_cached(&format!("SELECT {ENTRY} FROM ledger_entries WHERE reference = ?1"))?
+        .query_row([reference], entry)
+        .optional()?;
+    let Some(first) = first else {
+        return Ok(None);
+    };
+    if (first.user, first.amount) != (credit.user, credit.amount) {
+        return Ok(Some(Err(CreditRefused::OtherReference(Box::new(first)))));
+    }
+    let user = users::by_id(tx, credit.user)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    Ok(Some(Ok((first, user))))
+}
+
+/// Open holds, for readiness and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenHolds {
+    /// How many.
+    pub count: u64,
+    /// When the oldest was taken.
+    pub oldest: Option<Timestamp>,
 }
 
 impl Store {
     /// Credits or adjusts; repeating with the same reference gives the first entry again.
-    pub fn credit(&self, _credit: &Credit, _by: &Actor, _now: Timestamp) -> Outcome<(Entry, User), CreditRefused> {
-        todo!()
+    pub fn credit(&self, what: &Credit, by: &Actor, now: Timestamp) -> Outcome<(Entry, User), CreditRefused> {
+        self.write("crediting a user", |tx| credit(tx, what, by, now))
     }
 
     /// A user's entries, newest first, from before `before`.
-    pub fn entries(&self, _user: UserId, _before: Option<i64>, _limit: u32) -> Result<Vec<Entry>, StoreError> {
-        todo!()
+    pub fn entries(&self, user: UserId, before: Option<i64>, limit: u32) -> Result<Vec<Entry>, StoreError> {
+        self.read("reading the ledger", |conn| {
+            conn.prepare_cached(&format!(
+                "SELECT {ENTRY} FROM ledger_entries WHERE user_id = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3"
+            ))?
+            .query_map(params![user, before.unwrap_or(i64::MAX), limit], entry)?
+            .collect()
+        })
     }
 
-    /// Recomputes every law; online, in constant memory.
-    pub fn verify(&self) -> Result<Verification, StoreError> {
-        todo!()
+    /// How many holds are open, and since when.
+    pub fn open_holds(&self) -> Result<OpenHolds, StoreError> {
+        self.read("counting the open holds", |conn| {
+            conn.prepare_cached("SELECT COUNT(*) AS count, MIN(placed_at) AS oldest FROM holds WHERE state = 'open'")?
+                .query_row([], |row| {
+                    Ok(OpenHolds {
+                        count: row.get::<_, Count>("count")?.0,
+                        oldest: row.get::<_, Option<Micros>>("oldest")?.map(|at| at.0),
+                    })
+                })
+        })
     }
 
     /// At start, before listening: closes the holds of a process that died, by releasing them, as `interrupted`.
     /// Returns how many.
-    pub fn release_interrupted(&self, _now: Timestamp) -> Outcome<u64, ()> {
-        todo!()
+    pub fn release_interrupted(&self, now: Timestamp) -> Outcome<u64, ()> {
+        let mut released = 0;
+        loop {
+            let some = self.write("releasing the holds of a process that died", |tx| {
+                interrupt_before(tx, Timestamp::MAX, now, RELEASES_PER_TRANSACTION).map(Ok)
+            });
+            match some {
+                Outcome::Committed(0) => return Outcome::Committed(released),
+                Outcome::Committed(some) => released += some,
+                other => return other,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use proptest::prelude::*;
+    use rusqlite::ErrorCode;
+
+    #[test]
+    fn a_hold_sets_money_aside_and_its_settlement_takes_what_it_cost() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        let id = exchange();
+        let hold = done(desk.place(&ask(id, &key, "2")));
+        assert_eq!(hold.amount, usd("2"));
+        assert_eq!((desk.now(&ada).held, desk.now(&ada).available()), (usd("2"), usd("3")));
+        desk.assert_books_balance();
+        let closed = desk.close(id, &closing(id, &key, "0.75"));
+        assert_eq!(
+            closed,
+            Closed {
+                charged: usd("0.75"),
+                uncollected: Usd::ZERO,
+                balance: usd("4.25")
+            }
+        );
+        assert_eq!(
+            desk.now(&ada),
+            User {
+                balance: usd("4.25"),
+                ..ada.clone()
+            }
+        );
+        let entries = desk.store.entries(ada.id, None, 10).expect("entries");
+        let kinds: Vec<_> = entries
+            .iter()
+            .map(|e| (e.kind.as_str(), e.amount, e.balance_after))
+            .collect();
+        assert_eq!(
+            kinds,
+            [("charge", usd("-0.75"), usd("4.25")), ("credit", usd("5"), usd("5"))]
+        );
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn closing_twice_changes_nothing_and_gives_the_first_answer() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "2"));
+        let first = desk.close(id, &closing(id, &key, "1"));
+        assert_eq!(desk.close(id, &closing(id, &key, "2")), first);
+        assert_eq!(desk.now(&ada).balance, usd("4"));
+        assert_eq!(desk.store.verify().expect("it verifies").exchanges, 1);
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn taking_the_same_hold_twice_takes_it_once() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        let asked = ask(exchange(), &key, "2");
+        let first = done(desk.place(&asked));
+        assert_eq!(done(desk.place(&asked)), first);
+        assert_eq!(desk.now(&ada).held, usd("2"));
+        let other = desk.key(&ada);
+        let stolen = desk.place(&PlaceHold { key: other.id, ..asked });
+        assert!(matches!(stolen, Outcome::NotCommitted(_)), "{stolen:?}");
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn what_a_charge_takes_beyond_its_hold_comes_from_what_is_available_and_the_rest_is_recorded() {
+        let desk = Desk::new();
+        for (excess, charged) in [(Excess::Collect, "4"), (Excess::Waive, "1")] {
+            let user = desk.user(&format!("{excess:?}"), "5");
+            let key = desk.key(&user);
+            let (mine, other) = (exchange(), exchange());
+            desk.set_aside(&ask(mine, &key, "1"));
+            desk.set_aside(&ask(other, &key, "1"));
+            let closed = desk.close(
+                mine,
+                &CloseHold {
+                    excess,
+                    ..closing(mine, &key, "10")
+                },
+            );
+            let charged = usd(charged);
+            assert_eq!(
+                (closed.charged, closed.uncollected),
+                (charged, usd("10").saturating_sub(charged))
+            );
+            assert_eq!(desk.now(&user).held, usd("1"));
+            assert!(!desk.now(&user).available().is_negative());
+        }
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn a_hold_is_refused_with_the_reason() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "1");
+        let (key, revoked) = (desk.key(&ada), desk.key(&ada));
+        let short = HoldRefused::Short(Shortfall {
+            needed: usd("1.000001"),
+            available: usd("1"),
+            held: Usd::ZERO,
+            largest_limit: None,
+        });
+        match refused(desk.place(&ask(exchange(), &key, "1.000001"))) {
+            HoldRefused::Short(found) => {
+                assert_eq!(
+                    HoldRefused::Short(Shortfall {
+                        largest_limit: None,
+                        ..found
+                    }),
+                    short
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        done(desk.store.revoke_key(revoked.id, &by(), at(2)));
+        assert_eq!(
+            refused(desk.place(&ask(exchange(), &revoked, "1"))),
+            HoldRefused::KeyGone
+        );
+        let late = PlaceHold {
+            user: desk.user("bob", "1").id,
+            ..ask(exchange(), &key, "1")
+        };
+        assert_eq!(refused(desk.place(&late)), HoldRefused::KeyGone);
+        done(desk.store.set_user_status(ada.id, UserStatus::Suspended, &by(), at(3)));
+        assert_eq!(refused(desk.place(&ask(exchange(), &key, "1"))), HoldRefused::Suspended);
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn a_reference_credits_once() {
+        let desk = Desk::new();
+        let (ada, bob) = (desk.user("ada", "0"), desk.user("bob", "0"));
+        let (first, _) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(1)));
+        let (again, user) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(2)));
+        assert_eq!((again, user.balance), (first.clone(), usd("3")));
+        for other in [
+            top_up(&ada, "4", Some("invoice 1")),
+            top_up(&bob, "3", Some("invoice 1")),
+        ] {
+            let why = refused(desk.store.credit(&other, &by(), at(3)));
+            assert_eq!(why, CreditRefused::OtherReference(Box::new(first.clone())));
+        }
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn an_adjustment_never_takes_what_is_held() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        desk.set_aside(&ask(exchange(), &key, "2"));
+        let why = refused(desk.store.credit(&top_up(&ada, "-3.000000001", None), &by(), at(1)));
+        assert_eq!(why, CreditRefused::BelowHeld(desk.now(&ada)));
+        done(desk.store.credit(&top_up(&ada, "-3", None), &by(), at(1)));
+        assert_eq!(desk.now(&ada).available(), Usd::ZERO);
+        let why = refused(desk.store.credit(&top_up(&ada, "9000000000", None), &by(), at(1)));
+        assert_eq!(why, CreditRefused::TooLarge);
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn the_schema_alone_stops_an_overdraft() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let raw = desk.raw();
+        let hold = |nanos: i64| {
+            raw.execute(
+                "UPDATE users SET held_nanos = held_nanos + ?2 WHERE id = ?1",
+                params![ada.id, nanos],
+            )
+        };
+        for _ in 0..7 {
+            hold(1_000_000_000).expect("the first seven fit");
+        }
+        let eighth = hold(1_000_000_000).expect_err("the eighth does not");
+        assert_eq!(eighth.sqlite_error_code(), Some(ErrorCode::ConstraintViolation));
+        assert!(eighth.to_string().contains("available_is_not_negative"), "{eighth}");
+    }
+
+    #[test]
+    fn the_schema_alone_keeps_the_balance_the_sum_of_the_entries() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let raw = desk.raw();
+        let refused = |sql: &str| match raw.execute(sql, [ada.id]) {
+            Err(error) => assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ConstraintViolation), "{sql}"),
+            Ok(rows) => panic!("{rows} rows by {sql}"),
+        };
+        refused("UPDATE users SET balance_nanos = balance_nanos + 1 WHERE id = ?1");
+        refused("UPDATE users SET id = zeroblob(16) WHERE id = ?1");
+        refused("DELETE FROM users WHERE id = ?1");
+        refused("UPDATE ledger_entries SET note = 'x' WHERE user_id = ?1");
+        refused("DELETE FROM ledger_entries WHERE user_id = ?1");
+        refused(
+            "REPLACE INTO ledger_entries SELECT seq, user_id, kind, 1, balance_after_nanos + 1, exchange_id, reference,
+                    note, at, hash FROM ledger_entries WHERE user_id = ?1",
+        );
+        refused(
+            "REPLACE INTO users SELECT id, name, email, password_hash, status, 0, 0, 0, created_at
+             FROM users WHERE id = ?1",
+        );
+        refused(
+            "INSERT INTO ledger_entries SELECT seq + 1, user_id, kind, 5, balance_after_nanos, NULL, NULL, NULL, at,
+                    hash FROM ledger_entries WHERE user_id = ?1",
+        );
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn a_hold_cannot_be_opened_again_or_changed() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let key = desk.key(&ada);
+        let (open, closed) = (exchange(), exchange());
+        desk.set_aside(&ask(open, &key, "1"));
+        desk.set_aside(&ask(closed, &key, "1"));
+        desk.close(closed, &closing(closed, &key, "1"));
+        let raw = desk.raw();
+        for (sql, id) in [
+            (
+                "UPDATE holds SET state = 'open', closed_at = NULL WHERE exchange_id = ?1",
+                closed,
+            ),
+            ("UPDATE holds SET state = 'released' WHERE exchange_id = ?1", closed),
+            ("UPDATE holds SET amount_nanos = 2 WHERE exchange_id = ?1", open),
+            ("DELETE FROM holds WHERE exchange_id = ?1", open),
+            ("UPDATE usage_logs SET charge_nanos = 0 WHERE exchange_id = ?1", closed),
+            ("DELETE FROM usage_logs WHERE exchange_id = ?1", closed),
+        ] {
+            raw.execute(sql, [id]).expect_err(sql);
+        }
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn holds_of_a_process_that_died_are_released_and_leave_a_row() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let key = desk.key(&ada);
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "2"));
+        assert_eq!(
+            desk.store.open_holds().expect("counted"),
+            OpenHolds {
+                count: 1,
+                oldest: Some(at(10))
+            }
+        );
+        assert_eq!(done(desk.store.release_interrupted(at(70))), 1);
+        assert_eq!(done(desk.store.release_interrupted(at(71))), 0);
+        let row = desk
+            .store
+            .find_exchange(&id.to_string())
+            .expect("it reads")
+            .expect("it is there");
+        assert_eq!(
+            (row.state, row.held, row.charge),
+            (State::Interrupted, usd("2"), Usd::ZERO)
+        );
+        assert_eq!((row.duration.as_secs(), row.model.as_str()), (60, "gpt"));
+        assert_eq!(desk.now(&ada), ada);
+        let late = desk.close(id, &closing(id, &key, "1"));
+        assert_eq!(
+            late,
+            Closed {
+                charged: Usd::ZERO,
+                uncollected: Usd::ZERO,
+                balance: usd("7")
+            }
+        );
+        desk.assert_books_balance();
+    }
+
+    /// What may happen to the books, each to one of two users.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Credit {
+            user: usize,
+            cents: u32,
+        },
+        Adjust {
+            user: usize,
+            cents: u32,
+        },
+        Hold {
+            user: usize,
+            cents: u32,
+        },
+        /// Closes one of the holds taken so far, also one that is closed.
+        Close {
+            which: usize,
+            cents: u32,
+            excess: Excess,
+        },
+        Interrupt,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (user, cents) = (0..2_usize, 1..600_u32);
+        prop_oneof![
+            1 => (user.clone(), cents.clone()).prop_map(|(user, cents)| Step::Credit { user, cents }),
+            1 => (user.clone(), cents.clone()).prop_map(|(user, cents)| Step::Adjust { user, cents }),
+            4 => (user, cents.clone()).prop_map(|(user, cents)| Step::Hold { user, cents }),
+            4 => (0..64_usize, 0..900_u32, prop_oneof![Just(Excess::Collect), Just(Excess::Waive)])
+                .prop_map(|(which, cents, excess)| Step::Close { which, cents, excess }),
+            1 => Just(Step::Interrupt),
+        ]
+    }
+
+    /// The books as a child would keep them.
+    #[derive(Default)]
+    struct Model {
+        users: [(i64, i64); 2],
+        holds: Vec<(ExchangeId, usize, i64, Option<Closed>)>,
+    }
+
+    const CENT: i64 = 10_000_000;
+
+    fn dollars(nanos: i64) -> String {
+        Usd::from_nanos(nanos).to_string()
+    }
+
+    fn take(desk: &Desk, model: &mut Model, keys: &[super::super::keys::Key], step: Step, number: usize) {
+        let user = |i: usize| {
+            desk.store
+                .find_user(["ada", "bob"][i])
+                .expect("it reads")
+                .expect("there")
+        };
+        match step {
+            Step::Credit { user: i, cents } | Step::Adjust { user: i, cents } => {
+                let sign = if matches!(step, Step::Adjust { .. }) { -1 } else { 1 };
+                let nanos = sign * i64::from(cents) * CENT;
+                let credit = top_up(&user(i), &dollars(nanos), Some(&format!("step {number}")));
+                let (balance, held) = model.users[i];
+                for _ in 0..2 {
+                    let outcome = desk.store.credit(&credit, &by(), at(5));
+                    if balance + nanos - held < 0 {
+                        assert!(matches!(refused(outcome), CreditRefused::BelowHeld(_)));
+                    } else {
+                        assert_eq!(done(outcome).1.balance.nanos(), balance + nanos);
+                        model.users[i].0 = balance + nanos;
+                    }
+                }
+            }
+            Step::Hold { user: i, cents } => {
+                let (nanos, id) = (i64::from(cents) * CENT, exchange());
+                let (balance, held) = model.users[i];
+                for _ in 0..2 {
+                    let outcome = desk.place(&ask(id, &keys[i], &dollars(nanos)));
+                    if balance - held < nanos {
+                        assert!(matches!(refused(outcome), HoldRefused::Short(_)));
+                    } else {
+                        assert_eq!(done(outcome).amount.nanos(), nanos);
+                        model.users[i].1 = held + nanos;
+                    }
+                }
+                if balance - held >= nanos {
+                    model.holds.push((id, i, nanos, None));
+                }
+            }
+            Step::Close { which, cents, excess } => {
+                let count = model.holds.len();
+                let Some((id, i, amount, closed)) = model.holds.get_mut(which % count.max(1)) else {
+                    return;
+                };
+                let charge = i64::from(cents) * CENT;
+                let asked = CloseHold {
+                    excess,
+                    ..closing(*id, &keys[*i], &dollars(charge))
+                };
+                let answer = desk.close(*id, &asked);
+                assert_eq!(desk.close(*id, &asked), answer);
+                if let Some(first) = closed {
+                    assert_eq!(answer, *first);
+                    return;
+                }
+                let (balance, held) = &mut model.users[*i];
+                *held -= *amount;
+                let most = if excess == Excess::Collect {
+                    *balance - *held
+                } else {
+                    *amount
+                };
+                let charged = charge.min(most);
+                *balance -= charged;
+                let expected = Closed {
+                    charged: Usd::from_nanos(charged),
+                    uncollected: Usd::from_nanos(charge - charged),
+                    balance: Usd::from_nanos(*balance),
+                };
+                assert_eq!(answer, expected);
+                *closed = Some(expected);
+            }
+            Step::Interrupt => {
+                let open = model.holds.iter().filter(|hold| hold.3.is_none()).count();
+                assert_eq!(
+                    done(desk.store.release_interrupted(at(99))),
+                    u64::try_from(open).expect("few")
+                );
+                for (_, i, amount, closed) in model.holds.iter_mut().filter(|hold| hold.3.is_none()) {
+                    model.users[*i].1 -= *amount;
+                    let balance = Usd::from_nanos(model.users[*i].0);
+                    *closed = Some(Closed {
+                        charged: Usd::ZERO,
+                        uncollected: Usd::ZERO,
+                        balance,
+                    });
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn the_books_balance_under_any_sequence_of_operations(steps in proptest::collection::vec(step(), 1..24)) {
+            let desk = Desk::new();
+            let users = [desk.user("ada", "5"), desk.user("bob", "0.5")];
+            let keys = [desk.key(&users[0]), desk.key(&users[1])];
+            let mut model = Model { users: [(500 * CENT, 0), (50 * CENT, 0)], ..Model::default() };
+            for (number, step) in steps.into_iter().enumerate() {
+                take(&desk, &mut model, &keys, step, number);
+                for (user, (balance, held)) in users.iter().zip(model.users) {
+                    let now = desk.now(user);
+                    prop_assert_eq!((now.balance.nanos(), now.held.nanos()), (balance, held));
+                }
+                desk.assert_books_balance();
+            }
+            let (_, total) = desk.store.usage(&Default::default(), super::usage_log::GroupBy::User).expect("summed");
+            let charged: i64 = model.holds.iter().filter_map(|h| h.3.as_ref()).map(|c| c.charged.nanos()).sum();
+            prop_assert_eq!(total.charge.nanos(), charged);
+        }
     }
 }

@@ -3,15 +3,33 @@
 //! What crosses it are operations and values, never a connection: nothing outside knows which engine is behind it.
 
 pub mod audit;
+mod cache;
+mod columns;
+mod connection;
+mod digest;
 pub mod keys;
 pub mod ledger;
+mod lock;
 pub mod prices;
+#[cfg(test)]
+mod testing;
 pub mod usage_log;
 pub mod users;
+mod verify;
+mod writer;
 
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
+
+use cache::Caches;
+pub use lock::ServerLock;
+pub use writer::{Busy, Place, Writer};
 
 /// Id of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,72 +103,160 @@ pub enum Create {
 }
 
 /// The database of a gateway. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Store {}
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// What the clones of a [`Store`] share.
+struct Inner {
+    path: PathBuf,
+    readers: r2d2::Pool<SqliteConnectionManager>,
+    /// As many as there are readers: whoever waits for one waits here, not on a thread.
+    reading: Arc<Semaphore>,
+    /// For the acts of operators; a server's calls go through its [`Writer`].
+    acts: Mutex<Connection>,
+    caches: Caches,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("path", &self.inner.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an operation gives inside its transaction: what it did, or why it did nothing.
+type Tried<D, R> = rusqlite::Result<Result<D, R>>;
+
+/// Turns SQLite's error into the store's.
+fn during(context: impl Into<String>) -> impl FnOnce(rusqlite::Error) -> StoreError {
+    let context = context.into();
+    |error| StoreError {
+        context,
+        source: Some(Box::new(error)),
+    }
+}
+
+/// What an error of the engine means for a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trouble {
+    /// Another process writes; it passes.
+    Busy,
+    /// The disk is full; it passes when somebody makes room.
+    Full,
+    /// What was written may or may not be there after a restart.
+    Unknown,
+    /// The operation itself cannot be done.
+    Operation,
+}
+
+impl Trouble {
+    fn of(error: &rusqlite::Error) -> Trouble {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Trouble::Busy,
+            Some(ErrorCode::DiskFull) => Trouble::Full,
+            Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Trouble::Unknown,
+            _ => Trouble::Operation,
+        }
+    }
+
+    /// Of an error of COMMIT: what is neither busy nor full leaves the outcome open.
+    fn of_commit(error: &rusqlite::Error) -> Trouble {
+        match Trouble::of(error) {
+            Trouble::Operation => Trouble::Unknown,
+            other => other,
+        }
+    }
+}
 
 impl Store {
     /// Opens, creates and migrates.
-    pub fn open(_path: &Path, _create: Create) -> Result<Store, OpenError> {
-        todo!()
+    pub fn open(path: &Path, create: Create) -> Result<Store, OpenError> {
+        let path = connection::absolute(path)?;
+        let mut acts = connection::open(&path, create)?;
+        let (_, catalogue) = crate::pricing::catalogue().map_err(|e| StoreError {
+            context: "reading the catalogue".to_owned(),
+            source: Some(Box::new(e)),
+        })?;
+        prices::seed(&mut acts, &catalogue).map_err(during("writing the catalogue"))?;
+        let inner = Inner {
+            readers: connection::readers(&path),
+            reading: Arc::new(Semaphore::new(connection::READERS as usize)),
+            acts: Mutex::new(acts),
+            caches: Caches::new(),
+            path,
+        };
+        Ok(Store { inner: Arc::new(inner) })
     }
-}
 
-/// The one writer of a serving process: group commit over a bounded queue.
-#[derive(Clone, Debug)]
-pub struct Writer {}
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
 
-/// A place in the writer's queue for a settlement, reserved when its hold is taken.
-#[derive(Debug)]
-pub struct Place {}
+    /// Runs a synchronous function of the store off the async threads. At most as many run at once as there are
+    /// connections to read from.
+    pub async fn blocking<T: Send + 'static>(&self, f: impl FnOnce(&Store) -> T + Send + 'static) -> T {
+        let store = self.clone();
+        let turn = Arc::clone(&self.inner.reading).acquire_owned().await;
+        let work = tokio::task::spawn_blocking(move || {
+            let value = f(&store);
+            drop(turn);
+            value
+        });
+        match work.await {
+            Ok(value) => value,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
 
-impl Store {
     /// Starts the writer; it ends when every `Writer` is dropped and what was queued is durable.
-    pub fn start_writer(&self, _tracker: &tokio_util::task::TaskTracker) -> Writer {
-        todo!()
+    pub fn start_writer(&self, tracker: &tokio_util::task::TaskTracker) -> Writer {
+        writer::start(self.clone(), tracker)
     }
 
-    /// Runs a synchronous function of the store off the async threads.
-    pub async fn blocking<T: Send + 'static>(&self, _f: impl FnOnce(&Store) -> T + Send + 'static) -> T {
-        todo!()
+    fn caches(&self) -> &Caches {
+        &self.inner.caches
+    }
+
+    /// Runs a read on a connection of the pool.
+    fn read<T>(&self, context: &str, f: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let conn = self.inner.readers.get().map_err(|e| StoreError {
+            context: context.to_owned(),
+            source: Some(Box::new(e)),
+        })?;
+        f(&conn).map_err(during(context))
+    }
+
+    /// Runs an operator's act in a transaction of its own.
+    fn write<D, R>(&self, context: &str, act: impl FnOnce(&Connection) -> Tried<D, R>) -> Outcome<D, R> {
+        // A panic inside an act rolled its transaction back; the connection is as good as before.
+        let mut conn = self.inner.acts.lock().unwrap_or_else(PoisonError::into_inner);
+        let outcome = write_on(&mut conn, context, act);
+        if !matches!(outcome, Outcome::Refused(_)) {
+            self.caches().forget();
+        }
+        outcome
     }
 }
 
-/// Why a hold was not even tried.
-#[derive(Debug)]
-pub enum Busy {
-    /// The queue is full: 503, try again.
-    QueueFull,
-    /// The writer has stopped after an unknown outcome: 503 until the process is restarted.
-    Stopped,
-}
-
-impl Writer {
-    /// Takes a hold. The place it comes with is the right to settle.
-    pub async fn hold(
-        &self,
-        _hold: ledger::PlaceHold,
-    ) -> Result<Outcome<(ledger::Hold, Place), ledger::HoldRefused>, Busy> {
-        todo!()
-    }
-
-    /// Settles or releases: one transaction for charge, entry, usage row and the hold's closing. Repeated until it
-    /// commits; `Err` only when the outcome is unknown and the process has to stop.
-    pub async fn close(
-        &self,
-        _hold: ledger::Hold,
-        _place: Place,
-        _close: ledger::CloseHold,
-    ) -> Result<ledger::Closed, StoreError> {
-        todo!()
-    }
-
-    /// Fires when an outcome is unknown: stop admitting, exit, recover from disk.
-    pub async fn failed(&self) -> StoreError {
-        todo!()
-    }
-
-    /// Whether it accepts holds: for `/readyz`.
-    pub fn is_ready(&self) -> bool {
-        todo!()
+fn write_on<D, R>(conn: &mut Connection, context: &str, act: impl FnOnce(&Connection) -> Tried<D, R>) -> Outcome<D, R> {
+    let failed = |trouble, error| match trouble {
+        Trouble::Unknown => Outcome::Unknown(during(context)(error)),
+        Trouble::Busy | Trouble::Full | Trouble::Operation => Outcome::NotCommitted(during(context)(error)),
+    };
+    let tx = match conn.transaction_with_behavior(TransactionBehavior::Immediate) {
+        Ok(tx) => tx,
+        Err(error) => return failed(Trouble::of(&error), error),
+    };
+    match act(&tx) {
+        Ok(Ok(done)) => match tx.commit() {
+            Ok(()) => Outcome::Committed(done),
+            Err(error) => failed(Trouble::of_commit(&error), error),
+        },
+        Ok(Err(refused)) => Outcome::Refused(refused),
+        Err(error) => failed(Trouble::of(&error), error),
     }
 }

@@ -3,9 +3,14 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
+use super::audit::{self, Act};
+use super::columns::{Micros, in_column, unreadable};
+use super::digest::Digest;
 use super::{Actor, Outcome, Store, StoreError};
-use crate::pricing::{ListName, Price};
+use crate::pricing::{CatalogueRow, ListName, Price};
 
 /// Who wrote a price.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,30 +36,168 @@ pub struct PriceRow {
     pub price: Arc<Price>,
 }
 
+impl PriceSource {
+    const fn word(self) -> &'static str {
+        match self {
+            PriceSource::Catalogue => "catalogue",
+            PriceSource::Operator => "operator",
+        }
+    }
+}
+
+impl FromSql for PriceSource {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<PriceSource> {
+        match value.as_str()? {
+            "catalogue" => Ok(PriceSource::Catalogue),
+            "operator" => Ok(PriceSource::Operator),
+            _ => Err(unreadable("who wrote a price")),
+        }
+    }
+}
+
+fn price_row(row: &Row<'_>) -> rusqlite::Result<PriceRow> {
+    let json: String = row.get("price")?;
+    let price = Price::from_json(&json).map_err(|e| in_column(FromSqlError::Other(Box::new(e))))?;
+    Ok(PriceRow {
+        list: row.get("list")?,
+        model: row.get("model")?,
+        from: row.get::<_, Micros>("from_at")?.0,
+        source: row.get("source")?,
+        price: Arc::new(price),
+    })
+}
+
+/// All rows of one model, best first: the operator's before the catalogue's, newer before older.
+fn rows_of(conn: &Connection, list: &ListName, model: &str) -> rusqlite::Result<Vec<PriceRow>> {
+    conn.prepare_cached(
+        "SELECT list, model, from_at, source, price FROM model_pricing WHERE list = ?1 AND model = ?2
+         ORDER BY source DESC, from_at DESC",
+    )?
+    .query_map([list.as_str(), model], price_row)?
+    .collect()
+}
+
+/// The row in force at a time, of rows in the order of [`rows_of`].
+fn in_force(rows: &[PriceRow], at: Timestamp) -> Option<&PriceRow> {
+    rows.iter().find(|row| row.from <= at)
+}
+
+fn set(tx: &Connection, (list, model, from, price): &NewPrice, by: &Actor, now: Timestamp) -> rusqlite::Result<()> {
+    let before: Option<String> = tx
+        .prepare_cached(
+            "SELECT price FROM model_pricing WHERE list = ?1 AND model = ?2 AND from_at = ?3 AND source = ?4",
+        )?
+        .query_row(
+            params![list.as_str(), model, Micros(*from), PriceSource::Operator.word()],
+            |row| row.get(0),
+        )
+        .optional()?;
+    let after = price.to_json();
+    tx.prepare_cached(
+        "INSERT INTO model_pricing (list, model, from_at, source, price, recorded_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (list, model, from_at, source)
+         DO UPDATE SET price = excluded.price, recorded_at = excluded.recorded_at",
+    )?
+    .execute(params![
+        list.as_str(),
+        model,
+        Micros(*from),
+        PriceSource::Operator.word(),
+        after,
+        Micros(now)
+    ])?;
+    let subject = format!("{}/{model}", list.as_str());
+    audit::record(
+        tx,
+        &Act {
+            by,
+            at: now,
+            action: "price.set",
+            subject,
+            before,
+            after,
+        },
+    )
+}
+
+/// An operator's row: list, model, in force from, rates.
+type NewPrice = (ListName, String, Timestamp, Price);
+
+/// The name of the fact that tells which catalogue was written last.
+const CATALOGUE: &str = "catalogue";
+
+/// Writes the catalogue's rows that are not there yet, in one transaction, unless this very catalogue was written
+/// last. Rows that are there stay as they are: past bills never change.
+pub(super) fn seed(conn: &mut Connection, rows: &[CatalogueRow]) -> rusqlite::Result<()> {
+    let fingerprint = fingerprint(rows);
+    let written = |conn: &Connection| -> rusqlite::Result<bool> {
+        conn.prepare("SELECT 1 FROM meta WHERE name = ?1 AND value = ?2")?
+            .exists([CATALOGUE, &fingerprint])
+    };
+    if written(conn)? {
+        return Ok(());
+    }
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for row in rows {
+        tx.prepare_cached(
+            "INSERT INTO model_pricing (list, model, from_at, source, price, recorded_at)
+             VALUES (?1, ?2, ?3, 'catalogue', ?4, ?3) ON CONFLICT DO NOTHING",
+        )?
+        .execute(params![row.list.as_str(), row.model, Micros(row.from), row.price])?;
+    }
+    tx.execute(
+        "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        [CATALOGUE, &fingerprint],
+    )?;
+    tx.commit()
+}
+
+fn fingerprint(rows: &[CatalogueRow]) -> String {
+    let mut digest = Digest::new("codex-gateway catalogue 1");
+    for row in rows {
+        digest.field("list", ValueRef::Text(row.list.as_str().as_bytes()));
+        digest.field("model", ValueRef::Text(row.model.as_bytes()));
+        digest.field("from_at", ValueRef::Integer(row.from.as_microsecond()));
+        digest.field("price", ValueRef::Text(row.price.as_bytes()));
+    }
+    digest.finish().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl Store {
     /// The price in force at a time: the operator's newest row that is not after `at`, else the catalogue's.
     /// From the cache when nothing changed since.
-    pub fn price(&self, _list: &ListName, _model: &str, _at: Timestamp) -> Result<Option<PriceRow>, StoreError> {
-        todo!()
+    pub fn price(&self, list: &ListName, model: &str, at: Timestamp) -> Result<Option<PriceRow>, StoreError> {
+        let rows = self.caches().prices(list, model, || {
+            self.read("looking up a price", |conn| rows_of(conn, list, model))
+        })?;
+        Ok(in_force(&rows, at).cloned())
     }
 
-    /// The prices in force at a time, of one list or all, of one model or all.
+    /// The prices in force at a time, of one list or all, of one model or all, by list and model.
     pub fn prices(
         &self,
-        _list: Option<&ListName>,
-        _model: Option<&str>,
-        _at: Timestamp,
+        list: Option<&ListName>,
+        model: Option<&str>,
+        at: Timestamp,
     ) -> Result<Vec<PriceRow>, StoreError> {
-        todo!()
+        let mut rows: Vec<PriceRow> = self.read("reading the prices", |conn| {
+            conn.prepare_cached(
+                "SELECT list, model, from_at, source, price FROM model_pricing
+                 WHERE (?1 IS NULL OR list = ?1) AND (?2 IS NULL OR model = ?2) AND from_at <= ?3
+                 ORDER BY list, model, source DESC, from_at DESC",
+            )?
+            .query_map(params![list.map(ListName::as_str), model, Micros(at)], price_row)?
+            .collect()
+        })?;
+        rows.dedup_by(|next, best| (&next.list, &next.model) == (&best.list, &best.model));
+        Ok(rows)
     }
 
-    /// Writes operator rows, all or none, with their audit rows.
-    pub fn set_prices(
-        &self,
-        _rows: &[(ListName, String, Timestamp, Price)],
-        _by: &Actor,
-        _now: Timestamp,
-    ) -> Outcome<(), ()> {
-        todo!()
+    /// Writes operator rows, all or none, with their audit rows. A row of the same list, model and date is replaced.
+    pub fn set_prices(&self, rows: &[NewPrice], by: &Actor, now: Timestamp) -> Outcome<(), ()> {
+        self.write("setting prices", |tx| {
+            rows.iter().try_for_each(|row| set(tx, row, by, now))?;
+            Ok(Ok(()))
+        })
     }
 }

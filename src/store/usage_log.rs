@@ -3,12 +3,18 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
+use super::columns::{
+    Count, Json, Micros, Span, Word, broken, id_range, json, micros, text, to_the_microsecond, tokens,
+};
+use super::digest::{Cells, Digest, Hash};
 use super::{ExchangeId, KeyId, Store, StoreError, UserId};
 use crate::call::Endpoint;
 use crate::money::Usd;
 use crate::pricing::{Line, ListName, Tier};
-use crate::usage::{Tokens, Usage};
+use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -156,35 +162,382 @@ pub struct UsageSum {
     pub uncollected: Usd,
 }
 
+/// What is hashed of a usage row, in the order it is stored.
+pub(super) const USAGE_COLUMNS: [&str; 46] = [
+    "exchange_id",
+    "user_id",
+    "key_id",
+    "endpoint",
+    "streamed",
+    "model",
+    "priced_model",
+    "answered_model",
+    "upstream",
+    "list",
+    "price_from",
+    "tier",
+    "state",
+    "basis",
+    "input_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "cache_write_12h_tokens",
+    "audio_input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "audio_output_tokens",
+    "web_searches",
+    "file_searches",
+    "containers",
+    "image_text_input_tokens",
+    "image_input_tokens",
+    "image_text_output_tokens",
+    "image_output_tokens",
+    "lines",
+    "uplift",
+    "markup",
+    "cost_nanos",
+    "charge_nanos",
+    "uncollected_nanos",
+    "held_nanos",
+    "output_limit",
+    "balance_after_nanos",
+    "response_id",
+    "item_ids",
+    "upstream_request_id",
+    "upstream_status",
+    "attempts",
+    "started_at",
+    "first_byte_us",
+    "duration_us",
+];
+
+/// The domain of a usage row's digest.
+pub(super) const USAGE_DOMAIN: &str = "codex-gateway usage 1";
+
+/// When an exchange was settled.
+pub(super) fn ended_at(row: &ExchangeRow) -> Timestamp {
+    let started = to_the_microsecond(row.started_at);
+    let micros = u64::try_from(row.duration.as_micros()).unwrap_or(u64::MAX);
+    started.checked_add(Duration::from_micros(micros)).unwrap_or(started)
+}
+
+/// The cells of a row, named as in [`USAGE_COLUMNS`] and in that order.
+fn cells(row: &ExchangeRow) -> rusqlite::Result<Cells> {
+    let usage = &row.usage;
+    let image =
+        |part: fn(&ImageUsage) -> Tokens| usage.tools.image_gen.as_ref().map_or(Value::Null, |i| tokens(part(i)));
+    let values = [
+        row.id.value(),
+        row.user.value(),
+        row.key.value(),
+        text(Some(row.endpoint.path())),
+        Value::Integer(i64::from(row.streamed)),
+        text(Some(&row.model)),
+        text(Some(&row.priced_model)),
+        text(row.answered_model.as_deref()),
+        text(Some(&row.upstream)),
+        text(row.list.as_ref().map(ListName::as_str)),
+        row.price_from
+            .map_or(Value::Null, |at| Value::Integer(at.as_microsecond())),
+        text(Some(row.tier.word())),
+        text(Some(row.state.word())),
+        text(Some(row.basis.word())),
+        tokens(usage.input_tokens),
+        tokens(usage.cached_tokens),
+        tokens(usage.cache_write_tokens),
+        tokens(usage.cache_write_12h_tokens),
+        tokens(usage.audio_input_tokens),
+        tokens(usage.output_tokens),
+        tokens(usage.reasoning_tokens),
+        tokens(usage.audio_output_tokens),
+        Value::Integer(i64::from(usage.tools.web_searches)),
+        Value::Integer(i64::from(usage.tools.file_searches)),
+        Value::Integer(i64::from(usage.tools.containers)),
+        image(|i| i.text_input_tokens),
+        image(|i| i.image_input_tokens),
+        image(|i| i.text_output_tokens),
+        image(|i| i.image_output_tokens),
+        Value::Text(json(&row.lines)?),
+        text(row.uplift.as_deref()),
+        text(Some(&row.markup)),
+        Value::Integer(row.cost.nanos()),
+        Value::Integer(row.charge.nanos()),
+        Value::Integer(row.uncollected.nanos()),
+        Value::Integer(row.held.nanos()),
+        row.output_limit.map_or(Value::Null, tokens),
+        Value::Integer(row.balance_after.nanos()),
+        text(row.response_id.as_deref()),
+        Value::Text(json(&row.item_ids)?),
+        text(row.upstream_request_id.as_deref()),
+        row.upstream_status
+            .map_or(Value::Null, |status| Value::Integer(i64::from(status))),
+        Value::Integer(i64::from(row.attempts)),
+        Value::Integer(row.started_at.as_microsecond()),
+        row.first_byte.map_or(Value::Null, micros),
+        micros(row.duration),
+    ];
+    Ok(USAGE_COLUMNS.into_iter().zip(values).collect())
+}
+
+/// Writes an exchange's row, and returns its hash; part of the closing of its hold.
+pub(super) fn insert(tx: &Connection, row: &ExchangeRow, hold_hash: &Hash, hold_state: &str) -> rusqlite::Result<Hash> {
+    let cells = cells(row)?;
+    let mut digest = Digest::new(USAGE_DOMAIN);
+    digest.cells(&cells);
+    digest.field("hold_hash", ValueRef::Blob(hold_hash));
+    digest.field("hold_state", ValueRef::Text(hold_state.as_bytes()));
+    let hash = digest.finish();
+    let row_hash = Value::Blob(hash.to_vec());
+    tx.prepare_cached(
+        "INSERT INTO usage_logs (
+            exchange_id, user_id, key_id, endpoint, streamed, model, priced_model, answered_model, upstream, list,
+            price_from, tier, state, basis, input_tokens, cached_tokens, cache_write_tokens, cache_write_12h_tokens,
+            audio_input_tokens, output_tokens, reasoning_tokens, audio_output_tokens, web_searches, file_searches,
+            containers, image_text_input_tokens, image_input_tokens, image_text_output_tokens, image_output_tokens,
+            lines, uplift, markup, cost_nanos, charge_nanos, uncollected_nanos, held_nanos, output_limit,
+            balance_after_nanos, response_id, item_ids, upstream_request_id, upstream_status, attempts, started_at,
+            first_byte_us, duration_us, row_hash)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
+                 ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38, ?39, ?40, ?41, ?42,
+                 ?43, ?44, ?45, ?46, ?47)",
+    )?
+    .execute(params_from_iter(
+        cells.iter().map(|(_, value)| value).chain([&row_hash]),
+    ))?;
+    let mut index =
+        tx.prepare_cached("INSERT INTO usage_items (item_id, exchange_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
+    for item in &row.item_ids {
+        index.execute(params![item, row.id])?;
+    }
+    Ok(hash)
+}
+
+/// Reads a row.
+fn exchange(row: &Row<'_>) -> rusqlite::Result<ExchangeRow> {
+    Ok(ExchangeRow {
+        id: row.get("exchange_id")?,
+        user: row.get("user_id")?,
+        key: row.get("key_id")?,
+        endpoint: row.get("endpoint")?,
+        streamed: row.get("streamed")?,
+        model: row.get("model")?,
+        priced_model: row.get("priced_model")?,
+        answered_model: row.get("answered_model")?,
+        upstream: row.get("upstream")?,
+        list: row.get("list")?,
+        price_from: row.get::<_, Option<Micros>>("price_from")?.map(|at| at.0),
+        tier: row.get("tier")?,
+        state: row.get("state")?,
+        basis: row.get("basis")?,
+        usage: usage(row)?,
+        lines: row.get::<_, Json<Vec<Line>>>("lines")?.0,
+        uplift: row.get("uplift")?,
+        markup: row.get("markup")?,
+        cost: row.get("cost_nanos")?,
+        charge: row.get("charge_nanos")?,
+        uncollected: row.get("uncollected_nanos")?,
+        held: row.get("held_nanos")?,
+        output_limit: row.get("output_limit")?,
+        balance_after: row.get("balance_after_nanos")?,
+        response_id: row.get("response_id")?,
+        item_ids: row.get::<_, Json<Vec<String>>>("item_ids")?.0,
+        upstream_request_id: row.get("upstream_request_id")?,
+        upstream_status: row.get("upstream_status")?,
+        attempts: row.get("attempts")?,
+        started_at: row.get::<_, Micros>("started_at")?.0,
+        first_byte: row.get::<_, Option<Span>>("first_byte_us")?.map(|span| span.0),
+        duration: row.get::<_, Span>("duration_us")?.0,
+    })
+}
+
+/// Reads the usage of a row.
+fn usage(row: &Row<'_>) -> rusqlite::Result<Usage> {
+    Ok(Usage {
+        input_tokens: row.get("input_tokens")?,
+        cached_tokens: row.get("cached_tokens")?,
+        cache_write_tokens: row.get("cache_write_tokens")?,
+        cache_write_12h_tokens: row.get("cache_write_12h_tokens")?,
+        audio_input_tokens: row.get("audio_input_tokens")?,
+        output_tokens: row.get("output_tokens")?,
+        reasoning_tokens: row.get("reasoning_tokens")?,
+        audio_output_tokens: row.get("audio_output_tokens")?,
+        tools: ToolUsage {
+            web_searches: row.get("web_searches")?,
+            file_searches: row.get("file_searches")?,
+            containers: row.get("containers")?,
+            image_gen: image_usage(row)?,
+        },
+    })
+}
+
+fn image_usage(row: &Row<'_>) -> rusqlite::Result<Option<ImageUsage>> {
+    let Some(text_input_tokens) = row.get("image_text_input_tokens")? else {
+        return Ok(None);
+    };
+    Ok(Some(ImageUsage {
+        text_input_tokens,
+        image_input_tokens: row.get("image_input_tokens")?,
+        text_output_tokens: row.get("image_text_output_tokens")?,
+        image_output_tokens: row.get("image_output_tokens")?,
+    }))
+}
+
+/// The conditions of a filter, as SQL on `usage_logs u` and its numbered parameters.
+fn conditions(filter: &ExchangeFilter) -> (String, Vec<Value>) {
+    let time = |at: Timestamp| Value::Integer(at.as_microsecond());
+    let parts = [
+        ("u.user_id =", filter.user.map(UserId::value)),
+        ("u.key_id =", filter.key.map(KeyId::value)),
+        ("u.model =", filter.model.clone().map(Value::Text)),
+        ("u.started_at >=", filter.since.map(time)),
+        ("u.started_at <", filter.until.map(time)),
+        ("u.exchange_id <", filter.before.map(ExchangeId::value)),
+        ("u.exchange_id >", filter.after.map(ExchangeId::value)),
+    ];
+    let mut sql = String::from("TRUE");
+    let mut values = Vec::new();
+    for (condition, value) in parts {
+        if let Some(value) = value {
+            values.push(value);
+            sql.push_str(&format!(" AND {condition} ?{}", values.len()));
+        }
+    }
+    (sql, values)
+}
+
+/// One row of a report, its group as it stands in the database.
+fn sum(row: &Row<'_>, by: GroupBy) -> rusqlite::Result<UsageSum> {
+    let group = match by {
+        GroupBy::Day => day(row.get("grouped")?)?,
+        GroupBy::Key => row.get::<_, KeyId>("grouped")?.to_string(),
+        GroupBy::User | GroupBy::Model | GroupBy::Upstream => row.get("grouped")?,
+    };
+    let count = |column: &str| row.get::<_, Count>(column).map(|count| count.0);
+    Ok(UsageSum {
+        group,
+        exchanges: count("exchanges")?,
+        input_tokens: count("input_tokens")?,
+        cached_tokens: count("cached_tokens")?,
+        output_tokens: count("output_tokens")?,
+        cost: row.get("cost_nanos")?,
+        charge: row.get("charged_nanos")?,
+        uncollected: row.get("uncollected_nanos")?,
+    })
+}
+
+/// Microseconds in a day.
+const DAY_US: i64 = 86_400_000_000;
+
+/// The date, UTC, of a number of days since 1970.
+fn day(days: i64) -> rusqlite::Result<String> {
+    let midnight = days
+        .checked_mul(DAY_US)
+        .and_then(|micros| Timestamp::from_microsecond(micros).ok());
+    let midnight = midnight.ok_or_else(|| broken("a date is out of range"))?;
+    Ok(midnight.strftime("%Y-%m-%d").to_string())
+}
+
+/// The sum of all rows of a report.
+fn total(rows: &[UsageSum]) -> UsageSum {
+    rows.iter().fold(UsageSum::default(), |sum, row| UsageSum {
+        group: String::new(),
+        exchanges: sum.exchanges + row.exchanges,
+        input_tokens: sum.input_tokens + row.input_tokens,
+        cached_tokens: sum.cached_tokens + row.cached_tokens,
+        output_tokens: sum.output_tokens + row.output_tokens,
+        cost: sum.cost.saturating_add(row.cost),
+        charge: sum.charge.saturating_add(row.charge),
+        uncollected: sum.uncollected.saturating_add(row.uncollected),
+    })
+}
+
 impl Store {
-    /// An exchange by its id, a unique start of it, or the upstream's response id.
-    pub fn find_exchange(&self, _which: &str) -> Result<Option<ExchangeRow>, StoreError> {
-        todo!()
+    /// An exchange by its id, a unique start of it, or the upstream's response id (the newest of several).
+    pub fn find_exchange(&self, which: &str) -> Result<Option<ExchangeRow>, StoreError> {
+        self.read("looking for an exchange", |conn| {
+            if let Some((low, high)) = id_range(which) {
+                let found: Vec<ExchangeRow> = conn
+                    .prepare_cached("SELECT * FROM usage_logs WHERE exchange_id BETWEEN ?1 AND ?2 LIMIT 2")?
+                    .query_map([low, high], exchange)?
+                    .collect::<Result<_, _>>()?;
+                if let Ok([only]) = <[ExchangeRow; 1]>::try_from(found) {
+                    return Ok(Some(only));
+                }
+            }
+            conn.prepare_cached("SELECT * FROM usage_logs WHERE response_id = ?1 ORDER BY exchange_id DESC LIMIT 1")?
+                .query_row([which], exchange)
+                .optional()
+        })
     }
 
     /// Exchanges that match.
-    pub fn exchanges(&self, _filter: &ExchangeFilter) -> Result<Vec<ExchangeRow>, StoreError> {
-        todo!()
+    pub fn exchanges(&self, filter: &ExchangeFilter) -> Result<Vec<ExchangeRow>, StoreError> {
+        let (conditions, values) = conditions(filter);
+        let order = if filter.after.is_some() { "ASC" } else { "DESC" };
+        let sql = format!(
+            "SELECT * FROM usage_logs u WHERE {conditions} ORDER BY u.exchange_id {order} LIMIT {}",
+            filter.limit
+        );
+        self.read("reading exchanges", |conn| {
+            conn.prepare(&sql)?
+                .query_map(params_from_iter(&values), exchange)?
+                .collect()
+        })
     }
 
-    /// Usage summed by a group, and the total.
-    pub fn usage(&self, _filter: &ExchangeFilter, _by: GroupBy) -> Result<(Vec<UsageSum>, UsageSum), StoreError> {
-        todo!()
+    /// Usage summed by a group, in the group's order, and the total. The filter's limit does not matter.
+    pub fn usage(&self, filter: &ExchangeFilter, by: GroupBy) -> Result<(Vec<UsageSum>, UsageSum), StoreError> {
+        let (conditions, values) = conditions(filter);
+        let group = match by {
+            GroupBy::Day => format!("u.started_at / {DAY_US}"),
+            GroupBy::User => "o.name".to_owned(),
+            GroupBy::Key => "u.key_id".to_owned(),
+            GroupBy::Model => "u.model".to_owned(),
+            GroupBy::Upstream => "u.upstream".to_owned(),
+        };
+        let sql = format!(
+            "SELECT {group} AS grouped, COUNT(*) AS exchanges, SUM(u.input_tokens) AS input_tokens,
+                    SUM(u.cached_tokens) AS cached_tokens, SUM(u.output_tokens) AS output_tokens,
+                    SUM(u.cost_nanos) AS cost_nanos, SUM(u.charge_nanos - u.uncollected_nanos) AS charged_nanos,
+                    SUM(u.uncollected_nanos) AS uncollected_nanos
+             FROM usage_logs u JOIN users o ON o.id = u.user_id WHERE {conditions} GROUP BY 1 ORDER BY 1"
+        );
+        let rows: Vec<UsageSum> = self.read("summing usage", |conn| {
+            conn.prepare(&sql)?
+                .query_map(params_from_iter(&values), |row| sum(row, by))?
+                .collect()
+        })?;
+        let total = total(&rows);
+        Ok((rows, total))
     }
 
     /// The last exchange of this user at this upstream that made this response: its input + output tokens are what
     /// the upstream will read again.
     pub fn response_made_by(
         &self,
-        _user: UserId,
-        _upstream: &str,
-        _response_id: &str,
+        user: UserId,
+        upstream: &str,
+        response_id: &str,
     ) -> Result<Option<ExchangeRow>, StoreError> {
-        todo!()
+        self.read("looking for the exchange of a response", |conn| {
+            conn.prepare_cached(
+                "SELECT * FROM usage_logs WHERE response_id = ?1 AND user_id = ?2 AND upstream = ?3
+                 ORDER BY exchange_id DESC LIMIT 1",
+            )?
+            .query_row(params![response_id, user, upstream], exchange)
+            .optional()
+        })
     }
 
     /// Whether an exchange of this user at this upstream made this item.
-    pub fn item_made_by(&self, _user: UserId, _upstream: &str, _item_id: &str) -> Result<bool, StoreError> {
-        todo!()
+    pub fn item_made_by(&self, user: UserId, upstream: &str, item_id: &str) -> Result<bool, StoreError> {
+        self.read("looking for the exchange of an item", |conn| {
+            conn.prepare_cached(
+                "SELECT 1 FROM usage_items i JOIN usage_logs u ON u.exchange_id = i.exchange_id
+                 WHERE i.item_id = ?1 AND u.user_id = ?2 AND u.upstream = ?3",
+            )?
+            .exists(params![item_id, user, upstream])
+        })
     }
 }

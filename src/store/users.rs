@@ -1,8 +1,13 @@
 //! Users: who owns a balance.
 
 use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use uuid::Uuid;
 
-use super::{Actor, Outcome, Store, StoreError, UserId};
+use super::audit::{self, Act};
+use super::columns::{Micros, Word, broken};
+use super::ledger::{self, Credit};
+use super::{Actor, Outcome, Store, StoreError, Tried, UserId};
 use crate::money::Usd;
 
 /// Whether a user may call.
@@ -66,24 +71,149 @@ pub enum UserTaken {
     Email,
 }
 
+/// The columns of a user, in the order of [`user`].
+pub(super) const USER: &str = "id, name, email, status, balance_nanos, credit_line_nanos, held_nanos, created_at";
+
+/// Reads a user.
+pub(super) fn user(row: &Row<'_>) -> rusqlite::Result<User> {
+    Ok(User {
+        id: row.get("id")?,
+        name: row.get("name")?,
+        email: row.get("email")?,
+        status: row.get("status")?,
+        balance: row.get("balance_nanos")?,
+        credit_line: row.get("credit_line_nanos")?,
+        held: row.get("held_nanos")?,
+        created_at: row.get::<_, Micros>("created_at")?.0,
+    })
+}
+
+/// What the audit log keeps of a user, and `verify` compares.
+pub(super) fn audited(user: &User) -> String {
+    serde_json::json!({
+        "name": user.name,
+        "email": user.email,
+        "status": user.status.word(),
+        "credit_line": user.credit_line,
+        "created_at": user.created_at.as_microsecond(),
+    })
+    .to_string()
+}
+
+/// A user by id.
+pub(super) fn by_id(conn: &Connection, id: UserId) -> rusqlite::Result<Option<User>> {
+    conn.prepare_cached(&format!("SELECT {USER} FROM users WHERE id = ?1"))?
+        .query_row([id], user)
+        .optional()
+}
+
+fn add(tx: &Connection, new: &NewUser, by: &Actor, now: Timestamp) -> Tried<User, UserTaken> {
+    if let Some(there) = by_id(tx, new.id)? {
+        return Ok(Ok(there));
+    }
+    if let Some(taken) = taken(tx, new)? {
+        return Ok(Err(taken));
+    }
+    tx.prepare_cached(
+        "INSERT INTO users (id, name, email, status, credit_line_nanos, created_at)
+         VALUES (?1, ?2, ?3, 'active', ?4, ?5)",
+    )?
+    .execute(params![new.id, new.name, new.email, new.credit_line, Micros(now)])?;
+    let added = by_id(tx, new.id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    let act = Act {
+        by,
+        at: now,
+        action: "user.add",
+        subject: new.id.to_string(),
+        before: None,
+        after: audited(&added),
+    };
+    audit::record(tx, &act)?;
+    if new.balance == Usd::ZERO {
+        return Ok(Ok(added));
+    }
+    let opening = Credit {
+        user: new.id,
+        amount: new.balance,
+        adjustment: false,
+        reference: None,
+        note: Some("opening balance".to_owned()),
+    };
+    match ledger::credit(tx, &opening, by, now)? {
+        Ok((_, user)) => Ok(Ok(user)),
+        Err(refused) => Err(broken(format!("the opening balance was refused: {refused:?}"))),
+    }
+}
+
+/// Names and addresses share one space, so that each finds one user.
+fn taken(tx: &Connection, new: &NewUser) -> rusqlite::Result<Option<UserTaken>> {
+    let exists = |text: &str| {
+        tx.prepare_cached("SELECT 1 FROM users WHERE name = ?1 OR email = ?1")?
+            .exists([text])
+    };
+    if exists(&new.name)? {
+        return Ok(Some(UserTaken::Name));
+    }
+    match &new.email {
+        Some(email) if exists(email)? => Ok(Some(UserTaken::Email)),
+        _ => Ok(None),
+    }
+}
+
+fn set_status(tx: &Connection, id: UserId, to: UserStatus, by: &Actor, now: Timestamp) -> Tried<User, ()> {
+    let Some(before) = by_id(tx, id)? else {
+        return Ok(Err(()));
+    };
+    if before.status == to {
+        return Ok(Ok(before));
+    }
+    tx.execute("UPDATE users SET status = ?2 WHERE id = ?1", params![id, to])?;
+    let after = User {
+        status: to,
+        ..before.clone()
+    };
+    let act = Act {
+        by,
+        at: now,
+        action: "user.status",
+        subject: id.to_string(),
+        before: Some(audited(&before)),
+        after: audited(&after),
+    };
+    audit::record(tx, &act)?;
+    Ok(Ok(after))
+}
+
 impl Store {
-    /// Adds a user, with the opening credit as an entry, in one transaction.
-    pub fn add_user(&self, _new: &NewUser, _by: &Actor, _now: Timestamp) -> Outcome<User, UserTaken> {
-        todo!()
+    /// Adds a user, with the opening credit as an entry, in one transaction. Adding the same id twice gives the user
+    /// that is there.
+    pub fn add_user(&self, new: &NewUser, by: &Actor, now: Timestamp) -> Outcome<User, UserTaken> {
+        self.write("adding a user", |tx| add(tx, new, by, now))
     }
 
     /// A user by name, email or id.
-    pub fn find_user(&self, _who: &str) -> Result<Option<User>, StoreError> {
-        todo!()
+    pub fn find_user(&self, who: &str) -> Result<Option<User>, StoreError> {
+        self.read("looking for a user", |conn| {
+            let id = Uuid::try_parse(who).ok().map(UserId);
+            conn.prepare_cached(&format!(
+                "SELECT {USER} FROM users WHERE name = ?1 OR email = ?1 OR id = ?2"
+            ))?
+            .query_row(params![who, id], user)
+            .optional()
+        })
     }
 
     /// All users, by name.
     pub fn users(&self) -> Result<Vec<User>, StoreError> {
-        todo!()
+        self.read("reading the users", |conn| {
+            conn.prepare_cached(&format!("SELECT {USER} FROM users ORDER BY name"))?
+                .query_map([], user)?
+                .collect()
+        })
     }
 
     /// Suspends or activates; the refusal is: no such user.
-    pub fn set_user_status(&self, _id: UserId, _to: UserStatus, _by: &Actor, _now: Timestamp) -> Outcome<User, ()> {
-        todo!()
+    pub fn set_user_status(&self, id: UserId, to: UserStatus, by: &Actor, now: Timestamp) -> Outcome<User, ()> {
+        self.write("changing a user's status", |tx| set_status(tx, id, to, by, now))
     }
 }

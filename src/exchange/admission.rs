@@ -1,0 +1,371 @@
+//! Admission: route, price and hold, or a refusal. Nothing is sent upstream without a hold.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{Gateway, Request};
+use crate::call::{Call, Endpoint, Reference};
+use crate::config::{OnHangup, Pricing};
+use crate::hold::{self, Ask, Quote};
+use crate::pricing::{Factor, Kind, ListName, Price, SearchTool, Terms, Tier};
+use crate::refusal::Refusal;
+use crate::route::{self, Target};
+use crate::store::keys::Key;
+use crate::store::ledger::{Hold, HoldRefused, PlaceHold};
+use crate::store::prices::PriceRow;
+use crate::store::{Busy, ExchangeId, Outcome, Place, StoreError};
+use crate::time::{Stopwatch, now};
+use crate::tokens::{self, Encoding};
+use crate::usage::{Dialect, Tokens};
+
+/// A model reads at most this when its price does not say.
+const MAX_INPUT: u32 = 1_050_000;
+
+/// A call with money set aside for it.
+#[derive(Debug)]
+#[must_use = "an admitted call has to be settled"]
+pub struct Admitted {
+    /// The client's request.
+    pub call: Arc<Call>,
+    /// With which key.
+    pub key: Key,
+    /// The client's headers.
+    pub headers: http::HeaderMap,
+    /// Where it goes.
+    pub target: Target,
+    /// What is known of its cost.
+    pub priced: Priced,
+    /// The money set aside, and the right to settle it.
+    pub hold: Hold,
+    pub(super) place: Place,
+    /// How its usage is written.
+    pub dialect: Dialect,
+    /// The longest answer that the hold pays for, in tokens, all choices together.
+    pub output_bound: Tokens,
+    /// What happens when the client leaves.
+    pub on_hangup: OnHangup,
+    /// When the hold was taken.
+    pub started_at: Timestamp,
+    pub(super) since_start: Stopwatch,
+}
+
+impl Admitted {
+    /// The exchange's id.
+    pub fn id(&self) -> ExchangeId {
+        self.hold.exchange
+    }
+}
+
+/// The prices a call is billed by.
+#[derive(Clone, Debug)]
+pub struct Priced {
+    /// The list; `None`: free.
+    pub list: Option<ListName>,
+    /// In force since.
+    pub from: Option<Timestamp>,
+    /// The model's price.
+    pub price: Arc<Price>,
+    /// The image model's, when the call may use `image_generation`.
+    pub image_price: Option<Arc<Price>>,
+    /// Which fee a web search costs.
+    pub search: SearchTool,
+    /// The upstream's region.
+    pub region: Option<String>,
+    /// The operator's markup.
+    pub markup: Factor,
+    /// When the call was admitted.
+    pub at: Timestamp,
+}
+
+impl Priced {
+    /// The terms at a tier.
+    pub fn terms(&self, tier: Tier) -> Terms<'_> {
+        Terms {
+            price: &self.price,
+            image_price: self.image_price.as_deref(),
+            search: self.search,
+            tier,
+            region: self.region.as_deref(),
+            markup: self.markup,
+            at: self.at,
+        }
+    }
+}
+
+/// Takes a hold for a call.
+pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitted, Refusal> {
+    let Request { id, key, call, headers } = request;
+    let call = Arc::new(call);
+    let target = route(gateway, &key, &call).await?;
+    let upstream = &gateway.upstreams[target.upstream];
+    let at = now();
+    let priced = price(gateway, &call, &target, at).await?;
+    let earlier = referred(gateway, &key, &call, upstream.name()).await?;
+    let since_start = Stopwatch::start();
+    let place_hold = |quote: Quote| PlaceHold {
+        exchange: id,
+        user: key.user_id,
+        key: key.id,
+        endpoint: call.endpoint,
+        streamed: call.stream,
+        model: call.model.clone(),
+        priced_model: target.model.clone(),
+        upstream: upstream.name().to_owned(),
+        list: priced.list.clone(),
+        quote,
+        policy: gateway.billing.hold.clone(),
+        now: at,
+    };
+    let mut bound = InputBound::of(&call, &priced.price, earlier);
+    if bound.wants_counting(&priced.price) {
+        bound.count(&call, &target.model).await;
+    }
+    let (hold, place, quote) = loop {
+        let quote = bound.quote(&call, &priced)?;
+        match gateway.writer.hold(place_hold(quote.clone())).await {
+            Ok(Outcome::Committed((hold, place))) => break (hold, place, quote),
+            // By bytes the call is too dear: it may be affordable when it is counted.
+            Ok(Outcome::Refused(HoldRefused::Short(_))) if bound.can_be_counted() => {
+                bound.count(&call, &target.model).await;
+            }
+            outcome => return Err(refused(outcome, &key)),
+        }
+    };
+    let per_choice = hold.output_limit.or(quote.stated).unwrap_or(quote.max_output);
+    Ok(Admitted {
+        output_bound: per_choice.saturating_mul(call.choices),
+        on_hangup: key.on_hangup.unwrap_or(gateway.billing.on_hangup),
+        dialect: upstream.dialect(call.endpoint),
+        call,
+        key,
+        headers,
+        target,
+        priced,
+        hold,
+        place,
+        started_at: at,
+        since_start,
+    })
+}
+
+fn refused(outcome: Result<Outcome<(Hold, Place), HoldRefused>, Busy>, key: &Key) -> Refusal {
+    match outcome {
+        Ok(Outcome::Refused(HoldRefused::Short(shortfall))) => Refusal::Short {
+            user: key.user_name.clone(),
+            shortfall,
+        },
+        Ok(Outcome::Refused(HoldRefused::Suspended)) => Refusal::Suspended {
+            user: key.user_name.clone(),
+        },
+        Ok(Outcome::Refused(HoldRefused::KeyGone)) => Refusal::BadKey,
+        Ok(Outcome::NotCommitted(error) | Outcome::Unknown(error)) => storage(&error),
+        Err(Busy::QueueFull) => Refusal::Busy,
+        Err(Busy::Stopped) => Refusal::Storage,
+        Ok(Outcome::Committed(_)) => Refusal::Internal,
+    }
+}
+
+fn storage(error: &StoreError) -> Refusal {
+    tracing::error!(
+        error = error as &dyn std::error::Error,
+        "the books cannot be read or written"
+    );
+    Refusal::Storage
+}
+
+/// Which upstream, under which name; only what this key may use.
+async fn route(gateway: &Gateway, key: &Key, call: &Call) -> Result<Target, Refusal> {
+    if route::model_allowed(&key.models, &call.model)
+        && let Some(target) = gateway.routes.find(&call.model)
+    {
+        return Ok(target);
+    }
+    let offered = super::offered(gateway, key, now())
+        .await
+        .map_err(|error| storage(&error))?;
+    let nearest = route::nearest(&call.model, offered.iter().map(|model| model.name.as_str())).map(str::to_owned);
+    Err(Refusal::NoModel {
+        model: call.model.clone(),
+        nearest,
+    })
+}
+
+/// What the call is billed by; a model without a price goes no further.
+async fn price(gateway: &Gateway, call: &Call, target: &Target, at: Timestamp) -> Result<Priced, Refusal> {
+    let upstream = &gateway.upstreams[target.upstream];
+    let free = || (None, None, Arc::new(Price::free()));
+    let (list, from, price) = match upstream.pricing() {
+        Pricing::Free => free(),
+        Pricing::List(list) => {
+            let row = find_price(gateway, list, &target.model, at).await?;
+            match row.filter(|row| prices_endpoint(&row.price, call.endpoint)) {
+                Some(row) => (Some(row.list), Some(row.from), row.price),
+                None => return Err(unpriced(gateway, call, target, list, at).await),
+            }
+        }
+    };
+    let image_price = match (&call.tools.image_generation, upstream.pricing()) {
+        (None, _) => None,
+        (Some(_), Pricing::Free) => Some(Arc::new(Price::free())),
+        (Some(model), Pricing::List(list)) => match find_price(gateway, list, model, at).await? {
+            Some(row) if row.price.kind == Kind::Image => Some(row.price),
+            _ => return Err(Refusal::UnpricedTool(format!("the image model '{model}' has no price"))),
+        },
+    };
+    Ok(Priced {
+        list,
+        from,
+        price,
+        image_price,
+        search: if call.tools.web_search_preview {
+            SearchTool::Preview
+        } else {
+            SearchTool::Current
+        },
+        region: upstream.region().map(str::to_owned),
+        markup: gateway.billing.markup,
+        at,
+    })
+}
+
+fn prices_endpoint(price: &Price, endpoint: Endpoint) -> bool {
+    match price.kind {
+        Kind::Text => true,
+        Kind::Embedding => endpoint == Endpoint::Embeddings,
+        Kind::Image => false,
+    }
+}
+
+async fn find_price(
+    gateway: &Gateway,
+    list: &ListName,
+    model: &str,
+    at: Timestamp,
+) -> Result<Option<PriceRow>, Refusal> {
+    let (list, model) = (list.clone(), model.to_owned());
+    gateway
+        .store
+        .blocking(move |store| store.price(&list, &model, at))
+        .await
+        .map_err(|error| storage(&error))
+}
+
+async fn unpriced(gateway: &Gateway, call: &Call, target: &Target, list: &ListName, at: Timestamp) -> Refusal {
+    let of_list = list.clone();
+    let known = gateway
+        .store
+        .blocking(move |store| store.prices(Some(&of_list), None, at))
+        .await;
+    let names: Vec<String> = known.map_or_else(|_| Vec::new(), |rows| rows.into_iter().map(|row| row.model).collect());
+    Refusal::Unpriced {
+        model: call.model.clone(),
+        priced_as: target.model.clone(),
+        list: list.to_string(),
+        nearest: route::nearest(&target.model, names.iter().map(String::as_str)).map(str::to_owned),
+    }
+}
+
+/// The tokens of the answers the call leans on; each must be this user's, at this upstream.
+async fn referred(gateway: &Gateway, key: &Key, call: &Call, upstream: &str) -> Result<Option<Tokens>, Refusal> {
+    let mut earlier = None;
+    for reference in &call.refers_to {
+        let (user, upstream) = (key.user_id, upstream.to_owned());
+        match reference.clone() {
+            Reference::Response(id) => {
+                let wanted = id.clone();
+                let made = gateway
+                    .store
+                    .blocking(move |store| store.response_made_by(user, &upstream, &wanted))
+                    .await;
+                let row = made.map_err(|error| storage(&error))?;
+                let row = row.ok_or(Refusal::NotYours {
+                    param: "previous_response_id",
+                    id,
+                })?;
+                earlier = Some(row.usage.input_tokens.saturating_add(row.usage.output_tokens));
+            }
+            Reference::Item(id) => {
+                let wanted = id.clone();
+                let made = gateway
+                    .store
+                    .blocking(move |store| store.item_made_by(user, &upstream, &wanted))
+                    .await;
+                if !made.map_err(|error| storage(&error))? {
+                    return Err(Refusal::NotYours { param: "input", id });
+                }
+                earlier = Some(Tokens::MAX);
+            }
+        }
+    }
+    Ok(earlier)
+}
+
+/// How much the model may have to read.
+struct InputBound {
+    tokens: Tokens,
+    /// Read besides what the request carries: earlier answers at the upstream.
+    earlier: Tokens,
+    /// The most this model reads.
+    largest: Tokens,
+    counted: Counted,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    ByBytes,
+    Final,
+}
+
+impl InputBound {
+    /// By bytes; the model's largest input where hosted tools may add to it.
+    fn of(call: &Call, price: &Price, earlier: Option<Tokens>) -> InputBound {
+        let largest = price.max_input.or(price.context_window).unwrap_or(MAX_INPUT);
+        let largest = Tokens::saturating(u64::from(largest));
+        let earlier = earlier.unwrap_or(Tokens::ZERO);
+        let by_bytes = tokens::bound_by_bytes(&call.input).saturating_add(earlier);
+        let (tokens, counted) = if call.tools.any() {
+            (largest, Counted::Final)
+        } else {
+            (by_bytes, Counted::ByBytes)
+        };
+        InputBound {
+            tokens: tokens.min(largest),
+            earlier,
+            largest,
+            counted,
+        }
+    }
+
+    fn can_be_counted(&self) -> bool {
+        self.counted == Counted::ByBytes
+    }
+
+    /// Whether bytes would price the call as a long one, which it may not be.
+    fn wants_counting(&self, price: &Price) -> bool {
+        self.can_be_counted() && price.first_step().is_some_and(|step| self.tokens > step)
+    }
+
+    async fn count(&mut self, call: &Arc<Call>, model: &str) {
+        let (call, (encoding, known)) = (Arc::clone(call), Encoding::of(model));
+        let counting = tokio::task::spawn_blocking(move || tokens::bound_by_counting(&call, encoding, known));
+        if let Ok(counted) = counting.await {
+            self.tokens = counted.saturating_add(self.earlier).min(self.largest).min(self.tokens);
+        }
+        self.counted = Counted::Final;
+    }
+
+    fn quote(&self, call: &Call, priced: &Priced) -> Result<Quote, Refusal> {
+        let stated = match call.endpoint {
+            Endpoint::Embeddings => Some(Tokens::ZERO),
+            _ => call.output_limit,
+        };
+        let ask = Ask {
+            input: self.tokens,
+            stated,
+            choices: call.choices,
+            tools: &call.tools,
+        };
+        hold::quote(&ask, &priced.terms(call.tier)).map_err(|error| Refusal::UnpricedTool(error.to_string()))
+    }
+}

@@ -1,0 +1,263 @@
+//! One call from admission to settlement.
+//!
+//! ```text
+//! server::proxy ─ who is calling? what is asked?          Request
+//!    └▶ start     a tracked task, so that it outlives its client
+//!         admit    price → hold      transaction 1         Admitted, or a refusal
+//!         send     to the upstream                         its head, or a fault
+//!         relay    event → meter → client      loop        Ending
+//!         settle   usage → price → charge    transaction 2 Closed; only then the end goes out
+//! ```
+//!
+//! The states are values, each made by the step before it and consumed by the one after. Money is set aside in
+//! [`Admitted`] and comes back in [`settlement::settle`], whatever happens between: a client that leaves, an upstream
+//! that breaks, a stop signal, a panic.
+
+mod admission;
+mod client;
+mod ending;
+mod offer;
+mod relay;
+mod settlement;
+mod upstream;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderMap, StatusCode};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::call::Call;
+use crate::config::{BillingConfig, OnHangup};
+use crate::meter::{End, Meter};
+use crate::refusal::Refusal;
+use crate::route::Routes;
+use crate::store::keys::Key;
+use crate::store::usage_log::State;
+use crate::store::{ExchangeId, Store, Writer};
+use crate::time::Stopwatch;
+
+pub use admission::Admitted;
+pub use client::Client;
+pub use offer::{Offer, offered};
+pub use upstream::{Upstream, UpstreamError};
+
+/// What all exchanges share.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Reads.
+    pub store: Store,
+    /// Writes.
+    pub writer: Writer,
+    /// Which upstream serves a model.
+    pub routes: Routes,
+    /// The upstreams, in the order of the settings.
+    pub upstreams: Vec<Upstream>,
+    /// `[billing]`
+    pub billing: BillingConfig,
+    /// The largest unary answer, in bytes.
+    pub max_response: usize,
+    /// Counts the exchanges that run.
+    pub tracker: TaskTracker,
+    /// Fires when running streams have to end: a second stop signal, or the end of the drain.
+    pub cutoff: CancellationToken,
+}
+
+/// A call, with who makes it.
+#[derive(Debug)]
+pub struct Request {
+    /// The exchange's id, the answer's `x-request-id`.
+    pub id: ExchangeId,
+    /// The key it came with, known to be good.
+    pub key: Key,
+    /// What is asked.
+    pub call: Call,
+    /// The client's headers; only those on a list go on.
+    pub headers: HeaderMap,
+}
+
+/// An answer to pass on.
+#[derive(Debug)]
+pub struct Answer {
+    /// The upstream's status.
+    pub status: StatusCode,
+    /// Headers for the client.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Body,
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Body {
+    /// All of it, after its charge is durable.
+    Whole(Bytes),
+    /// Piece by piece; it ends after its charge is durable.
+    Stream(mpsc::Receiver<Bytes>),
+}
+
+/// What a client gets.
+pub type Reply = Result<Answer, Refusal>;
+
+/// Starts an exchange. It goes on when the receiver is dropped: that is how a client leaves.
+pub fn start(gateway: &Arc<Gateway>, request: Request) -> oneshot::Receiver<Reply> {
+    let (to_client, reply) = oneshot::channel();
+    gateway
+        .tracker
+        .spawn(run(Arc::clone(gateway), request, Client::waiting(to_client)));
+    reply
+}
+
+async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
+    let admitted = match admission::admit(&gateway, request).await {
+        Ok(admitted) => admitted,
+        Err(refusal) => return client.refuse(refusal),
+    };
+    let mut watch = Watch::new(&admitted);
+    let answered = answer(&gateway, &admitted, &mut client, &mut watch);
+    let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(exchange = %admitted.id(), "the exchange panicked; it is settled by estimate");
+        Ending {
+            state: State::Failed,
+            settle: Settle::Estimate,
+            last: Last::Refusal(Refusal::Internal),
+        }
+    });
+    let last = ending.last;
+    match settlement::settle(&gateway, admitted, watch, ending.state, ending.settle).await {
+        Ok(closed) => client.finish(last, &closed).await,
+        Err(refusal) => client.refuse(refusal),
+    }
+}
+
+/// What is seen of an answer while it passes; it outlives a panic of what passes it on.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    meter: Meter,
+    /// Whether something visible has left for the client.
+    delivered: bool,
+    attempts: u32,
+    status: Option<StatusCode>,
+    upstream_request_id: Option<String>,
+    since_start: Stopwatch,
+    first_byte: Option<std::time::Duration>,
+}
+
+impl Watch {
+    fn new(admitted: &Admitted) -> Watch {
+        Watch {
+            meter: Meter::new(admitted.call.endpoint, admitted.dialect),
+            delivered: false,
+            attempts: 0,
+            status: None,
+            upstream_request_id: None,
+            since_start: admitted.since_start,
+            first_byte: None,
+        }
+    }
+
+    fn first_byte_now(&mut self) {
+        self.first_byte.get_or_insert_with(|| self.since_start.elapsed());
+    }
+}
+
+/// How an answer ended, and what is still to be sent once that is paid for.
+#[derive(Debug)]
+struct Ending {
+    state: State,
+    settle: Settle,
+    last: Last,
+}
+
+/// What an ending is settled by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settle {
+    /// The usage; without one, counted input and output.
+    Usage,
+    /// The usage; without one an estimate if something was delivered, else nothing.
+    UsageOfDelivered,
+    /// The usage, else an estimate; never more than the hold.
+    Capped,
+    /// The usage if one was seen, else counted input and output, although the answer did not end.
+    Estimate,
+    /// Nothing: the hold is released.
+    Nothing,
+}
+
+/// What leaves after the settlement.
+#[derive(Debug)]
+pub(crate) enum Last {
+    /// A whole answer.
+    Answer(Answer),
+    /// The end of a stream.
+    Pieces(Vec<Bytes>),
+    /// A refusal in place of an answer.
+    Refusal(Refusal),
+    /// Nothing, or nobody to send it to.
+    Nothing,
+}
+
+/// Sends the call and passes the answer on, until only its end is left.
+async fn answer(gateway: &Gateway, admitted: &Admitted, client: &mut Client, watch: &mut Watch) -> Ending {
+    let upstream = &gateway.upstreams[admitted.target.upstream];
+    let waited = async {
+        let mut sending = std::pin::pin!(upstream.send(admitted, watch));
+        loop {
+            tokio::select! {
+                biased;
+                () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
+                () = client.left() => if admitted.on_hangup == OnHangup::Cancel {
+                    return Err(Ending::left(Settle::Estimate));
+                },
+                sent = &mut sending => return sent.map_err(Ending::fault),
+            }
+        }
+    };
+    match waited.await {
+        Err(ending) => ending,
+        Ok(response) => relay::relay(gateway, admitted, response, client, watch).await,
+    }
+}
+
+impl Ending {
+    /// The upstream did not do its part before anything was delivered: released.
+    fn fault(fault: crate::refusal::UpstreamFault) -> Ending {
+        Ending {
+            state: State::Failed,
+            settle: Settle::Nothing,
+            last: Last::Refusal(Refusal::Upstream(fault)),
+        }
+    }
+
+    /// A stop signal ended it.
+    fn cut(refusal: Refusal) -> Ending {
+        Ending {
+            state: State::Cancelled,
+            settle: Settle::Estimate,
+            last: Last::Refusal(refusal),
+        }
+    }
+
+    /// The client left.
+    fn left(settle: Settle) -> Ending {
+        Ending {
+            state: State::Left,
+            settle,
+            last: Last::Nothing,
+        }
+    }
+
+    /// The answer came whole, as its own bytes say.
+    fn of(end: End, last: Last) -> Ending {
+        let (state, settle) = match end {
+            End::Completed => (State::Completed, Settle::Usage),
+            End::Incomplete => (State::Incomplete, Settle::Usage),
+            End::Failed => (State::Failed, Settle::UsageOfDelivered),
+        };
+        Ending { state, settle, last }
+    }
+}

@@ -1,0 +1,72 @@
+//! What a key may use: its models ∩ what an upstream serves ∩ what has a price.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::Gateway;
+use crate::config::Pricing;
+use crate::pricing::{Kind, Price};
+use crate::route::{Target, model_allowed};
+use crate::store::StoreError;
+use crate::store::keys::Key;
+
+/// A model that a key may use.
+#[derive(Clone, Debug)]
+pub struct Offer {
+    /// The name clients use.
+    pub name: String,
+    /// Where it goes.
+    pub target: Target,
+    /// The upstream's name.
+    pub upstream: String,
+    /// What it costs.
+    pub price: Arc<Price>,
+    /// Since when its price is in force; `None`: free.
+    pub since: Option<Timestamp>,
+}
+
+/// Every model that `key` may use, by name.
+pub async fn offered(gateway: &Gateway, key: &Key, at: Timestamp) -> Result<Vec<Offer>, StoreError> {
+    let prices = gateway
+        .store
+        .blocking(move |store| store.prices(None, None, at))
+        .await?;
+    let priced: BTreeMap<(&str, &str), (&Arc<Price>, Timestamp)> = prices
+        .iter()
+        .map(|row| ((row.list.as_str(), row.model.as_str()), (&row.price, row.from)))
+        .collect();
+    let aliases: Vec<String> = gateway.routes.aliases().into_iter().map(|(alias, _)| alias).collect();
+    let literal = gateway
+        .upstreams
+        .iter()
+        .flat_map(|upstream| upstream.models())
+        .filter(|model| !model.contains('*'));
+    let names = prices
+        .iter()
+        .map(|row| row.model.as_str())
+        .chain(literal)
+        .chain(aliases.iter().map(String::as_str));
+    let free = Arc::new(Price::free());
+    let offer = |name: &str| -> Option<Offer> {
+        let target = gateway.routes.find(name).filter(|_| model_allowed(&key.models, name))?;
+        let upstream = &gateway.upstreams[target.upstream];
+        let (price, since) = match upstream.pricing() {
+            Pricing::Free => (&free, None),
+            Pricing::List(list) => {
+                let (price, from) = priced.get(&(list.as_str(), target.model.as_str()))?;
+                (*price, Some(*from))
+            }
+        };
+        (price.kind != Kind::Image).then(|| Offer {
+            name: name.to_owned(),
+            upstream: upstream.name().to_owned(),
+            price: Arc::clone(price),
+            since,
+            target,
+        })
+    };
+    let offers: BTreeMap<&str, Offer> = names.filter_map(|name| Some((name, offer(name)?))).collect();
+    Ok(offers.into_values().collect())
+}

@@ -1,0 +1,496 @@
+//! The relay: passes an answer on unchanged, event by event, until only its end is left.
+//!
+//! The end waits for the settlement: of a whole answer its head, of a stream the terminal event and what follows it.
+//! A keep-alive goes between two events only. The meter looks at everything and cannot delay or alter it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use reqwest::Response;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Admitted, Answer, Body, Client, Ending, Gateway, Last, Settle, Watch, ending, upstream};
+use crate::call::Endpoint;
+use crate::codec::{self, Coding, Decoder};
+use crate::config::OnHangup;
+use crate::meter::{End, Reading, Seen};
+use crate::refusal::{Refusal, UpstreamFault};
+use crate::sse::{MAX_EVENT_BYTES, Piece, Splitter};
+use crate::store::usage_log::State;
+use crate::tokens::{Encoding, Known};
+use crate::usage::Tokens;
+
+/// A stream that is silent for so long gets a keep-alive; Codex gives up after 300 s without an event.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// How long an answer without a client is read on, to learn what it cost.
+const DRAIN: Duration = Duration::from_secs(120);
+
+/// After a terminal event an upstream closes at once; what else it sends until then belongs to the end.
+const AFTER_END: Duration = Duration::from_millis(250);
+
+/// How much may follow a terminal event.
+const AFTER_END_BYTES: usize = 1 << 20;
+
+/// A stream is ended this many tokens beyond its limit: counts of different tokenizers differ a little.
+const LIMIT_SLACK: u64 = 64;
+
+/// An error's body is read up to here.
+const ERROR_BYTES: usize = 1 << 20;
+
+/// Passes the answer on until its end.
+pub(super) async fn relay(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    response: Response,
+    client: &mut Client,
+    watch: &mut Watch,
+) -> Ending {
+    let status = response.status();
+    if !status.is_success() {
+        return refused(gateway, admitted, response).await;
+    }
+    let streams = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+    let coding = response
+        .headers()
+        .get(CONTENT_ENCODING)
+        .map_or(Ok(Coding::Identity), |coding| {
+            coding
+                .to_str()
+                .map_err(drop)
+                .and_then(|coding| Coding::parse(coding).map_err(drop))
+        });
+    match coding {
+        Err(()) => Ending::fault(UpstreamFault::Undecodable),
+        Ok(coding) if streams => {
+            Stream::new(gateway, admitted, response, coding, client, watch)
+                .run()
+                .await
+        }
+        Ok(coding) => whole(gateway, admitted, response, coding, client, watch).await,
+    }
+}
+
+/// The upstream refused: its own words pass, but for what a client can do nothing about.
+async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response) -> Ending {
+    let of = &gateway.upstreams[admitted.target.upstream];
+    let status = response.status();
+    let headers = upstream::returned_headers(response.headers());
+    let body = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout()).await;
+    let known = body.as_ref().map_or(&[][..], |body| &body[..]);
+    let last = match (of.fault(status, known), body) {
+        (Some(fault), _) | (None, Err(fault)) => Last::Refusal(Refusal::Upstream(fault)),
+        (None, Ok(body)) => Last::Answer(Answer {
+            status,
+            headers,
+            body: Body::Whole(body),
+        }),
+    };
+    Ending {
+        state: State::Refused,
+        settle: Settle::Nothing,
+        last,
+    }
+}
+
+/// A unary answer: read whole, then settled, then sent.
+async fn whole(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    mut response: Response,
+    coding: Coding,
+    client: &mut Client,
+    watch: &mut Watch,
+) -> Ending {
+    let idle = gateway.upstreams[admitted.target.upstream].idle_timeout();
+    let (status, headers) = (response.status(), upstream::returned_headers(response.headers()));
+    let read = async {
+        let mut reading = std::pin::pin!(upstream::read_whole(&mut response, gateway.max_response, idle));
+        let mut drain_until = far_away();
+        loop {
+            tokio::select! {
+                biased;
+                () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
+                () = client.left() => match admitted.on_hangup {
+                    OnHangup::Cancel => return Err(Ending::left(Settle::Estimate)),
+                    OnHangup::Drain => drain_until = Instant::now() + DRAIN,
+                },
+                () = sleep_until(drain_until) => return Err(Ending::left(Settle::Estimate)),
+                read = &mut reading => return read.map_err(|fault| Ending { state: State::Broken, ..Ending::fault(fault) }),
+            }
+        }
+    };
+    let body = match read.await {
+        Ok(body) => body,
+        Err(ending) => return ending,
+    };
+    let Ok(plain) = codec::decode(coding, body.clone(), gateway.max_response) else {
+        return Ending::fault(UpstreamFault::Undecodable);
+    };
+    watch.meter.observe_body(&plain);
+    watch.delivered = !client.is_gone();
+    let end = watch.meter.reading().end.unwrap_or(End::Completed);
+    if client.is_gone() {
+        return Ending::left(Settle::Usage);
+    }
+    let ending = Ending::of(
+        end,
+        Last::Answer(Answer {
+            status,
+            headers,
+            body: Body::Whole(body),
+        }),
+    );
+    match ending.state {
+        // A failure that came whole: its words are delivered, but nothing of an answer.
+        State::Failed => Ending {
+            settle: if watch.meter.reading().usage.is_some() {
+                Settle::Usage
+            } else {
+                Settle::Nothing
+            },
+            ..ending
+        },
+        _ => ending,
+    }
+}
+
+/// What happens next in a stream.
+enum Step {
+    Chunk(Bytes),
+    UpstreamEnded,
+    UpstreamBroke,
+    ClientLeft,
+    DrainOver,
+    Silent,
+    Cut,
+}
+
+/// A stream on its way.
+struct Stream<'a> {
+    gateway: &'a Gateway,
+    admitted: &'a Admitted,
+    response: Response,
+    client: &'a mut Client,
+    watch: &'a mut Watch,
+    splitter: Splitter,
+    /// `Some` when the answer came compressed; its bytes pass as they come, the meter reads what they decode to.
+    decoder: Option<Decoder>,
+    limit: Limit,
+    /// The end: a terminal event and what followed it.
+    held_back: Vec<Bytes>,
+    held_back_bytes: usize,
+    /// Whether parts of an unfinished event have left.
+    inside_event: bool,
+    events: u64,
+    idle_until: Instant,
+    keep_alive_at: Instant,
+    stop_at: Instant,
+}
+
+impl<'a> Stream<'a> {
+    fn new(
+        gateway: &'a Gateway,
+        admitted: &'a Admitted,
+        response: Response,
+        coding: Coding,
+        client: &'a mut Client,
+        watch: &'a mut Watch,
+    ) -> Stream<'a> {
+        let now = Instant::now();
+        Stream {
+            idle_until: now + gateway.upstreams[admitted.target.upstream].idle_timeout(),
+            keep_alive_at: now + KEEP_ALIVE,
+            stop_at: far_away(),
+            decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
+            splitter: Splitter::new(),
+            limit: Limit::new(&admitted.target.model, admitted.output_bound),
+            held_back: Vec::new(),
+            held_back_bytes: 0,
+            inside_event: false,
+            events: 0,
+            gateway,
+            admitted,
+            response,
+            client,
+            watch,
+        }
+    }
+
+    async fn run(mut self) -> Ending {
+        self.client
+            .begin(self.response.status(), stream_headers(self.response.headers()));
+        loop {
+            let ending = match self.next().await {
+                Step::Chunk(chunk) => self.pass(chunk).await,
+                Step::Silent => self.keep_alive().await,
+                Step::ClientLeft => self.client_left(),
+                Step::UpstreamEnded => Some(self.ended().await),
+                Step::UpstreamBroke => Some(self.broke()),
+                Step::DrainOver => Some(self.over()),
+                Step::Cut => Some(self.cut()),
+            };
+            if let Some(ending) = ending {
+                return ending;
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Step {
+        let quiet = matches!(self.client, Client::Streaming(_)) && self.between_events();
+        tokio::select! {
+            biased;
+            () = self.gateway.cutoff.cancelled() => Step::Cut,
+            () = self.client.left() => Step::ClientLeft,
+            chunk = self.response.chunk() => match chunk {
+                Ok(Some(chunk)) => Step::Chunk(chunk),
+                Ok(None) => Step::UpstreamEnded,
+                Err(error) => {
+                    tracing::warn!(exchange = %self.admitted.id(), error = upstream::chain(&error), "the upstream's stream broke off");
+                    Step::UpstreamBroke
+                }
+            },
+            () = sleep_until(self.stop_at) => Step::DrainOver,
+            () = sleep_until(self.idle_until) => Step::UpstreamBroke,
+            () = sleep_until(self.keep_alive_at), if quiet => Step::Silent,
+        }
+    }
+
+    fn between_events(&self) -> bool {
+        self.decoder.is_none() && self.held_back.is_empty() && self.splitter.between_events()
+    }
+
+    /// Passes what came; `Some` when that ends the stream.
+    async fn pass(&mut self, chunk: Bytes) -> Option<Ending> {
+        let plain = match &mut self.decoder {
+            None => Ok(chunk.clone()),
+            Some(decoder) => decoder.push(&chunk),
+        };
+        // What does not decode passes, and is settled by estimate.
+        let plain = plain.unwrap_or_default();
+        self.splitter.push(plain);
+        let mut seen_in_chunk = Seen::default();
+        while let Some(piece) = self.splitter.next_piece() {
+            let seen = self.look_at(&piece);
+            if self.decoder.is_some() {
+                seen_in_chunk.terminal = seen_in_chunk.terminal.or(seen.terminal);
+                seen_in_chunk.delivers |= seen.delivers;
+                continue;
+            }
+            if seen.delivers && self.limit.is_passed(self.watch).await {
+                return Some(self.limited().await);
+            }
+            self.forward(piece.bytes, seen, piece.event.is_some()).await;
+        }
+        if self.decoder.is_some() {
+            self.forward(chunk, seen_in_chunk, true).await;
+        }
+        let now = Instant::now();
+        self.idle_until = now + self.gateway.upstreams[self.admitted.target.upstream].idle_timeout();
+        self.keep_alive_at = now + KEEP_ALIVE;
+        (self.held_back_bytes > AFTER_END_BYTES).then(|| self.over())
+    }
+
+    fn look_at(&mut self, piece: &Piece) -> Seen {
+        let Some(event) = &piece.event else {
+            return Seen::default();
+        };
+        self.events += 1;
+        self.watch.meter.observe(event)
+    }
+
+    /// Sends a piece, or holds it back because the end has begun, or leaves out the usage nobody asked for.
+    async fn forward(&mut self, bytes: Bytes, seen: Seen, whole_event: bool) {
+        let call = &self.admitted.call;
+        if seen.usage_only && upstream::asks_for_usage(call.endpoint) && !call.include_usage {
+            return;
+        }
+        if seen.terminal.is_some() && self.held_back.is_empty() {
+            self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
+        } else if self.held_back.is_empty() {
+            self.inside_event = !whole_event;
+            self.watch.delivered |= seen.delivers && !self.client.is_gone();
+            return self.client.send(bytes).await;
+        }
+        self.held_back_bytes += bytes.len();
+        self.held_back.push(bytes);
+    }
+
+    async fn keep_alive(&mut self) -> Option<Ending> {
+        self.client.send(ending::keep_alive(self.admitted.call.endpoint)).await;
+        self.keep_alive_at = Instant::now() + KEEP_ALIVE;
+        None
+    }
+
+    fn client_left(&mut self) -> Option<Ending> {
+        match self.admitted.on_hangup {
+            OnHangup::Cancel => Some(Ending::left(Settle::Estimate)),
+            OnHangup::Drain => {
+                self.stop_at = self.stop_at.min(Instant::now() + DRAIN);
+                None
+            }
+        }
+    }
+
+    /// The upstream closed cleanly: the rest is the last event, and leaves like a terminal one.
+    async fn ended(&mut self) -> Ending {
+        while let Some(rest) = self.splitter.finish() {
+            self.look_at(&rest);
+            if self.decoder.is_none() {
+                self.held_back.push(rest.bytes);
+            }
+        }
+        match ended_as(self.admitted.call.endpoint, self.watch.meter.reading()) {
+            Some(end) => self.complete(end),
+            None => self.broke(),
+        }
+    }
+
+    /// It ended as its own bytes say.
+    fn complete(&mut self, end: End) -> Ending {
+        let pieces = std::mem::take(&mut self.held_back);
+        if self.client.is_gone() {
+            return Ending::left(Settle::Usage);
+        }
+        Ending::of(end, Last::Pieces(pieces))
+    }
+
+    /// No more is read: a terminal event was held back, or there is nobody to read it for.
+    fn over(&mut self) -> Ending {
+        match self.watch.meter.reading().end {
+            Some(end) => self.complete(end),
+            None => Ending::left(Settle::Estimate),
+        }
+    }
+
+    /// The upstream broke off or paused too long. After a terminal event that does no harm.
+    fn broke(&mut self) -> Ending {
+        if let Some(end) = self.watch.meter.reading().end {
+            return self.complete(end);
+        }
+        let error = ending::broken(self.admitted.call.endpoint, self.watch.meter.reading(), self.events);
+        Ending {
+            state: State::Broken,
+            settle: Settle::UsageOfDelivered,
+            last: self.last_words(error),
+        }
+    }
+
+    fn cut(&mut self) -> Ending {
+        let error = ending::shut_down(self.admitted.call.endpoint, self.watch.meter.reading(), self.events);
+        Ending {
+            state: State::Cancelled,
+            settle: Settle::Estimate,
+            last: self.last_words(error),
+        }
+    }
+
+    /// The output went beyond the limit that the hold pays for.
+    async fn limited(&mut self) -> Ending {
+        let end = ending::limited(
+            self.admitted.call.endpoint,
+            self.watch.meter.reading(),
+            self.events,
+            self.admitted.call.choices,
+        );
+        let left = self.client.is_gone();
+        self.listen_for_usage().await;
+        if left {
+            return Ending::left(Settle::Capped);
+        }
+        Ending {
+            state: State::Limited,
+            settle: Settle::Capped,
+            last: self.last_words(end),
+        }
+    }
+
+    /// The usage may come at once: many upstreams send the rest in one piece.
+    async fn listen_for_usage(&mut self) {
+        let until = Instant::now() + AFTER_END;
+        while self.watch.meter.reading().usage.is_none() {
+            while let Some(piece) = self.splitter.next_piece() {
+                self.look_at(&piece);
+            }
+            match tokio::time::timeout_at(until, self.response.chunk()).await {
+                Ok(Ok(Some(chunk))) => self.splitter.push(chunk),
+                _ => return,
+            }
+        }
+    }
+
+    /// Our own end of the stream, after an event that may be unfinished.
+    fn last_words(&self, words: Bytes) -> Last {
+        let blank_line = Bytes::from_static(b"\n\n");
+        match (self.inside_event, &self.decoder) {
+            // Nothing of ours can be put into a compressed stream: it ends without an end.
+            (_, Some(_)) => Last::Nothing,
+            (true, None) => Last::Pieces(vec![blank_line, words]),
+            (false, None) => Last::Pieces(vec![words]),
+        }
+    }
+}
+
+/// How a stream ended that was closed cleanly. Some vendors send no `[DONE]`: a chat stream is whole when its usage or
+/// its last choice has come. A response without its terminal event is not.
+fn ended_as(endpoint: Endpoint, reading: &Reading) -> Option<End> {
+    let whole = endpoint != Endpoint::Responses && (reading.usage.is_some() || reading.finished);
+    reading.end.or(whole.then_some(End::Completed))
+}
+
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_secs(365 * 24 * 3600)
+}
+
+fn stream_headers(of_upstream: &HeaderMap) -> HeaderMap {
+    let mut headers = upstream::returned_headers(of_upstream);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+    headers
+}
+
+/// Watches that a stream's visible output stays within what the hold pays for.
+struct Limit {
+    encoding: Encoding,
+    /// In tokens of the encoding, slack and the margin of a guessed vocabulary included.
+    most: u64,
+    /// A token has at least one byte: below this many bytes nothing has to be counted.
+    count_at: u64,
+}
+
+impl Limit {
+    fn new(model: &str, bound: Tokens) -> Limit {
+        let (encoding, known) = Encoding::of(model);
+        let margin = match known {
+            Known::Exact => 0,
+            Known::Guess => bound.get() / 2,
+        };
+        let most = bound.get() + margin + LIMIT_SLACK;
+        Limit {
+            encoding,
+            most,
+            count_at: most,
+        }
+    }
+
+    /// Whether the output is beyond the limit, the event just looked at included.
+    async fn is_passed(&mut self, watch: &Watch) -> bool {
+        let bytes = watch.meter.visible_bytes();
+        if bytes <= self.count_at {
+            return false;
+        }
+        let (encoding, text) = (self.encoding, watch.meter.reading().visible.clone());
+        let counted = tokio::task::spawn_blocking(move || encoding.count(&text)).await;
+        let tokens = counted.map_or(bytes, |tokens| tokens.get() + watch.meter.reading().visible_beyond);
+        self.count_at = bytes + self.most.saturating_sub(tokens);
+        tokens > self.most
+    }
+}

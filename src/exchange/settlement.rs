@@ -1,0 +1,144 @@
+//! Settlement: what was seen of the answer becomes usage, price and charge, in one transaction with the hold's end.
+
+use super::admission::Admitted;
+use super::{Gateway, Settle, Watch};
+use crate::meter::Reading;
+use crate::pricing::{Bill, Tier, bill};
+use crate::refusal::Refusal;
+use crate::store::ledger::{CloseHold, Closed, Excess};
+use crate::store::usage_log::{Basis, ExchangeRow, State};
+use crate::tokens::{self, Encoding};
+use crate::usage::Usage;
+
+/// Closes the hold. An error means that the outcome is unknown: the process stops and recovers from disk.
+pub(super) async fn settle(
+    gateway: &Gateway,
+    admitted: Admitted,
+    watch: Watch,
+    state: State,
+    settle: Settle,
+) -> Result<Closed, Refusal> {
+    let (usage, basis) = measure(&admitted, &watch, settle).await;
+    let reading = watch.meter.reading();
+    let tier = reading.tier.unwrap_or(Tier::Standard);
+    let bill = price(&admitted, &usage, tier);
+    let row = row(
+        gateway,
+        &admitted,
+        &watch,
+        Outcome {
+            state,
+            basis,
+            usage,
+            tier,
+            bill,
+        },
+    );
+    let excess = match (settle, basis) {
+        (Settle::Capped, _) | (_, Basis::Estimated) => Excess::Waive,
+        _ => Excess::Collect,
+    };
+    let id = admitted.id();
+    let closed = gateway
+        .writer
+        .close(admitted.hold, admitted.place, CloseHold { row, excess })
+        .await;
+    let closed = closed.map_err(|error| {
+        tracing::error!(exchange = %id, error = &error as &dyn std::error::Error, "the charge may not be durable");
+        Refusal::Storage
+    })?;
+    if closed.uncollected.nanos() > 0 {
+        tracing::warn!(exchange = %id, uncollected = %closed.uncollected, "the charge was more than the hold and the balance");
+    }
+    Ok(closed)
+}
+
+/// The usage to charge, and where it comes from.
+async fn measure(admitted: &Admitted, watch: &Watch, settle: Settle) -> (Usage, Basis) {
+    let reading = watch.meter.reading();
+    if let Some(problem) = &reading.usage_problem {
+        tracing::warn!(exchange = %admitted.id(), %problem, "the upstream's usage cannot be believed; settled by estimate");
+    }
+    match (settle, &reading.usage) {
+        (Settle::Nothing, _) => (Usage::default(), Basis::Reported),
+        (_, Some(usage)) => (usage.clone(), Basis::Reported),
+        (Settle::UsageOfDelivered, None) if !watch.delivered => (Usage::default(), Basis::Reported),
+        (_, None) => (estimate(admitted, reading).await, Basis::Estimated),
+    }
+}
+
+/// Counted input and counted visible output. Hidden reasoning is not in it.
+async fn estimate(admitted: &Admitted, reading: &Reading) -> Usage {
+    let (call, (encoding, _)) = (admitted.call.clone(), Encoding::of(&admitted.target.model));
+    let (visible, beyond) = (reading.visible.clone(), reading.visible_beyond);
+    let counting = tokio::task::spawn_blocking(move || {
+        (
+            tokens::estimate_input(&call, encoding),
+            tokens::estimate_output(&visible, beyond, encoding),
+        )
+    });
+    let (input_tokens, output_tokens) = counting.await.unwrap_or_default();
+    Usage {
+        input_tokens,
+        output_tokens,
+        tools: reading.tools.clone(),
+        ..Usage::default()
+    }
+}
+
+/// The bill; a class that has no rate (an embedding that generates, a tool nobody declared) is left out and logged.
+fn price(admitted: &Admitted, usage: &Usage, tier: Tier) -> Bill {
+    let terms = admitted.priced.terms(tier);
+    bill(usage, &terms).unwrap_or_else(|error| {
+        tracing::error!(exchange = %admitted.id(), %error, ?usage, "a part of the usage has no price and is not charged");
+        let priced = Usage { input_tokens: usage.input_tokens, cached_tokens: usage.cached_tokens, ..Usage::default() };
+        bill(&priced, &terms).unwrap_or(Bill { lines: Vec::new(), cost: crate::money::Usd::ZERO, charge: crate::money::Usd::ZERO })
+    })
+}
+
+struct Outcome {
+    state: State,
+    basis: Basis,
+    usage: Usage,
+    tier: Tier,
+    bill: Bill,
+}
+
+fn row(gateway: &Gateway, admitted: &Admitted, watch: &Watch, outcome: Outcome) -> ExchangeRow {
+    let reading = watch.meter.reading();
+    let terms = admitted.priced.terms(outcome.tier);
+    ExchangeRow {
+        id: admitted.id(),
+        user: admitted.key.user_id,
+        key: admitted.key.id,
+        endpoint: admitted.call.endpoint,
+        streamed: admitted.call.stream,
+        model: admitted.call.model.clone(),
+        priced_model: admitted.target.model.clone(),
+        answered_model: reading.model.clone(),
+        upstream: gateway.upstreams[admitted.target.upstream].name().to_owned(),
+        list: admitted.priced.list.clone(),
+        price_from: admitted.priced.from,
+        tier: outcome.tier,
+        state: outcome.state,
+        basis: outcome.basis,
+        usage: outcome.usage,
+        lines: outcome.bill.lines,
+        uplift: terms.uplift().map(|factor| factor.to_string()),
+        markup: admitted.priced.markup.to_string(),
+        cost: outcome.bill.cost,
+        charge: outcome.bill.charge,
+        uncollected: crate::money::Usd::ZERO,
+        held: admitted.hold.amount,
+        output_limit: admitted.hold.output_limit,
+        balance_after: crate::money::Usd::ZERO,
+        response_id: reading.response_id.clone(),
+        item_ids: reading.item_ids.clone(),
+        upstream_request_id: watch.upstream_request_id.clone(),
+        upstream_status: watch.status.map(|status| status.as_u16()),
+        attempts: watch.attempts,
+        started_at: admitted.started_at,
+        first_byte: watch.first_byte,
+        duration: watch.since_start.elapsed(),
+    }
+}

@@ -1,0 +1,157 @@
+//! What every call looks up, kept in memory until the database changes under it: keys and prices.
+//!
+//! An answer is kept with the generation that was current *before* it was read, and counts only while that generation
+//! lasts; so an answer read before a change can never be taken for one read after it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use moka::sync::Cache;
+
+use super::keys::Key;
+use super::prices::PriceRow;
+use crate::key::KeyHash;
+use crate::pricing::ListName;
+
+/// Keys kept, unknown ones too: 100,000 are about 50 MB, and a flood of unknown keys cannot take more.
+const MAX_KEYS: u64 = 100_000;
+
+/// Models kept with their prices; ten times the catalogue.
+const MAX_MODELS: u64 = 5_000;
+
+/// An answer and the generation it belongs to.
+type Kept<T> = (u64, Arc<T>);
+
+/// The caches, and whether they may be used.
+pub(super) struct Caches {
+    generation: AtomicU64,
+    watched: AtomicBool,
+    keys: Cache<KeyHash, Kept<Option<Key>>>,
+    prices: Cache<(ListName, String), Kept<Vec<PriceRow>>>,
+}
+
+impl Caches {
+    /// Empty caches that keep nothing until [`Caches::watch`].
+    pub(super) fn new() -> Caches {
+        Caches {
+            generation: AtomicU64::new(0),
+            watched: AtomicBool::new(false),
+            keys: Cache::new(MAX_KEYS),
+            prices: Cache::new(MAX_MODELS),
+        }
+    }
+
+    /// From now on somebody watches for changes, so answers may be kept.
+    pub(super) fn watch(&self) {
+        self.forget();
+        self.watched.store(true, Ordering::SeqCst);
+    }
+
+    /// Nobody watches any more.
+    pub(super) fn unwatch(&self) {
+        self.watched.store(false, Ordering::SeqCst);
+        self.forget();
+    }
+
+    /// The database changed.
+    pub(super) fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A key, kept or read.
+    pub(super) fn key<E>(
+        &self,
+        hash: &KeyHash,
+        read: impl FnOnce() -> Result<Option<Key>, E>,
+    ) -> Result<Option<Key>, E> {
+        self.kept(&self.keys, hash, read).map(Arc::unwrap_or_clone)
+    }
+
+    /// A model's prices, kept or read.
+    pub(super) fn prices<E>(
+        &self,
+        list: &ListName,
+        model: &str,
+        read: impl FnOnce() -> Result<Vec<PriceRow>, E>,
+    ) -> Result<Arc<Vec<PriceRow>>, E> {
+        self.kept(&self.prices, &(list.clone(), model.to_owned()), read)
+    }
+
+    fn kept<K, T, E>(
+        &self,
+        cache: &Cache<K, Kept<T>>,
+        key: &K,
+        read: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Arc<T>, E>
+    where
+        K: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
+        T: Send + Sync + 'static,
+    {
+        if !self.watched.load(Ordering::SeqCst) {
+            return read().map(Arc::new);
+        }
+        let generation = self.generation.load(Ordering::SeqCst);
+        if let Some((_, value)) = cache.get(key).filter(|(of, _)| *of == generation) {
+            return Ok(value);
+        }
+        let value = Arc::new(read()?);
+        cache.insert(key.clone(), (generation, Arc::clone(&value)));
+        Ok(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(caches: &Caches, read: impl FnOnce() -> Option<Key>) -> Option<Key> {
+        let answer: Result<_, ()> = caches.key(&KeyHash([1; 32]), || Ok(read()));
+        answer.expect("reading does not fail")
+    }
+
+    #[test]
+    fn an_answer_is_read_once_until_the_database_changes() {
+        let caches = Caches::new();
+        caches.watch();
+        let mut reads = 0;
+        for round in 0..3 {
+            for _ in 0..5 {
+                look(&caches, || {
+                    reads += 1;
+                    None
+                });
+            }
+            assert_eq!(reads, round + 1);
+            caches.forget();
+        }
+    }
+
+    #[test]
+    fn an_answer_read_before_a_change_is_not_kept_after_it() {
+        let caches = Caches::new();
+        caches.watch();
+        look(&caches, || {
+            caches.forget();
+            None
+        });
+        let mut read_again = false;
+        look(&caches, || {
+            read_again = true;
+            None
+        });
+        assert!(read_again);
+    }
+
+    #[test]
+    fn nothing_is_kept_while_nobody_watches() {
+        let caches = Caches::new();
+        let mut reads = 0;
+        for _ in 0..3 {
+            look(&caches, || {
+                reads += 1;
+                None
+            });
+        }
+        assert_eq!(reads, 3);
+    }
+}

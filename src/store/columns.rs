@@ -1,0 +1,284 @@
+//! How values stand in columns: ids as 16 bytes, money in nano-dollars, times in microseconds, names as text.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Type, Value, ValueRef};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::keys::Key;
+use super::usage_log::{Basis, State};
+use super::users::UserStatus;
+use super::{ExchangeId, KeyId, UserId};
+use crate::call::Endpoint;
+use crate::config::OnHangup;
+use crate::money::Usd;
+use crate::pricing::{ListName, Tier};
+use crate::usage::Tokens;
+
+/// An error for a value that a row must not hold: a row that does not parse is an error, never a zero.
+pub(super) fn unreadable(what: &str) -> FromSqlError {
+    FromSqlError::Other(format!("{what} does not parse").into())
+}
+
+/// An error of an operation that found what must not be.
+pub(super) fn broken(what: impl Into<String>) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(what.into().into())
+}
+
+macro_rules! id_column {
+    ($id:ident) => {
+        impl ToSql for $id {
+            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+                Ok(ToSqlOutput::from(self.0.as_bytes().as_slice()))
+            }
+        }
+
+        impl FromSql for $id {
+            fn column_result(value: ValueRef<'_>) -> FromSqlResult<$id> {
+                Uuid::from_slice(value.as_blob()?)
+                    .map($id)
+                    .map_err(|_| unreadable("an id"))
+            }
+        }
+
+        impl $id {
+            /// As a value to store and to hash.
+            pub(super) fn value(self) -> Value {
+                Value::Blob(self.0.as_bytes().to_vec())
+            }
+        }
+
+        impl std::fmt::Display for $id {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+id_column!(UserId);
+id_column!(KeyId);
+id_column!(ExchangeId);
+
+impl ToSql for Usd {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.nanos()))
+    }
+}
+
+impl FromSql for Usd {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Usd> {
+        value.as_i64().map(Usd::from_nanos)
+    }
+}
+
+impl FromSql for Tokens {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Tokens> {
+        let count = value.as_i64()?;
+        u64::try_from(count)
+            .ok()
+            .and_then(Tokens::new)
+            .ok_or(FromSqlError::OutOfRange(count))
+    }
+}
+
+/// A time as the database holds it: microseconds since 1970, UTC.
+#[derive(Clone, Copy)]
+pub(super) struct Micros(pub(super) Timestamp);
+
+impl ToSql for Micros {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.0.as_microsecond()))
+    }
+}
+
+impl FromSql for Micros {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Micros> {
+        let micros = value.as_i64()?;
+        Timestamp::from_microsecond(micros)
+            .map(Micros)
+            .map_err(|_| FromSqlError::OutOfRange(micros))
+    }
+}
+
+/// The time without what is finer than a microsecond: what comes back from the database.
+pub(super) fn to_the_microsecond(at: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(at.as_microsecond()).unwrap_or(at)
+}
+
+/// A text column with a fixed set of words.
+pub(super) trait Word: Copy + Sized + 'static {
+    /// Every value.
+    const ALL: &'static [Self];
+    /// What the column is about, for messages.
+    const WHAT: &'static str;
+    /// The word in the column.
+    fn word(self) -> &'static str;
+
+    /// The value of a word.
+    fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|value| value.word() == word)
+    }
+}
+
+macro_rules! words {
+    ($type:ident, $what:literal, $($value:ident => $word:expr),+ $(,)?) => {
+        impl Word for $type {
+            const ALL: &'static [$type] = &[$($type::$value),+];
+            const WHAT: &'static str = $what;
+            fn word(self) -> &'static str {
+                match self { $($type::$value => $word),+ }
+            }
+        }
+
+        impl ToSql for $type {
+            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+                Ok(ToSqlOutput::from(self.word()))
+            }
+        }
+
+        impl FromSql for $type {
+            fn column_result(value: ValueRef<'_>) -> FromSqlResult<$type> {
+                $type::from_word(value.as_str()?).ok_or_else(|| unreadable($type::WHAT))
+            }
+        }
+    };
+}
+
+words!(UserStatus, "a status", Active => "active", Suspended => "suspended");
+words!(OnHangup, "what a hang-up does", Drain => "drain", Cancel => "cancel");
+words!(Basis, "a usage's basis", Reported => "reported", Estimated => "estimated");
+words!(Tier, "a tier",
+    Standard => Tier::Standard.name(), Flex => Tier::Flex.name(), Priority => Tier::Priority.name(),
+    Ultrafast => Tier::Ultrafast.name(), Batch => Tier::Batch.name(),
+);
+words!(Endpoint, "an endpoint",
+    ChatCompletions => Endpoint::ChatCompletions.path(), Responses => Endpoint::Responses.path(),
+    Completions => Endpoint::Completions.path(), Embeddings => Endpoint::Embeddings.path(),
+);
+words!(State, "how an exchange ended",
+    Completed => "completed", Incomplete => "incomplete", Refused => "refused", Failed => "failed",
+    Broken => "broken", Limited => "limited", Left => "left", Cancelled => "cancelled", Interrupted => "interrupted",
+);
+
+impl FromSql for ListName {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<ListName> {
+        ListName::parse(value.as_str()?).map_err(|_| unreadable("a price list's name"))
+    }
+}
+
+/// Text that holds JSON.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromSql for Json<T> {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Json<T>> {
+        serde_json::from_str(value.as_str()?)
+            .map(Json)
+            .map_err(|e| FromSqlError::Other(Box::new(e)))
+    }
+}
+
+/// JSON for a text column.
+pub(super) fn json(value: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+}
+
+/// A count of tokens as a value.
+pub(super) fn tokens(count: Tokens) -> Value {
+    Value::Integer(i64::try_from(count.get()).unwrap_or(i64::MAX))
+}
+
+/// A text, or NULL.
+pub(super) fn text(text: Option<&str>) -> Value {
+    text.map_or(Value::Null, |text| Value::Text(text.to_owned()))
+}
+
+/// A span in whole microseconds.
+pub(super) fn micros(span: Duration) -> Value {
+    Value::Integer(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// A span in whole microseconds, as a column.
+pub(super) struct Span(pub(super) Duration);
+
+impl FromSql for Span {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Span> {
+        let micros = value.as_i64()?;
+        u64::try_from(micros)
+            .map(|micros| Span(Duration::from_micros(micros)))
+            .map_err(|_| FromSqlError::OutOfRange(micros))
+    }
+}
+
+/// A count or a sum of counts, as a column.
+pub(super) struct Count(pub(super) u64);
+
+impl FromSql for Count {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Count> {
+        let count = value.as_i64()?;
+        u64::try_from(count)
+            .map(Count)
+            .map_err(|_| FromSqlError::OutOfRange(count))
+    }
+}
+
+/// The error of a column whose value was read but is not what it has to be.
+pub(super) fn in_column(error: FromSqlError) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(error))
+}
+
+/// The first and last id that begin with these hexadecimal digits; `None` when it is no beginning of an id.
+pub(super) fn id_range(start: &str) -> Option<([u8; 16], [u8; 16])> {
+    let digits: String = start.chars().filter(|c| *c != '-').collect();
+    let fits = !digits.is_empty() && digits.len() <= 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    let edge = |fill: &str| {
+        let padding = fill.repeat(32_usize.saturating_sub(digits.len()));
+        u128::from_str_radix(&format!("{digits}{padding}"), 16)
+            .ok()
+            .map(u128::to_be_bytes)
+    };
+    fits.then(|| Some((edge("0")?, edge("f")?))).flatten()
+}
+
+/// Whether a key is valid at a time.
+pub(super) fn is_valid(key: &Key, at: Timestamp) -> Validity {
+    let expired = key.expires_at.is_some_and(|end| end <= at);
+    if expired || key.revoked_at.is_some() {
+        Validity::Over
+    } else {
+        Validity::Valid
+    }
+}
+
+/// Whether a key may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Validity {
+    /// It may.
+    Valid,
+    /// It was revoked, or it expired.
+    Over,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_words_come_back<T: Word + PartialEq + std::fmt::Debug>() {
+        for value in T::ALL {
+            assert_eq!(T::from_word(value.word()), Some(*value));
+        }
+    }
+
+    #[test]
+    fn every_word_of_a_column_is_read_back() {
+        all_words_come_back::<UserStatus>();
+        all_words_come_back::<OnHangup>();
+        all_words_come_back::<Basis>();
+        all_words_come_back::<Tier>();
+        all_words_come_back::<Endpoint>();
+        all_words_come_back::<State>();
+    }
+}

@@ -1,0 +1,208 @@
+//! Opening SQLite: the file, the settings of every connection, the schema.
+//!
+//! The database files are opened by SQLite only: closing any other handle on them drops the process's locks, and then
+//! acknowledged commits are lost.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+
+use super::{Create, OpenError, StoreError, during};
+
+/// The whole schema.
+const SCHEMA: &str = include_str!("../../schema.sql");
+
+/// `user_version` of the schema.
+const VERSION: i64 = 1;
+
+/// `application_id` of a gateway's database: "CxGw".
+const APPLICATION: i64 = 0x4378_4777;
+
+/// The first SQLite without the bug that loses commits when two connections checkpoint at once.
+const OLDEST_SQLITE: i32 = 3_051_003;
+
+/// How long a connection asks for a lock, a millisecond apart: a server's writer leaves gaps of two milliseconds, which
+/// SQLite's own ladder of ever longer sleeps would miss.
+const BUSY_TRIES: i32 = 5_000;
+
+/// How often setting WAL is tried: the lock it takes ignores the busy handler.
+const WAL_TRIES: u32 = 100;
+
+/// Statements kept prepared by each connection: all there are.
+const STATEMENTS: usize = 96;
+
+/// Connections that read, at most.
+pub(super) const READERS: u32 = 8;
+
+/// How long a reader's connection is waited for; the callers are bounded to as many as there are connections.
+const READER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What every connection is set to; each with its reason.
+const SETTINGS: &str = "
+    PRAGMA synchronous = FULL;            -- NORMAL loses acknowledged commits when the power fails
+    PRAGMA foreign_keys = ON;
+    PRAGMA recursive_triggers = ON;       -- else REPLACE deletes past the triggers that protect the ledger
+    PRAGMA trusted_schema = OFF;          -- a file made by somebody else runs nothing
+    PRAGMA cell_size_check = ON;          -- finds corruption when it is read, not later
+    PRAGMA journal_size_limit = 67108864; -- 64 MiB of log are kept for reuse, which also helps on a full disk
+    PRAGMA wal_autocheckpoint = 0;        -- checkpoints run on their own thread: on the commit path they halve it
+    PRAGMA temp_store = MEMORY;
+    PRAGMA mmap_size = 0;                 -- a mapped file turns an I/O error into a signal
+";
+
+/// Opens for writing, creating the file and its schema if that is allowed.
+pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError> {
+    if rusqlite::version_number() < OLDEST_SQLITE {
+        let context = format!(
+            "SQLite {} loses commits; at least 3.51.3 is needed",
+            rusqlite::version()
+        );
+        return Err(StoreError { context, source: None }.into());
+    }
+    match (path.exists(), create) {
+        (true, _) => {}
+        (false, Create::Never) => return Err(OpenError::Missing(path.to_owned())),
+        (false, Create::IfMissing) => create_file(path).map_err(|e| io_error(path, e))?,
+    }
+    let opening = || format!("opening {}", path.display());
+    let mut conn = open_writable(path).map_err(during(opening()))?;
+    match version(&conn).map_err(during(opening()))? {
+        VERSION => {}
+        0 => create_schema(&mut conn).map_err(during(format!("creating the schema in {}", path.display())))?,
+        found => return Err(OpenError::TooNew { found, known: VERSION }),
+    }
+    let application: i64 = pragma(&conn, "PRAGMA application_id").map_err(during(opening()))?;
+    if application != APPLICATION {
+        let context = format!("{} is not a gateway's database", path.display());
+        return Err(StoreError { context, source: None }.into());
+    }
+    use_wal(&conn).map_err(during(opening()))?;
+    Ok(conn)
+}
+
+/// A further connection that writes to a database that is open already.
+#[expect(clippy::disallowed_methods, reason = "this is the store's door")]
+pub(super) fn open_writable(path: &Path) -> rusqlite::Result<Connection> {
+    // Without SQLITE_OPEN_CREATE (the file is made by `create_file`) and SQLITE_OPEN_URI (a path is a path).
+    let conn = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    set_up(&conn)?;
+    Ok(conn)
+}
+
+/// The connections that read.
+pub(super) fn readers(path: &Path) -> r2d2::Pool<SqliteConnectionManager> {
+    let manager = SqliteConnectionManager::file(path)
+        .with_flags(OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .with_init(|conn| {
+            set_up(conn)?;
+            conn.execute_batch("PRAGMA query_only = ON")
+        });
+    r2d2::Pool::builder()
+        .max_size(READERS)
+        .min_idle(Some(0))
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .test_on_check_out(false)
+        .connection_timeout(READER_TIMEOUT)
+        .build_unchecked(manager)
+}
+
+/// The path in the form SQLite takes for a path and nothing else.
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
+    std::path::absolute(path).map_err(|e| io_error(path, e))
+}
+
+fn io_error(path: &Path, error: io::Error) -> OpenError {
+    let context = format!("creating {}", path.display());
+    StoreError {
+        context,
+        source: Some(Box::new(error)),
+    }
+    .into()
+}
+
+fn set_up(conn: &Connection) -> rusqlite::Result<()> {
+    conn.busy_handler(Some(wait_a_millisecond))?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DML, false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DQS_DDL, false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_CREATE, false)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS);
+    conn.execute_batch(SETTINGS)
+}
+
+fn wait_a_millisecond(tries: i32) -> bool {
+    thread::sleep(Duration::from_millis(1));
+    tries < BUSY_TRIES
+}
+
+fn pragma<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> rusqlite::Result<T> {
+    conn.query_row(sql, [], |row| row.get(0))
+}
+
+fn version(conn: &Connection) -> rusqlite::Result<i64> {
+    pragma(conn, "PRAGMA user_version")
+}
+
+/// Makes an empty file that only its owner can read. It is made beside the path and linked to it, so that no handle
+/// but SQLite's is ever closed on the database.
+fn create_file(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".new-{}", uuid::Uuid::now_v7()));
+    let blank = PathBuf::from(name);
+    drop(
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&blank)?,
+    );
+    let linked = fs::hard_link(&blank, path);
+    fs::remove_file(&blank)?;
+    match linked {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn create_schema(conn: &mut Connection) -> rusqlite::Result<()> {
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let tables: i64 = pragma(&tx, "SELECT COUNT(*) FROM sqlite_schema")?;
+    if version(&tx)? == 0 && tables == 0 {
+        tx.execute_batch(SCHEMA)?;
+    }
+    tx.commit()
+}
+
+fn use_wal(conn: &Connection) -> rusqlite::Result<()> {
+    let mut tries = 0;
+    loop {
+        match pragma::<String>(conn, "PRAGMA journal_mode = WAL") {
+            Ok(mode) if mode == "wal" => return Ok(()),
+            Ok(mode) => {
+                return Err(super::columns::broken(format!(
+                    "the journal is {mode}, not a write-ahead log"
+                )));
+            }
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && tries < WAL_TRIES => {
+                tries += 1;
+                thread::sleep(Duration::from_millis(10));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The lock that lets only one server run on a database; a file of its own beside it.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{OpenError, StoreError};
+
+/// How much of a lock file is read, in bytes.
+const MAX_NOTE: u64 = 1024;
+
+/// Held while a server runs; freed when it is dropped, or when the process dies.
+#[derive(Debug)]
+pub struct ServerLock {
+    file: File,
+}
+
+impl ServerLock {
+    /// Takes the lock of a database. When another server has it, the error tells what that one noted: its process id
+    /// and address.
+    pub fn acquire(database: &Path) -> Result<ServerLock, OpenError> {
+        let path = lock_path(database);
+        let failed = |error| store_error(&path, error);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(note(&mut file).map_err(failed)?)),
+            Err(TryLockError::Error(error)) => return Err(failed(error).into()),
+        }
+        let lock = ServerLock { file };
+        lock.write("").map_err(failed)?;
+        Ok(lock)
+    }
+
+    /// Notes where this server can be found, for whoever finds the lock taken.
+    pub fn set_note(&self, text: &str) -> Result<(), StoreError> {
+        self.write(text)
+            .map_err(|error| store_error(Path::new("the lock file"), error))
+    }
+
+    fn write(&self, text: &str) -> io::Result<()> {
+        let mut file = &self.file;
+        file.set_len(0)?;
+        file.rewind()?;
+        write!(
+            file,
+            "process {}{}{text}",
+            std::process::id(),
+            if text.is_empty() { "" } else { ", " }
+        )?;
+        file.flush()
+    }
+}
+
+fn note(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(MAX_NOTE).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+}
+
+fn lock_path(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    PathBuf::from(name)
+}
+
+fn store_error(path: &Path, error: io::Error) -> StoreError {
+    StoreError {
+        context: format!("locking {}", path.display()),
+        source: Some(Box::new(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_server_is_told_who_the_first_one_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database = folder.path().join("gateway.db");
+        let first = ServerLock::acquire(&database).expect("nobody has it");
+        first.set_note("http://127.0.0.1:8080").expect("written");
+        match ServerLock::acquire(&database) {
+            Err(OpenError::InUse(who)) => {
+                assert_eq!(who, format!("process {}, http://127.0.0.1:8080", std::process::id()));
+            }
+            other => panic!("{other:?}"),
+        }
+        drop(first);
+        ServerLock::acquire(&database).expect("it is free again");
+    }
+}

@@ -1,0 +1,592 @@
+//! The one writer of a serving process: everything that waits goes into one transaction and shares one fsync.
+//!
+//! A blocking thread takes what is queued (at most [`MAX_BATCH`]), runs it in one `BEGIN IMMEDIATE`, commits once and
+//! answers each. What can go wrong, and what follows:
+//!
+//! | error | holds | settlements |
+//! |---|---|---|
+//! | of one statement | rolled back, everything else repeated one by one; this one is `NotCommitted` | likewise |
+//! | another process writes, the disk is full | `NotCommitted` | kept and repeated until they commit |
+//! | I/O error, failed COMMIT, panic | `Unknown`, and the writer stops: the process has to exit and read from disk | likewise |
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio_util::task::TaskTracker;
+
+use super::ledger::{self, CloseHold, Closed, Hold, HoldRefused, PlaceHold};
+use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Trouble, connection, during, keys};
+
+/// Operations in one transaction at most: beyond, a commit takes longer and gains nothing.
+const MAX_BATCH: usize = 256;
+
+/// Holds (and notes of keys' use) that may wait: a second's work of a slow disk.
+const MAX_WAITING: usize = 4_096;
+
+/// Exchanges that may be open or settling: each has its settlement's place. A place costs nothing until it is used.
+const MAX_OPEN: usize = 65_536;
+
+/// How often an idle writer looks whether another process changed the database.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How long the writer waits before it repeats what could not be committed.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// How often that is, at most, when nobody waits for the writer any more.
+const LAST_RETRIES: u32 = 100;
+
+/// How long a busy writer works before it leaves a gap for other processes.
+const TURN: Duration = Duration::from_millis(50);
+
+/// The gap: other connections ask every millisecond.
+const GAP: Duration = Duration::from_millis(2);
+
+/// A checkpoint is made at least so often,
+const CHECKPOINT: Duration = Duration::from_secs(10);
+
+/// and after so many operations (about 8 MiB of log).
+const CHECKPOINT_AFTER: usize = 1_000;
+
+/// Pages of log (4 KiB each) beyond which a checkpoint makes the writer wait, so that the log begins anew: 64 MiB.
+const LOG_LIMIT: i64 = 16_384;
+
+/// How many holds one sweep closes in one transaction.
+const SWEEP: u32 = 64;
+
+/// The one writer of a serving process: group commit over a bounded queue. Cheap to clone; the writer ends when the
+/// last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    handle: Arc<Handle>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    queue: Sender<Job>,
+    waiting: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    failed: watch::Receiver<Option<String>>,
+    troubled: Arc<AtomicBool>,
+}
+
+/// A place in the writer's queue for a settlement, reserved when its hold is taken.
+#[derive(Debug)]
+pub struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Why a hold was not even tried.
+#[derive(Debug)]
+pub enum Busy {
+    /// The queue is full: 503, try again.
+    QueueFull,
+    /// The writer has stopped after an unknown outcome: 503 until the process is restarted.
+    Stopped,
+}
+
+/// What is asked of the writer; whoever asked waits for `answer`.
+#[derive(Debug)]
+enum Job {
+    Hold {
+        ask: Box<PlaceHold>,
+        answer: oneshot::Sender<Outcome<Hold, HoldRefused>>,
+        _waits: OwnedSemaphorePermit,
+    },
+    Close {
+        exchange: ExchangeId,
+        close: Box<CloseHold>,
+        answer: oneshot::Sender<Result<Closed, StoreError>>,
+        _place: Place,
+    },
+    /// A hold whose exchange is gone before it got the answer.
+    Abandoned { exchange: ExchangeId, now: Timestamp },
+    Sweep {
+        placed_before: Timestamp,
+        now: Timestamp,
+        answer: oneshot::Sender<Result<u64, StoreError>>,
+    },
+    Touch {
+        used: Vec<(KeyId, Timestamp)>,
+        _waits: OwnedSemaphorePermit,
+    },
+}
+
+/// What a job did.
+enum Done {
+    Hold(Result<Hold, HoldRefused>),
+    Closed(Closed),
+    Swept(u64),
+    Nothing,
+}
+
+impl Job {
+    fn run(&self, tx: &Connection) -> rusqlite::Result<Done> {
+        match self {
+            Job::Hold { ask, .. } => ledger::place(tx, ask).map(Done::Hold),
+            Job::Close { exchange, close, .. } => ledger::close(tx, *exchange, close).map(Done::Closed),
+            Job::Abandoned { exchange, now } => ledger::interrupt(tx, *exchange, *now).map(|()| Done::Nothing),
+            Job::Sweep { placed_before, now, .. } => {
+                ledger::interrupt_before(tx, *placed_before, *now, SWEEP).map(Done::Swept)
+            }
+            Job::Touch { used, .. } => keys::touch(tx, used).map(|()| Done::Nothing),
+        }
+    }
+}
+
+impl Writer {
+    /// Takes a hold. The place it comes with is the right to settle.
+    pub async fn hold(&self, hold: PlaceHold) -> Result<Outcome<(Hold, Place), HoldRefused>, Busy> {
+        if self.handle.failed.borrow().is_some() {
+            return Err(Busy::Stopped);
+        }
+        let free = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().map_err(|_| Busy::QueueFull);
+        let place = Place {
+            _permit: free(&self.handle.places)?,
+        };
+        let waits = free(&self.handle.waiting)?;
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Hold {
+            ask: Box::new(hold),
+            answer,
+            _waits: waits,
+        };
+        self.handle.queue.send(job).map_err(|_| Busy::Stopped)?;
+        Ok(match answered.await {
+            Ok(Outcome::Committed(hold)) => Outcome::Committed((hold, place)),
+            Ok(Outcome::Refused(why)) => Outcome::Refused(why),
+            Ok(Outcome::NotCommitted(error)) => Outcome::NotCommitted(error),
+            Ok(Outcome::Unknown(error)) => Outcome::Unknown(error),
+            Err(_) => Outcome::Unknown(self.stopped()),
+        })
+    }
+
+    /// Settles or releases: one transaction for charge, entry, usage row and the hold's closing. Repeated until it
+    /// commits; `Err` when the outcome is unknown, and then [`Writer::failed`] fires as well and the process has to
+    /// stop, or when this very row can never be written, and then the hold stays open for the sweep.
+    pub async fn close(&self, hold: Hold, place: Place, close: CloseHold) -> Result<Closed, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Close {
+            exchange: hold.exchange,
+            close: Box::new(close),
+            answer,
+            _place: place,
+        };
+        self.handle.queue.send(job).map_err(|_| self.stopped())?;
+        answered.await.unwrap_or_else(|_| Err(self.stopped()))
+    }
+
+    /// Releases the holds taken before a time, longer ago than the longest possible call, as `interrupted`. Returns
+    /// how many; it has to be none.
+    pub async fn sweep(&self, placed_before: Timestamp, now: Timestamp) -> Result<u64, StoreError> {
+        let mut closed = 0;
+        loop {
+            let (answer, answered) = oneshot::channel();
+            let job = Job::Sweep {
+                placed_before,
+                now,
+                answer,
+            };
+            self.handle.queue.send(job).map_err(|_| self.stopped())?;
+            match answered.await.unwrap_or_else(|_| Err(self.stopped()))? {
+                0 => return Ok(closed),
+                some => closed += some,
+            }
+        }
+    }
+
+    /// Notes uses of keys, some time soon; forgotten when the queue is full.
+    pub fn touch_keys(&self, used: Vec<(KeyId, Timestamp)>) {
+        let Ok(waits) = Arc::clone(&self.handle.waiting).try_acquire_owned() else {
+            return;
+        };
+        if self.handle.queue.send(Job::Touch { used, _waits: waits }).is_err() {
+            tracing::debug!("the writer has stopped; uses of keys are not noted");
+        }
+    }
+
+    /// Fires when an outcome is unknown: stop admitting, exit, recover from disk.
+    pub async fn failed(&self) -> StoreError {
+        let mut failed = self.handle.failed.clone();
+        match failed.wait_for(Option::is_some).await {
+            Ok(_) => self.stopped(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Whether it accepts holds: for `/readyz`.
+    pub fn is_ready(&self) -> bool {
+        self.handle.failed.borrow().is_none()
+            && !self.handle.troubled.load(Ordering::Relaxed)
+            && self.handle.waiting.available_permits() > 0
+            && self.handle.places.available_permits() > 0
+    }
+
+    fn stopped(&self) -> StoreError {
+        let why = self.handle.failed.borrow().clone();
+        StoreError {
+            context: "the writer has stopped".to_owned(),
+            source: why.map(Into::into),
+        }
+    }
+}
+
+/// Starts the writer on a blocking thread of the tracker.
+pub(super) fn start(store: Store, tracker: &TaskTracker) -> Writer {
+    let (queue, jobs) = mpsc::channel();
+    let (fail, failed) = watch::channel(None);
+    let troubled = Arc::new(AtomicBool::new(false));
+    let handle = Handle {
+        queue,
+        waiting: Arc::new(Semaphore::new(MAX_WAITING)),
+        places: Arc::new(Semaphore::new(MAX_OPEN)),
+        failed,
+        troubled: Arc::clone(&troubled),
+    };
+    store.caches().watch();
+    tracker.spawn_blocking(move || {
+        let worked = catch_unwind(AssertUnwindSafe(|| serve(&store, jobs, troubled)));
+        store.caches().unwatch();
+        let error = match worked {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "it panicked".to_owned(),
+        };
+        tracing::error!(%error, "the writer has stopped; what it was writing may or may not be durable");
+        fail.send_replace(Some(error));
+    });
+    Writer {
+        handle: Arc::new(handle),
+    }
+}
+
+fn chain(error: &StoreError) -> String {
+    match &error.source {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// Works until every [`Writer`] is gone, or until an outcome is unknown. What is still queued then is dropped, and
+/// whoever waits for it is told that the outcome is unknown.
+fn serve(store: &Store, jobs: Receiver<Job>, troubled: Arc<AtomicBool>) -> Result<(), StoreError> {
+    let conn = connection::open_writable(store.path()).map_err(during("opening the writer's connection"))?;
+    let checkpoints = Checkpoints::start(store)?;
+    let mut consumer = Consumer {
+        store,
+        conn,
+        jobs,
+        backlog: VecDeque::new(),
+        troubled,
+        data_version: 0,
+        turn_began: Instant::now(),
+        retries_left: LAST_RETRIES,
+        checkpoints,
+    };
+    consumer.look_for_changes()?;
+    let worked = consumer.work();
+    consumer.checkpoints.stop();
+    if worked.is_ok() {
+        checkpoint(&consumer.conn, "TRUNCATE");
+    }
+    worked
+}
+
+struct Consumer<'a> {
+    store: &'a Store,
+    conn: Connection,
+    jobs: Receiver<Job>,
+    /// What could not be committed yet, and has to be.
+    backlog: VecDeque<Job>,
+    troubled: Arc<AtomicBool>,
+    data_version: i64,
+    turn_began: Instant,
+    retries_left: u32,
+    checkpoints: Checkpoints,
+}
+
+impl Consumer<'_> {
+    fn work(&mut self) -> Result<(), StoreError> {
+        while let Some(batch) = self.next_batch()? {
+            self.look_for_changes()?;
+            self.checkpoints.count(batch.len());
+            self.settle(batch)?;
+            self.give_way();
+        }
+        Ok(())
+    }
+
+    /// Waits for work and takes all there is; `None` when nobody can ask for anything any more.
+    fn next_batch(&mut self) -> Result<Option<Vec<Job>>, StoreError> {
+        let mut batch = Vec::new();
+        if self.backlog.is_empty() {
+            match self.wait()? {
+                Some(job) => batch.push(job),
+                None => return Ok(None),
+            }
+        } else {
+            thread::sleep(RETRY);
+            let some = self.backlog.len().min(MAX_BATCH);
+            batch.extend(self.backlog.drain(..some));
+        }
+        while batch.len() < MAX_BATCH {
+            match self.jobs.try_recv() {
+                Ok(job) => batch.push(job),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.retries_left = self.retries_left.saturating_sub(1);
+                    if self.retries_left == 0 {
+                        return Err(StoreError {
+                            context: "settlements could not be written".into(),
+                            source: None,
+                        });
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(Some(batch))
+    }
+
+    fn wait(&mut self) -> Result<Option<Job>, StoreError> {
+        if let Ok(job) = self.jobs.try_recv() {
+            return Ok(Some(job));
+        }
+        loop {
+            let idle_since = Instant::now();
+            let next = self.jobs.recv_timeout(LOOK);
+            if idle_since.elapsed() >= GAP {
+                self.turn_began = Instant::now();
+            }
+            match next {
+                Ok(job) => return Ok(Some(job)),
+                Err(RecvTimeoutError::Timeout) => self.look_for_changes()?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+            }
+        }
+    }
+
+    /// Drops the caches when another connection has written. Only on this connection does the number stand still
+    /// while we write ourselves.
+    fn look_for_changes(&mut self) -> Result<(), StoreError> {
+        let now: i64 = self
+            .conn
+            .prepare_cached("PRAGMA data_version")
+            .and_then(|mut pragma| pragma.query_row([], |row| row.get(0)))
+            .map_err(during("asking whether the database changed"))?;
+        if now != self.data_version {
+            self.data_version = now;
+            self.store.caches().forget();
+        }
+        Ok(())
+    }
+
+    /// Leaves the lock free for a moment when the writer has been at it for a while.
+    fn give_way(&mut self) {
+        if self.turn_began.elapsed() >= TURN {
+            thread::sleep(GAP);
+            self.turn_began = Instant::now();
+        }
+    }
+
+    /// Commits a batch and answers it; an error in it makes it repeat one by one.
+    fn settle(&mut self, batch: Vec<Job>) -> Result<(), StoreError> {
+        let (trouble, error) = match self.attempt(&batch) {
+            Ok(done) => return self.answer(batch, done),
+            Err(failure) => failure,
+        };
+        match trouble {
+            Trouble::Unknown => Err(during("writing")(error)),
+            Trouble::Busy => {
+                batch
+                    .into_iter()
+                    .for_each(|job| self.put_off(job, "another process is writing"));
+                Ok(())
+            }
+            Trouble::Full | Trouble::Operation => batch.into_iter().try_for_each(|job| self.settle_alone(job)),
+        }
+    }
+
+    fn settle_alone(&mut self, job: Job) -> Result<(), StoreError> {
+        match self.attempt(std::slice::from_ref(&job)) {
+            Ok(done) => self.answer(vec![job], done),
+            Err((Trouble::Unknown, error)) => Err(during("writing")(error)),
+            Err((Trouble::Busy, _)) => {
+                self.put_off(job, "another process is writing");
+                Ok(())
+            }
+            Err((Trouble::Full, _)) => {
+                self.put_off(job, "the disk is full");
+                Ok(())
+            }
+            Err((Trouble::Operation, error)) => {
+                give_up(job, during("writing")(error));
+                Ok(())
+            }
+        }
+    }
+
+    /// Runs jobs in one transaction. On an error nothing of it is written; SQLite may have closed the transaction by
+    /// itself, so nothing more runs in it (dropping it rolls back if it is still open).
+    fn attempt(&mut self, jobs: &[Job]) -> Result<Vec<Done>, (Trouble, rusqlite::Error)> {
+        let of = |error: rusqlite::Error| (Trouble::of(&error), error);
+        let tx = self
+            .conn
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(of)?;
+        let done: Result<Vec<Done>, _> = jobs.iter().map(|job| job.run(&tx)).collect();
+        match done {
+            Ok(done) => match tx.commit() {
+                Ok(()) => Ok(done),
+                Err(error) => Err((Trouble::of_commit(&error), error)),
+            },
+            Err(error) if tx.is_autocommit() => Err(of(error)),
+            Err(error) => match tx.rollback() {
+                Ok(()) => Err(of(error)),
+                Err(error) => Err((Trouble::Unknown, error)),
+            },
+        }
+    }
+
+    fn answer(&mut self, batch: Vec<Job>, done: Vec<Done>) -> Result<(), StoreError> {
+        for (job, done) in batch.into_iter().zip(done) {
+            if let Some(abandoned) = tell(job, done) {
+                self.backlog.push_back(abandoned);
+            }
+        }
+        self.troubled.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Keeps what has to be written, and tells the others that they were not.
+    fn put_off(&mut self, job: Job, why: &str) {
+        self.troubled.store(true, Ordering::Relaxed);
+        match job {
+            Job::Close { .. } | Job::Abandoned { .. } => self.backlog.push_back(job),
+            Job::Hold { .. } | Job::Sweep { .. } | Job::Touch { .. } => {
+                give_up(
+                    job,
+                    StoreError {
+                        context: why.to_owned(),
+                        source: None,
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// Tells whoever asked what was done. A hold that nobody waits for any more comes back as abandoned.
+fn tell(job: Job, done: Done) -> Option<Job> {
+    let unheard = match (job, done) {
+        (Job::Hold { ask, answer, .. }, Done::Hold(Ok(hold))) => {
+            return answer.send(Outcome::Committed(hold)).err().map(|_| Job::Abandoned {
+                exchange: ask.exchange,
+                now: ask.now,
+            });
+        }
+        (Job::Hold { answer, .. }, Done::Hold(Err(refused))) => answer.send(Outcome::Refused(refused)).is_err(),
+        (Job::Close { answer, .. }, Done::Closed(closed)) => answer.send(Ok(closed)).is_err(),
+        (Job::Sweep { answer, .. }, Done::Swept(count)) => answer.send(Ok(count)).is_err(),
+        _ => false,
+    };
+    if unheard {
+        tracing::debug!("nobody waited for an answer of the writer");
+    }
+    None
+}
+
+/// Tells whoever asked that nothing was written.
+fn give_up(job: Job, error: StoreError) {
+    let unheard = match job {
+        Job::Hold { answer, .. } => answer.send(Outcome::NotCommitted(error)).is_err(),
+        Job::Close { answer, exchange, .. } => {
+            tracing::error!(%exchange, error = chain(&error), "a settlement cannot be written; its hold stays open");
+            answer.send(Err(error)).is_err()
+        }
+        Job::Sweep { answer, .. } => answer.send(Err(error)).is_err(),
+        Job::Abandoned { exchange, .. } => {
+            tracing::error!(%exchange, error = chain(&error), "an abandoned hold cannot be released");
+            false
+        }
+        Job::Touch { .. } => false,
+    };
+    if unheard {
+        tracing::debug!("nobody waited for an answer of the writer");
+    }
+}
+
+/// The thread that moves what was committed from the log into the database, off the commit path.
+struct Checkpoints {
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+    since: usize,
+}
+
+impl Checkpoints {
+    fn start(store: &Store) -> Result<Checkpoints, StoreError> {
+        let conn = connection::open_writable(store.path()).map_err(during("opening the connection for checkpoints"))?;
+        let (wake, woken) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name("checkpoints".to_owned())
+            .spawn(move || run_checkpoints(&conn, &woken))
+            .map_err(|e| StoreError {
+                context: "starting the checkpoints".to_owned(),
+                source: Some(Box::new(e)),
+            })?;
+        Ok(Checkpoints {
+            wake: Some(wake),
+            thread: Some(thread),
+            since: 0,
+        })
+    }
+
+    /// Counts operations; after enough of them a checkpoint is due.
+    fn count(&mut self, operations: usize) {
+        self.since += operations;
+        if self.since < CHECKPOINT_AFTER {
+            return;
+        }
+        self.since = 0;
+        // A full channel means that one is due already.
+        if self.wake.as_ref().is_some_and(|wake| wake.try_send(()).is_err()) {
+            tracing::trace!("a checkpoint is due already");
+        }
+    }
+
+    fn stop(&mut self) {
+        self.wake = None;
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread for checkpoints panicked");
+        }
+    }
+}
+
+fn run_checkpoints(conn: &Connection, woken: &Receiver<()>) {
+    while !matches!(woken.recv_timeout(CHECKPOINT), Err(RecvTimeoutError::Disconnected)) {
+        let pages = checkpoint(conn, "PASSIVE");
+        if pages > LOG_LIMIT {
+            // Under steady load the log never ends by itself: hold the writer up for once.
+            checkpoint(conn, "RESTART");
+        }
+    }
+}
+
+/// Makes a checkpoint and returns the pages in the log. An error is told and passes: the log only grows.
+fn checkpoint(conn: &Connection, mode: &str) -> i64 {
+    let sql = format!("PRAGMA wal_checkpoint({mode})");
+    match conn.query_row(&sql, [], |row| row.get::<_, i64>(1)) {
+        Ok(pages) => pages,
+        Err(error) => {
+            tracing::warn!(%error, mode, "a checkpoint failed");
+            0
+        }
+    }
+}
