@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use brotli::DecompressorWriter;
+use brotli::writer::StandardAlloc;
+use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
 use bytes::Bytes;
 use flate2::write::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
@@ -104,7 +105,7 @@ enum Engine {
     Identity(Sink),
     Gzip(Box<MultiGzDecoder<Sink>>),
     Deflate(Box<Inflate>),
-    Brotli(Box<DecompressorWriter<Sink>>),
+    Brotli(Box<Unbrotli>),
     Zstd(Box<Unzstd>),
 }
 
@@ -120,7 +121,7 @@ impl Decoder {
             Coding::Identity => (Engine::Identity(sink), None),
             Coding::Gzip => (Engine::Gzip(Box::new(MultiGzDecoder::new(sink))), None),
             Coding::Deflate => (Engine::Deflate(Box::new(Inflate::new(sink))), None),
-            Coding::Brotli => (Engine::Brotli(Box::new(DecompressorWriter::new(sink, CHUNK))), None),
+            Coding::Brotli => (Engine::Brotli(Box::new(Unbrotli::new(sink))), None),
             Coding::Zstd => match Unzstd::new() {
                 Ok(zstd) => (Engine::Zstd(Box::new(Unzstd { sink, ..zstd })), None),
                 // zstd could not set a context aside; every call of this decoder says so.
@@ -158,7 +159,7 @@ impl Decoder {
             Engine::Identity(sink) => sink.write_all(piece),
             Engine::Gzip(gzip) => gzip.write_all(piece).and_then(|()| gzip.flush()),
             Engine::Deflate(deflate) => deflate.feed(piece),
-            Engine::Brotli(brotli) => brotli.write_all(piece),
+            Engine::Brotli(brotli) => brotli.feed(piece),
             Engine::Zstd(zstd) => zstd.feed(piece),
         };
         self.judge(fed)
@@ -172,7 +173,7 @@ impl Decoder {
             Engine::Identity(_) => Ok(()),
             Engine::Gzip(gzip) => gzip.try_finish(),
             Engine::Deflate(deflate) => deflate.end(),
-            Engine::Brotli(brotli) => brotli.close(),
+            Engine::Brotli(brotli) => brotli.end(),
             Engine::Zstd(zstd) => zstd.end(),
         };
         self.judge(ended)
@@ -200,7 +201,7 @@ impl Decoder {
             Engine::Identity(sink) => sink,
             Engine::Gzip(gzip) => gzip.get_mut(),
             Engine::Deflate(deflate) => &mut deflate.sink,
-            Engine::Brotli(brotli) => brotli.get_mut(),
+            Engine::Brotli(brotli) => &mut brotli.sink,
             Engine::Zstd(zstd) => &mut zstd.sink,
         }
     }
@@ -323,6 +324,52 @@ impl Inflate {
 /// RFC 1950 §2.2: method 8, and a check that makes the two bytes a multiple of 31.
 fn is_zlib(first: u8, second: u8) -> bool {
     first & 0x0f == 8 && (u16::from(first) * 256 + u16::from(second)).is_multiple_of(31)
+}
+
+/// Brotli. Its crate's own writer keeps back what does not fit its buffer until the next write, so this calls below it.
+struct Unbrotli {
+    sink: Sink,
+    state: BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>,
+    total_out: usize,
+    ended: bool,
+}
+
+impl Unbrotli {
+    fn new(sink: Sink) -> Unbrotli {
+        let alloc = StandardAlloc::default;
+        Unbrotli {
+            sink,
+            state: BrotliState::new(alloc(), alloc(), alloc()),
+            total_out: 0,
+            ended: false,
+        }
+    }
+
+    fn feed(&mut self, piece: &[u8]) -> io::Result<()> {
+        let (mut left, mut read) = (piece.len(), 0);
+        let mut chunk = [0; CHUNK];
+        while !self.ended {
+            let (mut room, mut written) = (CHUNK, 0);
+            let (out, total) = (&mut chunk, &mut self.total_out);
+            let state = &mut self.state;
+            let result =
+                BrotliDecompressStream(&mut left, &mut read, piece, &mut room, &mut written, out, total, state);
+            self.sink.write_all(&chunk[..written])?;
+            match result {
+                BrotliResult::ResultSuccess => self.ended = true,
+                BrotliResult::NeedsMoreOutput => {}
+                // Said with a full chunk too, when more output waits.
+                BrotliResult::NeedsMoreInput if written == CHUNK => {}
+                BrotliResult::NeedsMoreInput => return Ok(()),
+                BrotliResult::ResultFailure => return Err(broken()),
+            }
+        }
+        if left == 0 { Ok(()) } else { Err(broken()) }
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        if self.ended { Ok(()) } else { Err(broken()) }
+    }
 }
 
 /// Zstandard frames, one after another.
@@ -501,6 +548,21 @@ mod tests {
     }
 
     #[test]
+    fn a_few_bytes_that_unfold_to_many_chunks_come_back_whole() {
+        let plain = vec![b'a'; 20 * CHUNK + 7];
+        for coding in ALL {
+            let encoded = encode(coding, &plain);
+            assert_eq!(
+                whole(coding, &encoded, plain.len()),
+                Ok(Bytes::from(plain.clone())),
+                "{coding:?}"
+            );
+            let bytes: Vec<&[u8]> = encoded.chunks(1).collect();
+            assert_eq!(in_pieces(coding, &bytes, plain.len()), Ok(plain.clone()), "{coding:?}");
+        }
+    }
+
+    #[test]
     fn what_is_cut_off_anywhere_is_broken() {
         for coding in ALL {
             let encoded = encode(coding, &text());
@@ -551,13 +613,46 @@ mod tests {
         assert_eq!(in_pieces(Coding::Deflate, &bytes, 1 << 20), Ok(plain));
     }
 
+    /// Bytes an encoder wrote, to be looked at before it ends.
+    #[derive(Clone, Default)]
+    struct Written(std::rc::Rc<std::cell::RefCell<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.borrow_mut().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What an encoder has put out once it was flushed, but not ended.
+    fn flushed(coding: Coding, plain: &[u8]) -> Vec<u8> {
+        let written = Written::default();
+        let out = written.clone();
+        let mut encoder: Box<dyn Write> = match coding {
+            Coding::Identity => Box::new(out),
+            Coding::Gzip => Box::new(GzEncoder::new(out, Compression::default())),
+            Coding::Deflate => Box::new(ZlibEncoder::new(out, Compression::default())),
+            Coding::Brotli => Box::new(brotli::CompressorWriter::new(out, 4096, 5, 20)),
+            Coding::Zstd => Box::new(zstd::Encoder::new(out, 3).expect("an encoder")),
+        };
+        encoder.write_all(plain).expect("writes to memory");
+        encoder.flush().expect("writes to memory");
+        written.0.take()
+    }
+
     #[test]
     fn a_flushed_event_can_be_read_before_the_end() {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(b"data: 1\n\n").expect("writes to memory");
-        encoder.flush().expect("writes to memory");
-        let mut decoder = Decoder::new(Coding::Gzip, 100);
-        assert_eq!(decoder.push(encoder.get_ref()), Ok(Bytes::from_static(b"data: 1\n\n")));
+        for plain in [b"data: 1\n\n".to_vec(), vec![b'a'; 20 * CHUNK + 7]] {
+            for coding in ALL {
+                let mut decoder = Decoder::new(coding, plain.len());
+                let decoded = decoder.push(&flushed(coding, &plain)).expect("fits");
+                assert!(decoded == plain, "{coding:?} {}", decoded.len());
+                assert_eq!(decoder.finish(), Err(DecodeError::Broken), "{coding:?}");
+            }
+        }
     }
 
     #[test]

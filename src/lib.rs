@@ -1,6 +1,8 @@
 //! Codex Gateway.
 
+pub mod admin;
 pub mod call;
+pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod exchange;
@@ -11,6 +13,8 @@ pub mod money;
 pub mod pricing;
 pub mod refusal;
 pub mod route;
+pub mod server;
+pub mod simulator;
 pub mod sse;
 pub mod store;
 pub mod time;

@@ -256,7 +256,7 @@ impl Class {
     }
 
     /// Whether calls are counted, not tokens; regional uplift leaves these alone.
-    const fn is_fee(self) -> bool {
+    pub const fn is_fee(self) -> bool {
         matches!(
             self,
             Class::WebSearch | Class::WebSearchPreview | Class::FileSearch | Class::Container

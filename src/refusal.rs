@@ -82,8 +82,13 @@ pub enum Refusal {
         /// Method and path.
         endpoint: String,
     },
-    /// A WebSocket, or a GET where a POST belongs.
+    /// A WebSocket where server-sent events are spoken.
     UpgradeRequired,
+    /// Another method than the path takes.
+    Method {
+        /// The one it takes.
+        allowed: &'static str,
+    },
     /// More calls than the writer can take.
     Busy,
     /// The books cannot be written.
@@ -217,7 +222,7 @@ impl Refusal {
                 Told { gateway: GatewayDetail { limit: Some("max_body"), ..told.gateway }, ..told }
             }
             Refusal::BodyLost => told(400, INVALID, "incomplete_body", "The request body did not arrive whole and in time. Send it again.".into()),
-            Refusal::Coding(why) => told(400, INVALID, "unsupported_encoding", format!("{why} Send the body as identity, gzip, deflate, br or zstd.")),
+            Refusal::Coding(why) => told(400, INVALID, "unsupported_encoding", format!("The request cannot be read: {why}.")),
             Refusal::BadKey => told(401, INVALID, "invalid_api_key", "This is not a valid key of this gateway. Send 'Authorization: Bearer sk-gw-…' with a key that its operator issued to you (gateway key issue).".into()),
             Refusal::ForeignKey(whose) => told(401, INVALID, "invalid_api_key", format!("This looks like {whose}. This gateway takes its own keys, which start with sk-gw-: ask its operator for one.")),
             Refusal::Ip => policy(403, "ip_not_allowed", "This key may not be used from this address. Ask the operator of this gateway to allow it.".into()),
@@ -233,8 +238,14 @@ impl Refusal {
             Refusal::NotYours { param, id } => Told { param: Some((*param).into()), ..told(400, INVALID, "unsupported_parameter", format!("{param}: '{id}' is not known to be made by this user through this gateway. Send the conversation's items in 'input' instead.")) },
             Refusal::UnpricedTool(why) => Told { param: Some("tools".into()), ..told(400, INVALID, "unsupported_parameter", format!("A hosted tool of this request cannot be billed here: {why}. Leave the tool out, or ask the operator of this gateway to set its price.")) },
             Refusal::Short { user, shortfall } => told_short(user, shortfall),
-            Refusal::NotSupported { endpoint } => policy(403, "endpoint_not_supported", format!("{endpoint} is not offered here, because its cost cannot be metered by this gateway. Nothing was sent.")),
+            Refusal::NotSupported { endpoint } => policy(403, "endpoint_not_supported", format!("{endpoint} is not offered by this gateway: what it costs cannot be metered here. Nothing was sent.")),
             Refusal::NoRoute { endpoint } => told(404, INVALID, "not_found", format!("There is no {endpoint} here. This gateway serves POST /v1/responses, /v1/chat/completions, /v1/completions, /v1/embeddings and GET /v1/models.")),
+            Refusal::Method { allowed } => told(
+                405,
+                INVALID,
+                "method_not_allowed",
+                format!("This path takes {allowed} here."),
+            ),
             Refusal::UpgradeRequired => told(426, INVALID, "upgrade_required", "This gateway answers POST /v1/responses with server-sent events; it does not speak WebSocket here.".into()),
             Refusal::Busy => later(told(429, "rate_limit_error", "rate_limit_exceeded", "The gateway takes no more calls at the moment. Please try again in 1s.".into()), BUSY_RETRY),
             Refusal::Storage => later(told(503, SERVER, "storage_unavailable", "The gateway cannot write its books at the moment, so it takes no calls. Nothing was charged. Please try again.".into()), DOWN_RETRY),

@@ -347,8 +347,8 @@ impl InputBound {
     }
 
     async fn count(&mut self, call: &Arc<Call>, model: &str) {
-        let (call, (encoding, _)) = (Arc::clone(call), Encoding::of(model));
-        let counting = tokio::task::spawn_blocking(move || tokens::bound_by_counting(&call, encoding));
+        let (call, (encoding, known)) = (Arc::clone(call), Encoding::of(model));
+        let counting = tokio::task::spawn_blocking(move || tokens::bound_by_counting(&call, encoding, known));
         if let Ok(counted) = counting.await {
             self.tokens = counted.saturating_add(self.earlier).min(self.largest).min(self.tokens);
         }

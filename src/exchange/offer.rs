@@ -23,6 +23,8 @@ pub struct Offer {
     pub upstream: String,
     /// What it costs.
     pub price: Arc<Price>,
+    /// Since when its price is in force; `None`: free.
+    pub since: Option<Timestamp>,
 }
 
 /// Every model that `key` may use, by name.
@@ -31,9 +33,9 @@ pub async fn offered(gateway: &Gateway, key: &Key, at: Timestamp) -> Result<Vec<
         .store
         .blocking(move |store| store.prices(None, None, at))
         .await?;
-    let priced: BTreeMap<(&str, &str), &Arc<Price>> = prices
+    let priced: BTreeMap<(&str, &str), (&Arc<Price>, Timestamp)> = prices
         .iter()
-        .map(|row| ((row.list.as_str(), row.model.as_str()), &row.price))
+        .map(|row| ((row.list.as_str(), row.model.as_str()), (&row.price, row.from)))
         .collect();
     let aliases: Vec<String> = gateway.routes.aliases().into_iter().map(|(alias, _)| alias).collect();
     let literal = gateway
@@ -50,14 +52,18 @@ pub async fn offered(gateway: &Gateway, key: &Key, at: Timestamp) -> Result<Vec<
     let offer = |name: &str| -> Option<Offer> {
         let target = gateway.routes.find(name).filter(|_| model_allowed(&key.models, name))?;
         let upstream = &gateway.upstreams[target.upstream];
-        let price = match upstream.pricing() {
-            Pricing::Free => &free,
-            Pricing::List(list) => priced.get(&(list.as_str(), target.model.as_str()))?,
+        let (price, since) = match upstream.pricing() {
+            Pricing::Free => (&free, None),
+            Pricing::List(list) => {
+                let (price, from) = priced.get(&(list.as_str(), target.model.as_str()))?;
+                (*price, Some(*from))
+            }
         };
         (price.kind != Kind::Image).then(|| Offer {
             name: name.to_owned(),
             upstream: upstream.name().to_owned(),
             price: Arc::clone(price),
+            since,
             target,
         })
     };

@@ -12,9 +12,10 @@ use reqwest::Response;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Admitted, Answer, Body, Client, Ending, Gateway, Last, Settle, Watch, ending, upstream};
+use crate::call::Endpoint;
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
-use crate::meter::{End, Seen};
+use crate::meter::{End, Reading, Seen};
 use crate::refusal::{Refusal, UpstreamFault};
 use crate::sse::{MAX_EVENT_BYTES, Piece, Splitter};
 use crate::store::usage_log::State;
@@ -338,13 +339,13 @@ impl<'a> Stream<'a> {
 
     /// The upstream closed cleanly: the rest is the last event, and leaves like a terminal one.
     async fn ended(&mut self) -> Ending {
-        if let Some(rest) = self.splitter.finish() {
+        while let Some(rest) = self.splitter.finish() {
             self.look_at(&rest);
             if self.decoder.is_none() {
                 self.held_back.push(rest.bytes);
             }
         }
-        match self.watch.meter.reading().ended_as(self.admitted.call.endpoint) {
+        match ended_as(self.admitted.call.endpoint, self.watch.meter.reading()) {
             Some(end) => self.complete(end),
             None => self.broke(),
         }
@@ -433,6 +434,13 @@ impl<'a> Stream<'a> {
             (false, None) => Last::Pieces(vec![words]),
         }
     }
+}
+
+/// How a stream ended that was closed cleanly. Some vendors send no `[DONE]`: a chat stream is whole when its usage or
+/// its last choice has come. A response without its terminal event is not.
+fn ended_as(endpoint: Endpoint, reading: &Reading) -> Option<End> {
+    let whole = endpoint != Endpoint::Responses && (reading.usage.is_some() || reading.finished);
+    reading.end.or(whole.then_some(End::Completed))
 }
 
 fn far_away() -> Instant {

@@ -8,7 +8,7 @@ use crate::refusal::Refusal;
 use crate::store::ledger::{CloseHold, Closed, Excess};
 use crate::store::usage_log::{Basis, ExchangeRow, State};
 use crate::tokens::{self, Encoding};
-use crate::usage::{Tokens, Usage};
+use crate::usage::Usage;
 
 /// Closes the hold. An error means that the outcome is unknown: the process stops and recovers from disk.
 pub(super) async fn settle(
@@ -72,8 +72,10 @@ async fn estimate(admitted: &Admitted, reading: &Reading) -> Usage {
     let (call, (encoding, _)) = (admitted.call.clone(), Encoding::of(&admitted.target.model));
     let (visible, beyond) = (reading.visible.clone(), reading.visible_beyond);
     let counting = tokio::task::spawn_blocking(move || {
-        let output = encoding.count(&visible).saturating_add(Tokens::saturating(beyond));
-        (tokens::estimate_input(&call, encoding), output)
+        (
+            tokens::estimate_input(&call, encoding),
+            tokens::estimate_output(&visible, beyond, encoding),
+        )
     });
     let (input_tokens, output_tokens) = counting.await.unwrap_or_default();
     Usage {

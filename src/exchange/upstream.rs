@@ -63,6 +63,7 @@ pub struct Upstream {
 impl Upstream {
     /// Builds the client. `ca` is the content of `ca_file`.
     pub fn new(config: &UpstreamConfig, ca: Option<&[u8]>) -> Result<Upstream, UpstreamError> {
+        install_crypto();
         let wrong = |what: String| UpstreamError {
             name: config.name.clone(),
             what,
@@ -95,6 +96,11 @@ impl Upstream {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Its base URL.
+    pub fn base_url(&self) -> &str {
+        &self.config.base_url
     }
 
     /// How its calls are priced.
@@ -212,7 +218,7 @@ impl Upstream {
     /// Translates the two refusals a client can do nothing about, and every 5xx; `None`: the answer passes.
     pub(super) fn fault(&self, status: StatusCode, body: &[u8]) -> Option<UpstreamFault> {
         let fault = match status.as_u16() {
-            300..400 => UpstreamFault::Redirect,
+            300..=399 => UpstreamFault::Redirect,
             401 => UpstreamFault::Credential,
             403 if about_the_credential(body) => UpstreamFault::Credential,
             402 => UpstreamFault::Quota,
@@ -264,6 +270,15 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// rustls takes its cryptography from the process; whoever comes first installs it.
+fn install_crypto() {
+    if rustls::crypto::CryptoProvider::get_default().is_none()
+        && rustls::crypto::ring::default_provider().install_default().is_err()
+    {
+        tracing::debug!("another thread installed the cryptography first");
+    }
 }
 
 fn roots(ca: Option<&[u8]>) -> Result<Vec<reqwest::Certificate>, String> {

@@ -1,5 +1,14 @@
 //! A call: a client's request, as far as its cost and its route depend on it; the edits made to it.
 
+mod fields;
+mod input;
+mod parse;
+mod piece;
+mod splice;
+mod tools;
+
+use std::fmt;
+
 use bytes::Bytes;
 
 use crate::pricing::Tier;
@@ -48,23 +57,35 @@ pub struct InputShape {
     pub messages: u64,
     /// Images, whatever they are given as.
     pub images: u64,
-    /// Bytes of opaque blobs: `encrypted_content`, `data:` URLs of files and audio.
+    /// Bytes of opaque blobs as they are written: `encrypted_content`, files and audio in base64.
     pub blob_bytes: u64,
     /// Whether tools are declared (a model reads a preamble for them).
     pub tools: bool,
+    /// Of the text: JSON of tool definitions and of the answer's format, which count for less than their text.
+    pub tool_bytes: u64,
+    /// Of the text: the client's `prediction`. What the model rejects of it is billed as output beside the answer.
+    pub prediction_bytes: u64,
+    /// Tokens given by their numbers, in prompts of completions and embeddings; exact, and not in `text_bytes`.
+    pub token_ids: u64,
+    /// Whether the model reads more than the body tells: files by URL, earlier audio, a `reasoning.mode` of drafts.
+    pub unbounded: bool,
 }
 
 /// Hosted tools that the upstream may run by itself, for money.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostedTools {
-    /// `web_search` and its variants.
+    /// `web_search` and its variants, `web_search_options` of chat, and chat models that always search.
     pub web_search: bool,
+    /// Whether one of them is a `web_search_preview`, whose fee is another.
+    pub web_search_preview: bool,
     /// `file_search`.
     pub file_search: bool,
     /// `code_interpreter` and hosted `shell`.
     pub container: bool,
     /// `image_generation`, with the image model it names.
     pub image_generation: Option<String>,
+    /// `mcp`: no fee, but rounds of input and output that the request does not show.
+    pub mcp: bool,
     /// `max_tool_calls`, when stated.
     pub max_calls: Option<u32>,
 }
@@ -72,12 +93,12 @@ pub struct HostedTools {
 impl HostedTools {
     /// Whether any may run.
     pub fn any(&self) -> bool {
-        self.web_search || self.file_search || self.container || self.image_generation.is_some()
+        self.web_search || self.file_search || self.container || self.mcp || self.image_generation.is_some()
     }
 }
 
 /// A parsed request. The body stays as the client wrote it; [`Call::upstream_body`] splices into it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Call {
     /// Which endpoint it came to.
     pub endpoint: Endpoint,
@@ -87,7 +108,9 @@ pub struct Call {
     pub stream: bool,
     /// Whether the client asked for the usage chunk of a chat stream.
     pub include_usage: bool,
-    /// The output limit the client stated, per choice: the one the upstream will obey.
+    /// The output limit the client stated, per choice; the larger one of `max_completion_tokens` and `max_tokens` in
+    /// chat, since upstreams differ in which they obey. A legacy completion without one is kept as `None`: OpenAI then
+    /// stops at 16, others do not.
     pub output_limit: Option<Tokens>,
     /// Answers generated and paid for: `n`, `best_of`; 1 elsewhere; prompts of a batch multiply it.
     pub choices: u32,
@@ -99,8 +122,28 @@ pub struct Call {
     pub tools: HostedTools,
     /// `previous_response_id` and the ids of `item_reference`s: state only the upstream holds.
     pub refers_to: Vec<Reference>,
+    /// Codex's thread, in effect: calls that share it read the same beginning, and hit the same cache.
+    pub prompt_cache_key: Option<String>,
     /// The request as the client wrote it, decompressed.
     pub body: Bytes,
+    places: splice::Places,
+}
+
+/// Without the body: prompts never reach a log.
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("endpoint", &self.endpoint)
+            .field("model", &self.model)
+            .field("stream", &self.stream)
+            .field("output_limit", &self.output_limit)
+            .field("choices", &self.choices)
+            .field("tier", &self.tier)
+            .field("input", &self.input)
+            .field("tools", &self.tools)
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Something the call leans on that an earlier answer made at the upstream.
@@ -150,12 +193,31 @@ pub enum ChatLimitField {
 impl Call {
     /// Reads a body. Refuses what would be read differently upstream (a deciding field twice, in another case, of
     /// another type) and state that is not the gateway's to bill.
-    pub fn parse(_endpoint: Endpoint, _body: Bytes) -> Result<Call, CallError> {
-        todo!()
+    ///
+    /// # Errors
+    /// A [`CallError`] that names the parameter, for a 400.
+    pub fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, CallError> {
+        parse::parse(endpoint, &body)
     }
 
-    /// The body to send: the client's bytes with `edits` spliced in; the very same `Bytes` when there are none.
-    pub fn upstream_body(&self, _edits: &Edits) -> Bytes {
-        todo!()
+    /// Tells `told` every text that is counted in [`InputShape::text_bytes`]: strings with their escapes undone, tools
+    /// and formats as their JSON. Walks over the body again.
+    pub fn for_each_text(&self, told: &mut dyn FnMut(&str)) {
+        parse::each_text(self, told);
+    }
+
+    /// Whether the model may read more than the body and the answers it refers to: results of hosted tools, files by
+    /// URL, its own drafts. Nothing but the model's largest input bounds it.
+    pub fn reads_more_than_the_body(&self) -> bool {
+        self.input.unbounded || self.tools.any()
+    }
+
+    /// The body to send: the client's bytes with `edits` spliced in; the very same `Bytes` when there are none. A limit
+    /// the client stated is replaced only when it is larger, and one is added only when none was stated.
+    pub fn upstream_body(&self, edits: &Edits) -> Bytes {
+        splice::spliced(self, edits)
     }
 }
+
+#[cfg(test)]
+mod tests;

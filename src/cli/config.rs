@@ -1,0 +1,140 @@
+//! `gateway config …`
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::failure::Failure;
+use super::output::{self, Column, Items};
+use super::{Global, environment, settings_places};
+use crate::config::{Loaded, Pricing, Setting, UpstreamConfig};
+
+/// What to do with the settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check the settings; exit code 3 with the position of what is wrong
+    Check,
+    /// The effective settings and where each comes from, secrets masked
+    Show,
+    /// The files in use
+    Path,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The failure, with its exit code.
+pub fn run(command: ConfigCommand, global: &Global) -> anyhow::Result<()> {
+    match command {
+        ConfigCommand::Check => check(global),
+        ConfigCommand::Show => show(global),
+        ConfigCommand::Path => path(global),
+    }
+}
+
+/// `config check --json`.
+#[derive(Serialize)]
+struct Checked {
+    valid: bool,
+    file: Option<PathBuf>,
+    upstreams: Vec<UpstreamView>,
+}
+
+#[derive(Serialize)]
+struct UpstreamView {
+    name: String,
+    base_url: String,
+    api_key_from: Option<String>,
+    prices: String,
+}
+
+impl UpstreamView {
+    fn new(upstream: &UpstreamConfig) -> UpstreamView {
+        UpstreamView {
+            name: upstream.name.clone(),
+            base_url: upstream.base_url.clone(),
+            api_key_from: upstream.api_key_origin.clone(),
+            prices: match &upstream.prices {
+                Pricing::List(list) => list.to_string(),
+                Pricing::Free => "free".to_owned(),
+            },
+        }
+    }
+}
+
+fn check(global: &Global) -> anyhow::Result<()> {
+    let file = global.settings_path();
+    let config = global.settings(Vec::new())?.complete().map_err(Failure::from)?;
+    if config.upstreams.is_empty() {
+        global.say("no upstream: `gateway serve` needs an [[upstream]], or OPENAI_API_KEY in its environment");
+    }
+    if global.json {
+        return output::json(&Checked {
+            valid: true,
+            file,
+            upstreams: config.upstreams.iter().map(UpstreamView::new).collect(),
+        });
+    }
+    let from = file.map_or("no file, defaults only".to_owned(), |file| file.display().to_string());
+    output::print(&format!("the settings are valid ({from})\n")).map(drop)
+}
+
+#[derive(Serialize)]
+struct SettingView {
+    key: String,
+    value: Option<String>,
+    origin: String,
+}
+
+fn show(global: &Global) -> anyhow::Result<()> {
+    let Loaded { settings, missing, .. } = global.settings(Vec::new())?;
+    if global.json {
+        let view = |setting: Setting| SettingView {
+            key: setting.key,
+            value: setting.value,
+            origin: setting.origin.to_string(),
+        };
+        let items = settings.into_iter().map(view).collect();
+        output::json(&Items { items })?;
+    } else {
+        let columns = ["setting", "value", "from"].map(Column::Left);
+        let row = |setting: Setting| {
+            let value = setting.value.unwrap_or_else(|| "-".to_owned());
+            vec![setting.key, output::plain(&value), setting.origin.to_string()]
+        };
+        output::table(&columns, settings.into_iter().map(row).collect())?;
+    }
+    missing
+        .iter()
+        .for_each(|error| global.say(&format!("warning: {error}")));
+    Ok(())
+}
+
+/// `config path --json`.
+#[derive(Serialize)]
+struct Paths {
+    config: Option<PathBuf>,
+    looked_for: Vec<PathBuf>,
+    database: PathBuf,
+}
+
+fn path(global: &Global) -> anyhow::Result<()> {
+    let paths = Paths {
+        config: global.settings_path(),
+        looked_for: settings_places(&environment()),
+        database: global.settings(Vec::new())?.config.database,
+    };
+    if global.json {
+        return output::json(&paths);
+    }
+    let looked: Vec<String> = paths.looked_for.iter().map(|path| path.display().to_string()).collect();
+    let none = || format!("none (looked for {})", looked.join(", "));
+    output::fields(&[
+        (
+            "config",
+            paths.config.map_or_else(none, |path| path.display().to_string()),
+        ),
+        ("database", paths.database.display().to_string()),
+    ])
+}

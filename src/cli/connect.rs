@@ -1,0 +1,385 @@
+//! `gateway connect codex`: a profile file of its own for Codex, and the way back.
+//!
+//! The profile is `$CODEX_HOME/gateway.config.toml`, which `codex -p gateway` lays over `config.toml`; nothing else is
+//! touched. The key stands in the profile (0600) as the provider's bearer token: with Codex 0.169 that works beside
+//! `model_catalog_url`, gives no warning, and needs no other program, whatever directory Codex is started from.
+
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::codex::{self, KEY_VARIABLE, Trouble};
+use super::runtime;
+
+/// The profile's name: `codex -p gateway`.
+const PROFILE: &str = "gateway";
+
+/// The first line of every profile written here: what does not begin so is somebody else's, and is kept.
+const MARK: &str = "# Written by `gateway connect codex`";
+
+/// A key is some fifty characters; more on stdin is not one.
+const MAX_KEY: u64 = 4096;
+
+/// Set up a client for this gateway.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ConnectArgs {
+    /// Which client
+    #[command(subcommand)]
+    pub app: App,
+}
+
+/// The clients that can be set up.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum App {
+    /// Write the profile that `codex -p gateway` uses; config.toml stays as it is
+    Codex(CodexProfile),
+}
+
+/// How Codex is set up.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CodexProfile {
+    /// The gateway's address, such as https://gw.example.com
+    #[arg(long, value_name = "URL", required_unless_present = "undo")]
+    pub url: Option<String>,
+    /// Read the key from stdin and keep it in the profile; without this Codex reads it from CODEX_GATEWAY_API_KEY
+    #[arg(long, conflicts_with = "undo")]
+    pub key_stdin: bool,
+    /// Write nothing; print the profile
+    #[arg(long, conflicts_with = "undo")]
+    pub print: bool,
+    /// Do not ask before writing
+    #[arg(long)]
+    pub yes: bool,
+    /// Bring back what was there before
+    #[arg(long)]
+    pub undo: bool,
+}
+
+/// Sets up Codex, or undoes it. Data goes to stdout (`--print`), everything else through `say` to stderr.
+///
+/// # Errors
+/// No home directory, an unusable key or address, a gateway that does not answer, a file that cannot be written.
+pub async fn run(args: &ConnectArgs, say: &(dyn Fn(&str) + Sync)) -> Result<(), Trouble> {
+    let App::Codex(args) = &args.app;
+    let home = codex::codex_home().ok_or_else(no_home)?;
+    let place = Place::in_home(&home);
+    if args.undo {
+        return place.undo(say);
+    }
+    let url = codex::base(args.url.as_deref().unwrap_or_default());
+    check_url(&url)?;
+    let key = if args.key_stdin {
+        Some(read_key(io::stdin().lock())?)
+    } else {
+        None
+    };
+    let choices = Choices::ask(&url, key.as_deref(), say).await?;
+    let profile = profile(&url, key.as_deref(), &choices);
+    if args.print {
+        return io::stdout()
+            .write_all(profile.as_bytes())
+            .map_err(|error| failed("the profile was not printed", &error));
+    }
+    say(&format!(
+        "This goes into {} (config.toml stays as it is):\n",
+        place.profile.display()
+    ));
+    say(&shown(&profile, key.as_deref()));
+    if !args.yes && !agreed(args.key_stdin) {
+        say("Nothing was written.");
+        return Ok(());
+    }
+    place.write(&profile)?;
+    say(&format!(
+        "Use it:   codex -p {PROFILE}\nUndo:     gateway connect codex --undo"
+    ));
+    Ok(())
+}
+
+/// Where the profile lies, and where what it replaced is kept.
+struct Place {
+    home: PathBuf,
+    profile: PathBuf,
+    before: PathBuf,
+}
+
+impl Place {
+    fn in_home(home: &Path) -> Place {
+        let file = |end: &str| home.join(format!("{PROFILE}.config.toml{end}"));
+        Place {
+            home: home.to_owned(),
+            profile: file(""),
+            before: file(".before-gateway"),
+        }
+    }
+
+    /// Keeps a profile that is not ours before writing over it; ours is written over.
+    fn write(&self, profile: &str) -> Result<(), Trouble> {
+        let write = || {
+            fs::create_dir_all(&self.home)?;
+            if self.holds_something_else()? {
+                fs::rename(&self.profile, &self.before)?;
+            }
+            runtime::write_private(&self.profile, profile.as_bytes())
+        };
+        write().map_err(|error| failed("the profile was not written", &error))
+    }
+
+    fn holds_something_else(&self) -> io::Result<bool> {
+        match fs::read(&self.profile) {
+            Ok(bytes) => Ok(!bytes.starts_with(MARK.as_bytes())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn undo(&self, say: &(dyn Fn(&str) + Sync)) -> Result<(), Trouble> {
+        let undo = || -> io::Result<String> {
+            let profile = self.profile.display();
+            if self.holds_something_else()? {
+                return Ok(format!(
+                    "{profile} was not written by `gateway connect`; it stays as it is."
+                ));
+            }
+            if self.before.try_exists()? {
+                fs::rename(&self.before, &self.profile)?;
+                return Ok(format!("{profile} is what it was before."));
+            }
+            match fs::remove_file(&self.profile) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(format!("There is no {profile}.")),
+                removed => removed.map(|()| format!("{profile} is gone, as it was before.")),
+            }
+        };
+        say(&undo().map_err(|error| failed("nothing was undone", &error))?);
+        Ok(())
+    }
+}
+
+/// What the gateway's list decides about the profile.
+struct Choices {
+    /// The model to name, when Codex's own is not offered.
+    model: Option<String>,
+    /// Whether OpenAI itself answers: then Codex's own knowledge of the models holds.
+    openai: bool,
+}
+
+impl Choices {
+    /// Asks the gateway with the key; without one nothing can be asked, and the gateway's catalogue decides.
+    async fn ask(url: &str, key: Option<&str>, say: &(dyn Fn(&str) + Sync)) -> Result<Choices, Trouble> {
+        let Some(key) = key else {
+            say(&format!(
+                "Without --key-stdin the gateway cannot be asked; Codex will read {KEY_VARIABLE}."
+            ));
+            return Ok(Choices {
+                model: None,
+                openai: false,
+            });
+        };
+        let list = codex::fetch_models(url, key).await?;
+        let program = codex::find_program("codex", std::env::var_os("PATH").as_deref());
+        let bundle = match program {
+            Some(program) => codex::bundled(&program).await,
+            None => Vec::new(),
+        };
+        say(&format!(
+            "Asked {url} for its models: {} for Codex.",
+            codex::entries(&list).count()
+        ));
+        Ok(Choices::from_list(&list, &codex::codex_default(&bundle)))
+    }
+
+    fn from_list(list: &Value, own: &str) -> Choices {
+        let slugs: Vec<&str> = codex::entries(list)
+            .filter_map(|entry| entry["slug"].as_str())
+            .collect();
+        let first = slugs.first().map(|first| (*first).to_owned());
+        let model = if slugs.contains(&own) { None } else { first };
+        Choices {
+            openai: model.is_none() && codex::any_from_openai(list),
+            model,
+        }
+    }
+}
+
+/// The profile's text.
+fn profile(url: &str, key: Option<&str>, choices: &Choices) -> String {
+    let quoted = codex::quoted;
+    let mut lines = vec![format!("{MARK}; use it with: codex -p {PROFILE}")];
+    lines.extend(choices.model.iter().map(|model| format!("model = {}", quoted(model))));
+    lines.push(format!("model_provider = {}", quoted(PROFILE)));
+    if !choices.openai {
+        lines.push("# a hosted tool that only OpenAI has; \"live\" turns it on".to_owned());
+        lines.push("web_search = \"disabled\"".to_owned());
+    }
+    lines.push(format!("\n[model_providers.{PROFILE}]"));
+    lines.push(format!("name = {}", quoted("Codex Gateway")));
+    lines.push(format!("base_url = {}", quoted(&format!("{url}/v1"))));
+    lines.push(format!("wire_api = {}", quoted("responses")));
+    lines.push("supports_websockets = false".to_owned());
+    if !choices.openai {
+        lines.push(format!("model_catalog_url = {}", quoted(&format!("{url}/v1/models"))));
+    }
+    lines.extend(credential(key));
+    lines.join("\n") + "\n"
+}
+
+fn credential(key: Option<&str>) -> Vec<String> {
+    let quoted = codex::quoted;
+    match key {
+        Some(key) => vec![format!("experimental_bearer_token = {}", quoted(key))],
+        None => vec![
+            format!("env_key = {}", quoted(KEY_VARIABLE)),
+            format!(
+                "env_key_instructions = {}",
+                quoted("Ask who runs the gateway for a key (gateway key issue USER), and export it.")
+            ),
+        ],
+    }
+}
+
+/// The profile as it is shown on a terminal: with the start of the key.
+fn shown(profile: &str, key: Option<&str>) -> String {
+    let Some(key) = key else {
+        return profile.to_owned();
+    };
+    let start: String = key.chars().take(10).collect();
+    profile.replace(key, &format!("{start}…"))
+}
+
+/// A person at the terminal is asked; a script has said what it wants.
+fn agreed(stdin_held_the_key: bool) -> bool {
+    if stdin_held_the_key || !io::stdin().is_terminal() {
+        return true;
+    }
+    let mut answer = String::new();
+    let asked = io::stderr()
+        .write_all(b"Continue? [Y/n] ")
+        .and_then(|()| io::stdin().lock().read_line(&mut answer));
+    asked.is_ok() && matches!(answer.trim(), "" | "y" | "Y" | "yes")
+}
+
+fn read_key(input: impl Read) -> Result<String, Trouble> {
+    let mut text = String::new();
+    input
+        .take(MAX_KEY)
+        .read_to_string(&mut text)
+        .map_err(|error| failed("no key was read", &error))?;
+    let key = text.trim();
+    let printable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+    let fix = "printf %s \"$KEY\" | gateway connect codex --url URL --key-stdin";
+    printable
+        .then(|| key.to_owned())
+        .ok_or_else(|| Trouble::new(2, "no key was read", "stdin held no key", fix))
+}
+
+fn check_url(url: &str) -> Result<(), Trouble> {
+    let parsed = reqwest::Url::parse(url).ok();
+    let usable = parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let why = format!("'{url}' is not an address like https://gw.example.com");
+    usable.then_some(()).ok_or_else(|| {
+        Trouble::new(
+            2,
+            "Codex was not set up",
+            why,
+            "gateway connect codex --url http://127.0.0.1:8080 --key-stdin",
+        )
+    })
+}
+
+fn no_home() -> Trouble {
+    Trouble::new(
+        3,
+        "Codex was not set up",
+        "neither CODEX_HOME nor HOME is set",
+        "CODEX_HOME=DIR gateway connect codex …",
+    )
+}
+
+fn failed(what: &str, error: &io::Error) -> Trouble {
+    Trouble::new(1, what, error.to_string(), "gateway connect codex --print …")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::os::unix::fs::PermissionsExt;
+
+    const KEY: &str = "sk-gw-0123456789";
+    const PUBLIC: Choices = Choices {
+        model: None,
+        openai: false,
+    };
+
+    fn place() -> (tempfile::TempDir, Place) {
+        let dir = tempfile::tempdir().expect("dir");
+        let place = Place::in_home(&dir.path().join("codex"));
+        (dir, place)
+    }
+
+    fn quiet(_: &str) {}
+
+    #[test]
+    fn the_profile_holds_the_key_and_nobody_else_reads_it() {
+        let (_dir, place) = place();
+        place.write(&profile("http://h:1", Some(KEY), &PUBLIC)).expect("write");
+        let mode = fs::metadata(&place.profile).expect("meta").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let table: toml::Table = fs::read_to_string(&place.profile).expect("text").parse().expect("TOML");
+        let provider = &table["model_providers"]["gateway"];
+        assert_eq!(provider["experimental_bearer_token"].as_str(), Some(KEY));
+        assert_eq!(provider["model_catalog_url"].as_str(), Some("http://h:1/v1/models"));
+        assert!(provider.get("env_key").is_none());
+    }
+
+    #[test]
+    fn the_key_is_not_shown_on_the_terminal() {
+        let text = profile("http://h:1", Some(KEY), &PUBLIC);
+        assert!(text.contains(KEY) && !shown(&text, Some(KEY)).contains(KEY));
+    }
+
+    #[test]
+    fn undo_brings_back_what_was_there_before() {
+        let (_dir, place) = place();
+        fs::create_dir_all(&place.home).expect("home");
+        fs::write(&place.profile, "mine = 1\n").expect("mine");
+        place.write(&profile("http://h:1", None, &PUBLIC)).expect("write");
+        place.write(&profile("http://h:2", None, &PUBLIC)).expect("write again");
+        place.undo(&quiet).expect("undo");
+        assert_eq!(fs::read_to_string(&place.profile).expect("text"), "mine = 1\n");
+        place.undo(&quiet).expect("undo again");
+        assert_eq!(
+            fs::read_to_string(&place.profile).expect("text"),
+            "mine = 1\n",
+            "not ours to remove"
+        );
+    }
+
+    #[test]
+    fn undo_leaves_nothing_where_nothing_was() {
+        let (_dir, place) = place();
+        place.write(&profile("http://h:1", None, &PUBLIC)).expect("write");
+        place.undo(&quiet).expect("undo");
+        assert_eq!(fs::read_dir(&place.home).expect("home").count(), 0);
+    }
+
+    #[test]
+    fn where_openai_answers_codex_keeps_its_own_knowledge_of_the_models() {
+        let list = json!({"models": [{"slug": "gpt-6.1-sol", "gateway": {"speaks": "codex"}}]});
+        let text = profile("http://h:1", None, &Choices::from_list(&list, "gpt-6.1-sol"));
+        assert!(!text.contains("model_catalog_url") && !text.contains("web_search"));
+        let text = profile("http://h:1", None, &Choices::from_list(&list, "other"));
+        assert!(text.contains("model = \"gpt-6.1-sol\"") && text.contains("model_catalog_url"));
+    }
+
+    #[test]
+    fn what_is_no_key_or_address_is_refused() {
+        assert_eq!(read_key(" sk-gw-a\n".as_bytes()).expect("a key"), "sk-gw-a");
+        assert_eq!(read_key("\n".as_bytes()).expect_err("none").exit, 2);
+        assert_eq!(read_key("two words".as_bytes()).expect_err("none").exit, 2);
+        assert!(check_url("https://gw.example.com").is_ok());
+        assert!(check_url("gw.example.com").is_err() && check_url("").is_err());
+    }
+}

@@ -1,0 +1,242 @@
+//! How a command fails: an exit code, and up to four short lines that say what, why, what to do and what was near.
+
+use std::fmt;
+
+use crate::admin::AdminError;
+use crate::cli::codex::Trouble;
+use crate::config::ConfigError;
+use crate::store::{OpenError, StoreError};
+
+/// Exit codes, as documented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Failed for a reason of no other code.
+    Failed = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// Settings invalid.
+    Settings = 3,
+    /// Not allowed.
+    NotAllowed = 4,
+    /// Not found.
+    NotFound = 5,
+    /// Already exists.
+    Exists = 6,
+    /// Upstream or network.
+    Upstream = 7,
+    /// The books do not balance.
+    Books = 8,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// What happened.
+    pub what: String,
+    /// Why.
+    pub why: Option<String>,
+    /// What to do.
+    pub fix: Option<String>,
+    /// The nearest name.
+    pub near: Option<String>,
+}
+
+impl Failure {
+    /// A failure with what happened only.
+    pub fn new(exit: Exit, what: impl Into<String>) -> Failure {
+        Failure {
+            exit,
+            what: what.into(),
+            why: None,
+            fix: None,
+            near: None,
+        }
+    }
+
+    /// Says why.
+    #[must_use]
+    pub fn why(mut self, why: impl Into<String>) -> Failure {
+        self.why = Some(why.into());
+        self
+    }
+
+    /// Says what to do.
+    #[must_use]
+    pub fn fix(mut self, fix: impl Into<String>) -> Failure {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        let lines = [("why ", &self.why), ("fix ", &self.fix), ("near", &self.near)];
+        for (label, line) in lines {
+            if let Some(line) = line {
+                write!(f, "\n  {label}  {line}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The source chain of an error in one line.
+fn causes(error: &dyn std::error::Error) -> Option<String> {
+    let mut texts = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        texts.push(cause.to_string());
+        next = cause.source();
+    }
+    (!texts.is_empty()).then(|| texts.join(": "))
+}
+
+impl From<AdminError> for Failure {
+    fn from(error: AdminError) -> Failure {
+        let what = error.to_string();
+        let why = causes(&error);
+        let failure = |exit| Failure::new(exit, what);
+        match error {
+            AdminError::NotFound { what, nearest, .. } => Failure {
+                near: nearest,
+                fix: Some(format!("see what there is: {}", lister(what))),
+                ..failure(Exit::NotFound)
+            },
+            AdminError::Ambiguous { matches, .. } => {
+                failure(Exit::Usage).fix(format!("write one of {}", matches.join(", ")))
+            }
+            AdminError::Exists { what, name } => failure(Exit::Exists).fix(existing(what, &name)),
+            AdminError::NotAllowed { fix, .. } => failure(Exit::NotAllowed).fix(fix),
+            AdminError::Invalid { fix, .. } => failure(Exit::Usage).fix(fix),
+            AdminError::Storage(_) | AdminError::Unknown(_) => Failure {
+                why,
+                ..failure(Exit::Failed)
+            },
+        }
+    }
+}
+
+fn lister(what: &str) -> &'static str {
+    match what {
+        "user" => "gateway user list",
+        "key" => "gateway key list",
+        "request" => "gateway request list",
+        _ => "gateway price list",
+    }
+}
+
+fn existing(what: &str, name: &str) -> String {
+    match what {
+        "user" => format!("see it: gateway user show {name}"),
+        "different credit with the reference" => "use another --reference; the first one was credited".into(),
+        _ => "use another one".into(),
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Failure {
+        let codes = [
+            Exit::Usage,
+            Exit::Settings,
+            Exit::NotAllowed,
+            Exit::NotFound,
+            Exit::Exists,
+            Exit::Upstream,
+        ];
+        let exit = codes
+            .into_iter()
+            .find(|exit| *exit as u8 == trouble.exit)
+            .unwrap_or(Exit::Failed);
+        Failure::new(exit, trouble.what).why(trouble.why).fix(trouble.fix)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::new(Exit::Settings, format!("the settings are not valid: {error}"))
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        AdminError::Storage(error).into()
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Failure {
+        let what = error.to_string();
+        match error {
+            OpenError::Missing(_) => Failure::new(Exit::NotFound, what)
+                .why("this command works on a database that is there")
+                .fix("name it by --database FILE, or make one: gateway user add NAME"),
+            OpenError::TooNew { .. } => {
+                Failure::new(Exit::Failed, what).fix("use the release that made it, or a newer one")
+            }
+            OpenError::InUse(_) => {
+                Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database")
+            }
+            OpenError::Store(error) => Failure {
+                why: causes(&error),
+                ..Failure::new(Exit::Failed, what)
+            },
+        }
+    }
+}
+
+/// The exit code of an error, and the text to print behind `error: `.
+pub fn describe(error: &anyhow::Error) -> (Exit, String) {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return (failure.exit, failure.to_string());
+    }
+    let why = causes(error.as_ref()).map(|why| format!("\n  why   {why}"));
+    (Exit::Failed, format!("{error}{}", why.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_takes_at_most_four_lines() {
+        let failure = Failure::from(AdminError::NotFound {
+            what: "user",
+            name: "alcie".into(),
+            nearest: Some("alice".into()),
+        });
+        assert_eq!(failure.exit, Exit::NotFound);
+        assert_eq!(
+            failure.to_string(),
+            "there is no user 'alcie'\n  fix   see what there is: gateway user list\n  near  alice"
+        );
+    }
+
+    #[test]
+    fn a_failure_of_the_database_says_why() {
+        let error = StoreError {
+            context: "reading users".into(),
+            source: Some("disk I/O error".into()),
+        };
+        let failure = Failure::from(error);
+        assert_eq!(failure.exit, Exit::Failed);
+        assert!(
+            failure.to_string().ends_with("\n  why   reading users: disk I/O error"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn any_other_error_is_told_with_its_causes() {
+        let error = anyhow::Error::from(std::io::Error::other("gone")).context("the file was not read");
+        assert_eq!(
+            describe(&error),
+            (Exit::Failed, "the file was not read\n  why   gone".into())
+        );
+    }
+}

@@ -1,0 +1,142 @@
+//! `gateway ledger …`
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::Global;
+use super::failure::{Exit, Failure};
+use super::output::{self, Column, EntryView, Items};
+use crate::admin;
+use crate::store::Create;
+use crate::store::ledger::{Entry, Verification};
+
+/// What to do with the ledger.
+#[derive(Debug, Subcommand)]
+pub enum LedgerCommand {
+    /// The entries of a user's balance, newest first
+    List {
+        /// Name, e-mail address or id
+        user: String,
+        /// At most so many
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+        /// Only entries before this number, to go on from a list
+        #[arg(long, value_name = "SEQ")]
+        before: Option<i64>,
+    },
+    /// Recompute every balance, hold and hash; exit code 8 when the books do not balance
+    Verify,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The failure, with its exit code.
+pub fn run(command: LedgerCommand, global: &Global) -> anyhow::Result<()> {
+    match command {
+        LedgerCommand::List { user, limit, before } => list(&user, before, limit, global),
+        LedgerCommand::Verify => verify(global),
+    }
+}
+
+fn list(who: &str, before: Option<i64>, limit: u32, global: &Global) -> anyhow::Result<()> {
+    let store = global.store(Create::Never)?;
+    let user = admin::user(&store, who).map_err(Failure::from)?;
+    let entries = store.entries(user.id, before, limit).map_err(Failure::from)?;
+    if global.json {
+        let items = entries.iter().map(EntryView::new).collect();
+        return output::json(&Items { items });
+    }
+    let columns = [
+        Column::Right("seq"),
+        Column::Left("time (UTC)"),
+        Column::Left("kind"),
+        Column::Right("amount"),
+        Column::Right("balance"),
+        Column::Left("for"),
+    ];
+    output::table(&columns, entries.iter().map(row).collect())
+}
+
+fn row(entry: &Entry) -> Vec<String> {
+    let exchange = entry.exchange.map(|id| id.0.to_string());
+    let about: Vec<String> = [exchange, entry.reference.clone(), entry.note.clone()]
+        .into_iter()
+        .flatten()
+        .collect();
+    vec![
+        entry.seq.to_string(),
+        output::time(entry.at),
+        entry.kind.clone(),
+        format!("{:#}", entry.amount),
+        format!("{:#}", entry.balance_after),
+        output::plain(&about.join(" · ")),
+    ]
+}
+
+/// `ledger verify --json`.
+#[derive(Serialize)]
+struct VerificationView {
+    balanced: bool,
+    users: u64,
+    entries: u64,
+    exchanges: u64,
+    open_holds: u64,
+    findings: Vec<FindingView>,
+}
+
+#[derive(Serialize)]
+struct FindingView {
+    table: &'static str,
+    row: String,
+    problem: String,
+}
+
+fn verify(global: &Global) -> anyhow::Result<()> {
+    let found = global.store(Create::Never)?.verify().map_err(Failure::from)?;
+    if global.json {
+        output::json(&view(&found))?;
+    }
+    let Some(first) = found.findings.first() else {
+        if !global.json {
+            let Verification {
+                users,
+                entries,
+                exchanges,
+                open_holds,
+                ..
+            } = found;
+            output::print(&format!(
+                "the books balance: {users} users, {entries} entries, {exchanges} requests, {open_holds} open holds\n"
+            ))?;
+        }
+        return Ok(());
+    };
+    let more = match found.findings.len() {
+        1 => String::new(),
+        n => format!(" (and {} more: --json lists them)", n - 1),
+    };
+    let what = format!(
+        "the books do not balance: table {}, row {}: {}{more}",
+        first.table, first.row, first.problem
+    );
+    let failure =
+        Failure::new(Exit::Books, what).why("a row was changed outside the gateway, or the gateway has a fault");
+    Err(failure.fix("keep a copy of the database before anything else").into())
+}
+
+fn view(found: &Verification) -> VerificationView {
+    let finding = |finding: &crate::store::ledger::Finding| FindingView {
+        table: finding.table,
+        row: finding.row.clone(),
+        problem: finding.problem.clone(),
+    };
+    VerificationView {
+        balanced: found.findings.is_empty(),
+        users: found.users,
+        entries: found.entries,
+        exchanges: found.exchanges,
+        open_holds: found.open_holds,
+        findings: found.findings.iter().map(finding).collect(),
+    }
+}

@@ -1,0 +1,269 @@
+//! What commands print: one JSON document, or plain tables; a closed pipe ends them quietly.
+
+use std::io::{self, Write};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::Serialize;
+
+use crate::store::keys::Key;
+use crate::store::ledger::Entry;
+use crate::store::users::{User, UserStatus};
+
+/// Writes to stdout. Who closed the pipe has seen enough: that is no failure.
+///
+/// # Errors
+/// Anything else, such as a full disk.
+pub fn print(text: &str) -> anyhow::Result<Pipe> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Pipe::Open),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Pipe::Closed),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether somebody still reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pipe {
+    /// Yes.
+    Open,
+    /// No.
+    Closed,
+}
+
+/// Writes one JSON document.
+///
+/// # Errors
+/// As [`print`].
+pub fn json(document: &impl Serialize) -> anyhow::Result<()> {
+    print(&format!("{}\n", serde_json::to_string_pretty(document)?)).map(drop)
+}
+
+/// A list as a JSON document.
+#[derive(Debug, Serialize)]
+pub struct Items<T> {
+    /// Its elements.
+    pub items: Vec<T>,
+}
+
+/// A column of a table.
+#[derive(Clone, Copy, Debug)]
+pub enum Column {
+    /// Text, from the left.
+    Left(&'static str),
+    /// Numbers and money, from the right.
+    Right(&'static str),
+}
+
+/// A plain table.
+///
+/// # Errors
+/// As [`print`].
+pub fn table(columns: &[Column], rows: Vec<Vec<String>>) -> anyhow::Result<()> {
+    print(&format!("{}\n", render(columns, rows))).map(drop)
+}
+
+fn render(columns: &[Column], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(columns.iter().map(|column| match column {
+        Column::Left(name) | Column::Right(name) => *name,
+    }));
+    table.add_rows(rows);
+    for (column, shown) in columns.iter().zip(table.column_iter_mut()) {
+        shown.set_padding((0, 2));
+        shown.set_cell_alignment(match column {
+            Column::Left(_) => CellAlignment::Left,
+            Column::Right(_) => CellAlignment::Right,
+        });
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+/// Names and values, a line each.
+///
+/// # Errors
+/// As [`print`].
+pub fn fields(lines: &[(&str, String)]) -> anyhow::Result<()> {
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let text: String = lines
+        .iter()
+        .map(|(name, value)| format!("{name:<width$}  {value}\n"))
+        .collect();
+    print(&text).map(drop)
+}
+
+/// A time as people read it: `2026-11-24 10:00:00`, UTC.
+pub fn time(at: Timestamp) -> String {
+    at.to_zoned_datetime(TimeZone::UTC)
+        .strftime("%Y-%m-%d %H:%M:%S")
+        .to_string()
+}
+
+/// A count with separators: `39,901`.
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A text of somebody else's for the terminal: control characters, which could move the cursor, are shown as `?`.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// `user show`.
+#[derive(Debug, Serialize)]
+pub struct UserView {
+    id: String,
+    name: String,
+    email: Option<String>,
+    status: &'static str,
+    balance: String,
+    credit_line: String,
+    held: String,
+    available: String,
+    created_at: Timestamp,
+}
+
+impl UserView {
+    /// Of a user.
+    pub fn new(user: &User) -> UserView {
+        UserView {
+            id: user.id.0.to_string(),
+            name: user.name.clone(),
+            email: user.email.clone(),
+            status: status(user.status),
+            balance: user.balance.to_string(),
+            credit_line: user.credit_line.to_string(),
+            held: user.held.to_string(),
+            available: user.available().to_string(),
+            created_at: user.created_at,
+        }
+    }
+}
+
+/// `active`, `suspended`.
+pub fn status(status: UserStatus) -> &'static str {
+    match status {
+        UserStatus::Active => "active",
+        UserStatus::Suspended => "suspended",
+    }
+}
+
+/// `key show`.
+#[derive(Debug, Serialize)]
+pub struct KeyView {
+    id: String,
+    prefix: String,
+    user: String,
+    name: String,
+    state: &'static str,
+    expires_at: Option<Timestamp>,
+    revoked_at: Option<Timestamp>,
+    models: Vec<String>,
+    ips: Vec<String>,
+    on_hangup: Option<String>,
+    created_at: Timestamp,
+    last_used_at: Option<Timestamp>,
+}
+
+impl KeyView {
+    /// Of a key, at a time.
+    pub fn new(key: &Key, now: Timestamp) -> KeyView {
+        KeyView {
+            id: key.id.0.to_string(),
+            prefix: key.prefix.clone(),
+            user: key.user_name.clone(),
+            name: key.name.clone(),
+            state: key_state(key, now),
+            expires_at: key.expires_at,
+            revoked_at: key.revoked_at,
+            models: key.models.clone(),
+            ips: key.ips.iter().map(ToString::to_string).collect(),
+            on_hangup: key.on_hangup.map(|choice| choice.to_string()),
+            created_at: key.created_at,
+            last_used_at: key.last_used_at,
+        }
+    }
+}
+
+/// `valid`, `revoked`, `expired`, or that its user is suspended.
+pub fn key_state(key: &Key, now: Timestamp) -> &'static str {
+    if key.revoked_at.is_some_and(|at| at <= now) {
+        "revoked"
+    } else if key.expires_at.is_some_and(|at| at <= now) {
+        "expired"
+    } else if key.user_suspended {
+        "user suspended"
+    } else {
+        "valid"
+    }
+}
+
+/// `ledger list`.
+#[derive(Debug, Serialize)]
+pub struct EntryView {
+    seq: i64,
+    kind: String,
+    amount: String,
+    balance_after: String,
+    exchange: Option<String>,
+    reference: Option<String>,
+    note: Option<String>,
+    at: Timestamp,
+    hash: String,
+}
+
+impl EntryView {
+    /// Of an entry.
+    pub fn new(entry: &Entry) -> EntryView {
+        EntryView {
+            seq: entry.seq,
+            kind: entry.kind.clone(),
+            amount: entry.amount.to_string(),
+            balance_after: entry.balance_after.to_string(),
+            exchange: entry.exchange.map(|id| id.0.to_string()),
+            reference: entry.reference.clone(),
+            note: entry.note.clone(),
+            at: entry.at,
+            hash: entry.hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_plain_and_numbers_stand_right() {
+        let text = render(
+            &[Column::Left("user"), Column::Right("balance")],
+            vec![vec!["alice".into(), "$5.00".into()], vec!["bo".into(), "$12.50".into()]],
+        );
+        assert_eq!(text, "user   balance\nalice    $5.00\nbo      $12.50");
+    }
+
+    #[test]
+    fn counts_have_separators() {
+        for (n, text) in [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")] {
+            assert_eq!(count(n), text);
+        }
+    }
+
+    #[test]
+    fn a_foreign_text_cannot_move_the_cursor() {
+        assert_eq!(plain("a\u{1b}[2Jb\n"), "a?[2Jb?");
+    }
+}

@@ -1,0 +1,571 @@
+//! `gateway request …`: single exchanges, and the receipt of one.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use clap::Subcommand;
+use jiff::Timestamp;
+use rust_decimal::Decimal;
+use serde::Serialize;
+
+use super::Global;
+use super::failure::Failure;
+use super::output::{self, Column, Items, Pipe};
+use super::usage::FilterArgs;
+use crate::admin;
+use crate::pricing::Line;
+use crate::store::usage_log::{Basis, ExchangeFilter, ExchangeRow, State};
+use crate::store::{Create, ExchangeId, Store};
+use crate::time::now;
+use crate::usage::Usage;
+
+/// How often `tail` looks for new rows.
+const TAIL_EVERY: Duration = Duration::from_millis(500);
+
+/// How many of the newest requests `tail` looks at each time. A request is recorded when it ends and listed by when it
+/// began, so one that outlasts this many younger ones is not shown.
+const TAIL_WINDOW: u32 = 500;
+
+/// How many past requests `tail` begins with.
+const TAIL_FIRST: usize = 10;
+
+/// What to do with requests.
+#[derive(Debug, Subcommand)]
+pub enum RequestCommand {
+    /// Requests, newest first
+    List {
+        /// Which
+        #[command(flatten)]
+        filter: FilterArgs,
+        /// At most so many
+        #[arg(long, default_value_t = 50)]
+        limit: u32,
+    },
+    /// The receipt: how one charge came about, line by line
+    Show {
+        /// The x-request-id of the answer, the start of it, or the upstream's response id
+        id: String,
+    },
+    /// Follow requests as they end (with --json: a document a line)
+    Tail {
+        /// Which
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The failure, with its exit code.
+pub fn run(command: RequestCommand, global: &Global) -> anyhow::Result<()> {
+    let store = global.store(Create::Never)?;
+    match command {
+        RequestCommand::List { filter: which, limit } => list(&store, &filter(&store, &which, limit)?, global),
+        RequestCommand::Show { id } => {
+            let receipt = Receipt::find(&store, &id)?;
+            if global.json {
+                return output::json(&receipt);
+            }
+            output::print(&receipt.text()).map(drop)
+        }
+        RequestCommand::Tail { filter: which } => tail(&store, &filter(&store, &which, TAIL_WINDOW)?, global),
+    }
+}
+
+/// Which exchanges, with users and keys looked up.
+///
+/// # Errors
+/// There is no such user or key.
+pub fn filter(store: &Store, which: &FilterArgs, limit: u32) -> anyhow::Result<ExchangeFilter> {
+    let at = now();
+    let user = which.user.as_deref().map(|who| admin::user(store, who)).transpose();
+    let key = which.key.as_deref().map(|key| admin::key(store, key)).transpose();
+    Ok(ExchangeFilter {
+        user: user.map_err(Failure::from)?.map(|user| user.id),
+        key: key.map_err(Failure::from)?.map(|key| key.id),
+        model: which.model.clone(),
+        since: which.since.map(|when| when.ago(at)),
+        until: which.until.map(|when| when.ago(at)),
+        before: None,
+        after: None,
+        limit,
+    })
+}
+
+/// How an exchange ended, as a word.
+pub fn state(state: State) -> &'static str {
+    match state {
+        State::Completed => "completed",
+        State::Incomplete => "incomplete",
+        State::Refused => "refused",
+        State::Failed => "failed",
+        State::Broken => "broken",
+        State::Limited => "limited",
+        State::Left => "left",
+        State::Cancelled => "cancelled",
+        State::Interrupted => "interrupted",
+    }
+}
+
+/// Names of users and keys, looked up once each.
+struct Names<'a> {
+    store: &'a Store,
+    known: std::collections::BTreeMap<uuid::Uuid, String>,
+}
+
+impl<'a> Names<'a> {
+    fn new(store: &'a Store) -> Names<'a> {
+        Names {
+            store,
+            known: std::collections::BTreeMap::new(),
+        }
+    }
+
+    /// `alice/laptop`.
+    fn of(&mut self, row: &ExchangeRow) -> anyhow::Result<String> {
+        if let Some(name) = self.known.get(&row.key.0) {
+            return Ok(name.clone());
+        }
+        let keys = self.store.find_keys(&row.key.0.to_string()).map_err(Failure::from)?;
+        let name = match keys.first() {
+            Some(key) => format!("{}/{}", key.user_name, output::plain(&key.name)),
+            None => row.key.0.to_string(),
+        };
+        self.known.insert(row.key.0, name.clone());
+        Ok(name)
+    }
+}
+
+fn list(store: &Store, filter: &ExchangeFilter, global: &Global) -> anyhow::Result<()> {
+    let rows = store.exchanges(filter).map_err(Failure::from)?;
+    if global.json {
+        let items = rows
+            .iter()
+            .map(|row| Receipt::new(store, row))
+            .collect::<Result<Vec<_>, _>>()?;
+        return output::json(&Items { items });
+    }
+    let columns = [
+        Column::Left("time (UTC)"),
+        Column::Left("by"),
+        Column::Left("model"),
+        Column::Left("state"),
+        Column::Right("input"),
+        Column::Right("cached"),
+        Column::Right("output"),
+        Column::Right("charge"),
+        Column::Left("id"),
+    ];
+    let mut names = Names::new(store);
+    let rows = rows
+        .iter()
+        .map(|row| cells(row, &mut names))
+        .collect::<Result<Vec<_>, _>>()?;
+    output::table(&columns, rows)
+}
+
+fn cells(row: &ExchangeRow, names: &mut Names<'_>) -> anyhow::Result<Vec<String>> {
+    Ok(vec![
+        output::time(row.started_at),
+        names.of(row)?,
+        output::plain(&row.model),
+        state(row.state).to_owned(),
+        output::count(row.usage.input_tokens.get()),
+        output::count(row.usage.cached_tokens.get()),
+        output::count(row.usage.output_tokens.get()),
+        format!("{:#}", row.charge),
+        row.id.0.to_string(),
+    ])
+}
+
+fn tail(store: &Store, filter: &ExchangeFilter, global: &Global) -> anyhow::Result<()> {
+    let mut names = Names::new(store);
+    let mut seen: VecDeque<ExchangeId> = VecDeque::new();
+    let mut first = true;
+    loop {
+        let mut rows = store.exchanges(filter).map_err(Failure::from)?;
+        rows.retain(|row| !seen.contains(&row.id));
+        seen.extend(rows.iter().map(|row| row.id));
+        let excess = seen.len().saturating_sub(2 * usize::try_from(TAIL_WINDOW)?);
+        seen.drain(..excess);
+        if first {
+            rows.truncate(TAIL_FIRST);
+            first = false;
+        }
+        for row in rows.iter().rev() {
+            let line = if global.json {
+                serde_json::to_string(&Receipt::new(store, row)?)?
+            } else {
+                cells(row, &mut names)?.join("  ")
+            };
+            if output::print(&format!("{line}\n"))? == Pipe::Closed {
+                return Ok(());
+            }
+        }
+        std::thread::sleep(TAIL_EVERY);
+    }
+}
+
+/// `request show`: everything a charge came from.
+#[derive(Debug, Serialize)]
+pub struct Receipt {
+    id: String,
+    state: &'static str,
+    estimated: bool,
+    endpoint: &'static str,
+    streamed: bool,
+    user: String,
+    key: String,
+    key_name: String,
+    model: String,
+    priced_model: String,
+    answered_model: Option<String>,
+    upstream: String,
+    price_list: Option<String>,
+    price_from: Option<Timestamp>,
+    tier: &'static str,
+    usage: Usage,
+    lines: Vec<Line>,
+    uplift: Option<String>,
+    markup: String,
+    cost: String,
+    charge: String,
+    uncollected: String,
+    hold: String,
+    output_limit: Option<u64>,
+    balance_after: String,
+    attempts: u32,
+    response_id: Option<String>,
+    upstream_request_id: Option<String>,
+    upstream_status: Option<u16>,
+    started_at: Timestamp,
+    first_byte_ms: Option<u128>,
+    duration_ms: u128,
+    #[serde(skip)]
+    row: ExchangeRow,
+}
+
+impl Receipt {
+    /// The receipt of an exchange: by its id, a unique start of it, or the upstream's response id.
+    ///
+    /// # Errors
+    /// There is none; the database failed.
+    pub fn find(store: &Store, which: &str) -> anyhow::Result<Receipt> {
+        let row = admin::exchange(store, which).map_err(Failure::from)?;
+        Receipt::new(store, &row)
+    }
+
+    fn new(store: &Store, row: &ExchangeRow) -> anyhow::Result<Receipt> {
+        let key = store.find_keys(&row.key.0.to_string()).map_err(Failure::from)?.pop();
+        let (user, prefix, name) = match key {
+            Some(key) => (key.user_name, key.prefix, key.name),
+            None => (row.user.0.to_string(), row.key.0.to_string(), String::new()),
+        };
+        Ok(Receipt::of(row, user, prefix, name))
+    }
+
+    fn of(row: &ExchangeRow, user: String, key: String, key_name: String) -> Receipt {
+        Receipt {
+            id: row.id.0.to_string(),
+            state: state(row.state),
+            estimated: row.basis == Basis::Estimated,
+            endpoint: row.endpoint.path(),
+            streamed: row.streamed,
+            user,
+            key,
+            key_name,
+            model: row.model.clone(),
+            priced_model: row.priced_model.clone(),
+            answered_model: row.answered_model.clone(),
+            upstream: row.upstream.clone(),
+            price_list: row.list.as_ref().map(ToString::to_string),
+            price_from: row.price_from,
+            tier: row.tier.name(),
+            usage: row.usage.clone(),
+            lines: row.lines.clone(),
+            uplift: row.uplift.clone(),
+            markup: row.markup.clone(),
+            cost: row.cost.to_string(),
+            charge: row.charge.to_string(),
+            uncollected: row.uncollected.to_string(),
+            hold: row.held.to_string(),
+            output_limit: row.output_limit.map(|limit| limit.get()),
+            balance_after: row.balance_after.to_string(),
+            attempts: row.attempts,
+            response_id: row.response_id.clone(),
+            upstream_request_id: row.upstream_request_id.clone(),
+            upstream_status: row.upstream_status,
+            started_at: row.started_at,
+            first_byte_ms: row.first_byte.map(|wait| wait.as_millis()),
+            duration_ms: row.duration.as_millis(),
+            row: row.clone(),
+        }
+    }
+
+    /// The receipt as people read it, each step such that it can be done again by hand.
+    pub fn text(&self) -> String {
+        let mut lines = vec![self.headline()];
+        lines.extend(self.sum_lines());
+        lines.extend(self.money_lines());
+        lines.extend(self.context_lines());
+        lines.join("\n") + "\n"
+    }
+
+    fn headline(&self) -> String {
+        let estimated = if self.estimated { ", estimated" } else { "" };
+        format!(
+            "{:#}  {}  {}/{}  {} UTC  {}{estimated}",
+            self.row.charge,
+            output::plain(&self.model),
+            self.user,
+            output::plain(&self.key_name),
+            output::time(self.started_at),
+            self.state
+        )
+    }
+
+    /// `quantity × rate = amount` of each class, and what they add up to, exactly.
+    fn sum_lines(&self) -> Vec<String> {
+        let quantity = |line: &Line| output::count(line.quantity);
+        let (wide, rates) = (
+            self.lines.iter().map(|line| quantity(line).len()).max().unwrap_or(0),
+            self.lines.iter().map(|line| line.rate.len()).max().unwrap_or(0),
+        );
+        let line = |line: &Line| {
+            format!(
+                "  {:<18}  {:>wide$} × ${:<rates$} per million = ${}",
+                line.class.name().replace('_', " "),
+                quantity(line),
+                line.rate,
+                line.amount
+            )
+        };
+        let mut lines: Vec<String> = self.lines.iter().map(line).collect();
+        if self.row.usage.reasoning_tokens.get() > 0 {
+            let reasoning = output::count(self.row.usage.reasoning_tokens.get());
+            lines.push(format!("  of the output, {reasoning} tokens were reasoning"));
+        }
+        if let Some((tokens, fees)) = self.exact_sums() {
+            let markup = format!("× markup {}", self.markup);
+            let formula = match (&self.uplift, fees.is_zero()) {
+                (None, _) => format!("{} {markup}", (tokens + fees).normalize()),
+                (Some(uplift), true) => format!("{tokens} × regional uplift {uplift} {markup}"),
+                (Some(uplift), false) => format!("({tokens} × regional uplift {uplift} + fees {fees}) {markup}"),
+            };
+            lines.push(format!(
+                "  charge              {formula} = {:#}, rounded once",
+                self.row.charge
+            ));
+        }
+        lines
+    }
+
+    /// What the lines add up to: tokens, and fees, which no uplift touches.
+    fn exact_sums(&self) -> Option<(Decimal, Decimal)> {
+        let sum = |fees: bool| {
+            self.lines
+                .iter()
+                .filter(|line| line.class.is_fee() == fees)
+                .try_fold(Decimal::ZERO, |sum, line| {
+                    sum.checked_add(Decimal::from_str_exact(&line.amount).ok()?)
+                })
+                .map(|sum| sum.normalize())
+        };
+        let sums = (sum(false)?, sum(true)?);
+        (!self.lines.is_empty()).then_some(sums)
+    }
+
+    fn money_lines(&self) -> Vec<String> {
+        let row = &self.row;
+        let mut lines = vec![format!("  cost by the list    {:#}", row.cost)];
+        if row.uncollected.nanos() > 0 {
+            lines.push(format!(
+                "  not collected       {:#}: more than was held, and not available",
+                row.uncollected
+            ));
+        }
+        lines.push(format!(
+            "  held                {:#}, charged {:#}, balance after it {:#}",
+            row.held,
+            row.charge.saturating_sub(row.uncollected),
+            row.balance_after
+        ));
+        if let Some(limit) = self.output_limit {
+            lines.push(format!(
+                "  output limit        {} tokens, written into the request by the gateway",
+                output::count(limit)
+            ));
+        }
+        if self.estimated {
+            lines.push(
+                "  estimated           the upstream reported no usage; an estimate cannot see hidden reasoning".into(),
+            );
+        }
+        lines
+    }
+
+    fn context_lines(&self) -> Vec<String> {
+        let list = match (&self.price_list, self.price_from) {
+            (Some(list), Some(from)) => format!("list {list}, in force since {} UTC", output::time(from)),
+            (Some(list), None) => format!("list {list}"),
+            (None, _) => "free".to_owned(),
+        };
+        let first = self
+            .first_byte_ms
+            .map_or("no answer".to_owned(), |ms| format!("first byte after {ms} ms"));
+        let attempts = match self.attempts {
+            1 => "1 attempt".to_owned(),
+            n => format!("{n} attempts"),
+        };
+        let status = self
+            .upstream_status
+            .map_or(String::new(), |status| format!(", status {status}"));
+        let form = if self.streamed { "streamed" } else { "plain" };
+        let mut lines = vec![
+            format!(
+                "  price               {}, tier {}, {list}",
+                output::plain(&self.priced_model),
+                self.tier
+            ),
+            format!(
+                "  upstream            {}{status}, {attempts}, {}, {form}",
+                self.upstream, self.endpoint
+            ),
+            format!("  time                {first}, {} ms in all", self.duration_ms),
+            format!("  request             {}", self.id),
+        ];
+        let ids = [
+            ("answered by", &self.answered_model),
+            ("response", &self.response_id),
+            ("upstream's id", &self.upstream_request_id),
+        ];
+        lines.extend(
+            ids.iter()
+                .filter_map(|(name, id)| Some(format!("  {name:<18}  {}", output::plain(id.as_ref()?)))),
+        );
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Endpoint;
+    use crate::money::Usd;
+    use crate::pricing::{Class, ListName, Tier};
+    use crate::store::{KeyId, UserId};
+    use crate::usage::Tokens;
+
+    fn line(class: Class, quantity: u64, rate: &str, amount: &str) -> Line {
+        Line {
+            class,
+            quantity,
+            rate: rate.into(),
+            amount: amount.into(),
+        }
+    }
+
+    fn row() -> ExchangeRow {
+        ExchangeRow {
+            id: ExchangeId(uuid::Uuid::nil()),
+            user: UserId(uuid::Uuid::nil()),
+            key: KeyId(uuid::Uuid::nil()),
+            endpoint: Endpoint::Responses,
+            streamed: true,
+            model: "gpt-6.1-sol".into(),
+            priced_model: "gpt-6.1-sol".into(),
+            answered_model: None,
+            upstream: "openai".into(),
+            list: Some(ListName::openai()),
+            price_from: None,
+            tier: Tier::Standard,
+            state: State::Completed,
+            basis: Basis::Reported,
+            usage: Usage {
+                reasoning_tokens: Tokens::saturating(704),
+                ..Usage::default()
+            },
+            lines: vec![
+                line(Class::Input, 1_312, "1.25", "0.00164"),
+                line(Class::Output, 1_104, "10", "0.01104"),
+                line(Class::WebSearch, 2, "10000", "0.02"),
+            ],
+            uplift: Some("1.1".into()),
+            markup: "1.04".into(),
+            cost: Usd::from_nanos(33_948_000),
+            charge: Usd::from_nanos(35_305_920),
+            uncollected: Usd::ZERO,
+            held: Usd::from_nanos(112_000_000),
+            output_limit: None,
+            balance_after: Usd::from_nanos(4_853_300_000),
+            response_id: Some("resp_1".into()),
+            item_ids: Vec::new(),
+            upstream_request_id: None,
+            upstream_status: Some(200),
+            attempts: 1,
+            started_at: Timestamp::UNIX_EPOCH,
+            first_byte: Some(Duration::from_millis(880)),
+            duration: Duration::from_millis(5_300),
+        }
+    }
+
+    fn receipt(row: &ExchangeRow) -> String {
+        Receipt::of(row, "alice".into(), "sk-gw-x".into(), "laptop".into()).text()
+    }
+
+    #[test]
+    fn a_receipt_can_be_done_again_by_hand() {
+        let text = receipt(&row());
+        for part in [
+            "input               1,312 × $1.25  per million = $0.00164",
+            "web search              2 × $10000 per million = $0.02",
+            "(0.01268 × regional uplift 1.1 + fees 0.02) × markup 1.04 = $0.03530592, rounded once",
+            "held                $0.112, charged $0.03530592, balance after it $4.8533",
+            "704 tokens were reasoning",
+            "status 200, 1 attempt",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let by_hand = (Decimal::from_str_exact("0.01268").expect("a number")
+            * Decimal::from_str_exact("1.1").expect("a number")
+            + Decimal::from_str_exact("0.02").expect("a number"))
+            * Decimal::from_str_exact("1.04").expect("a number");
+        assert_eq!(by_hand.normalize().to_string(), "0.03530592");
+    }
+
+    #[test]
+    fn an_estimate_says_what_it_cannot_see() {
+        let mut row = row();
+        row.basis = Basis::Estimated;
+        row.uncollected = Usd::from_nanos(5);
+        let text = receipt(&row);
+        assert!(
+            text.contains("cannot see hidden reasoning") && text.contains("completed, estimated"),
+            "{text}"
+        );
+        assert!(text.contains("not collected       $0.000000005"), "{text}");
+    }
+
+    #[test]
+    fn the_document_has_the_documented_names() {
+        let document = serde_json::to_value(Receipt::of(&row(), "a".into(), "k".into(), "n".into())).expect("JSON");
+        for name in [
+            "state",
+            "estimated",
+            "model",
+            "tier",
+            "usage",
+            "lines",
+            "cost",
+            "charge",
+            "hold",
+            "balance_after",
+            "attempts",
+        ] {
+            assert!(document.get(name).is_some(), "{name}");
+        }
+        assert_eq!(document["lines"][0]["class"], "input");
+        assert_eq!(document["charge"], "0.03530592");
+    }
+}

@@ -1,0 +1,131 @@
+//! `gateway serve`: start the server, say where it is and what it forwards to, stop it cleanly.
+
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::stop::StopSignals;
+use crate::cli::{Global, block_on};
+use crate::config::{Config, Flag, Pricing, UpstreamConfig};
+use crate::server::{self, Server, StartError};
+use crate::store::{Create, Store};
+
+/// Variables by which other programs are told a proxy; the gateway takes it from `[[upstream]] proxy` only.
+const PROXY_VARIABLES: [&str; 6] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
+/// Serve the gateway until SIGTERM or Ctrl-C.
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    /// Where to listen; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Settings that are not valid, an address or a database that cannot be had, books of unknown outcome.
+pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
+    let flag = |value| Flag {
+        name: "--listen",
+        table: "server",
+        key: "listen",
+        value,
+    };
+    let config = global
+        .settings(args.listen.map(flag).into_iter().collect())?
+        .complete()
+        .map_err(Failure::from)?;
+    if config.upstreams.is_empty() {
+        return Err(no_upstream().into());
+    }
+    block_on(serve(config, global))
+}
+
+fn no_upstream() -> Failure {
+    Failure::new(Exit::Settings, "there is no upstream to forward calls to")
+        .why("no [[upstream]] is configured, and OPENAI_API_KEY is not set")
+        .fix("export OPENAI_API_KEY=sk-…   (or write [[upstream]] into gateway.toml; to try without a key: gateway demo)")
+}
+
+async fn serve(config: Config, global: &Global) -> anyhow::Result<()> {
+    let mut signals = StopSignals::watch()?;
+    let store = Store::open(&config.database, Create::IfMissing).map_err(Failure::from)?;
+    let introduction = introduction(&config);
+    let server = server::start(config, store).await.map_err(not_started)?;
+    println!("listening on {}", server.base_url());
+    for line in introduction {
+        global.say(&line);
+    }
+    tokio::select! {
+        () = signals.any() => stop(server, &mut signals, global).await,
+        why = server.failed() => {
+            server.cut_off();
+            Err(Failure::new(Exit::Failed, "the server stopped, because what it wrote last may not be durable")
+                .why(why)
+                .fix("start it again: it recovers from disk, and no charge is made twice")
+                .into())
+        }
+    }
+}
+
+/// Lets running calls finish; a second signal ends them at once.
+async fn stop(server: Server, signals: &mut StopSignals, global: &Global) -> anyhow::Result<()> {
+    global.say("stopping: no new calls; running ones may finish (once more to end them now)");
+    let cutoff = server.cutoff();
+    let stopping = server.stop();
+    tokio::pin!(stopping);
+    tokio::select! {
+        () = &mut stopping => return Ok(()),
+        () = signals.any() => cutoff.cancel(),
+    }
+    stopping.await;
+    Ok(())
+}
+
+/// What a person wants to know at start: where calls go, whose key pays, where the books are, what is ignored.
+fn introduction(config: &Config) -> Vec<String> {
+    let mut lines: Vec<String> = config.upstreams.iter().map(describe).collect();
+    lines.push(format!("database  {}", config.database.display()));
+    let ignored: Vec<&str> = PROXY_VARIABLES
+        .into_iter()
+        .filter(|name| std::env::var_os(name).is_some())
+        .collect();
+    if !ignored.is_empty() && config.upstreams.iter().any(|upstream| upstream.proxy.is_none()) {
+        lines.push(format!(
+            "ignored   {}: set [[upstream]] proxy to use a proxy",
+            ignored.join(", ")
+        ));
+    }
+    lines
+}
+
+fn describe(upstream: &UpstreamConfig) -> String {
+    let key = match (&upstream.api_key, &upstream.api_key_origin) {
+        (None, _) => "no key".to_owned(),
+        (Some(_), Some(origin)) => format!("key from {origin}"),
+        (Some(_), None) => "key set".to_owned(),
+    };
+    let prices = match &upstream.prices {
+        Pricing::List(list) => format!("prices {list}"),
+        Pricing::Free => "free".to_owned(),
+    };
+    format!("upstream  {} at {}, {key}, {prices}", upstream.name, upstream.base_url)
+}
+
+fn not_started(error: StartError) -> anyhow::Error {
+    match error {
+        StartError::NoUpstream => no_upstream().into(),
+        StartError::Listen { addr, source } => Failure::new(Exit::Failed, format!("cannot listen on {addr}"))
+            .why(source.to_string())
+            .fix("stop what listens there, or take another address: gateway serve --listen 127.0.0.1:0")
+            .into(),
+        StartError::Upstream(error) => Failure::new(Exit::Settings, error.to_string()).into(),
+        StartError::Open(error) => Failure::from(error).into(),
+        StartError::Store(error) => Failure::from(error).into(),
+    }
+}

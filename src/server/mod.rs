@@ -1,0 +1,361 @@
+//! The server: settings to a running gateway; its listener, its routes and its graceful stop.
+
+pub mod auth;
+pub mod models;
+mod offer;
+mod proxy;
+mod refusal;
+mod touch;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{Method, Request, Response, StatusCode};
+use axum_server::Handle;
+use axum_server::accept::{TcpConfigAcceptor, TcpSocketConfig};
+use ipnet::IpNet;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::call::Endpoint;
+use crate::config::{Config, UpstreamConfig};
+use crate::exchange::{Gateway, Upstream, UpstreamError};
+use crate::refusal::Refusal;
+use crate::route::Routes;
+
+use crate::store::{ExchangeId, OpenError, Outcome, ServerLock, Store, StoreError};
+use crate::time;
+use crate::tokens::Encoding;
+
+/// Request heads larger than this are refused (Codex sends some 4 KiB).
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// How long the last answers may take to leave once their exchanges are settled.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// Holds older than this belong to no running call: first byte, longest stream and drain together are shorter.
+const SWEEP_AGE: Duration = Duration::from_secs(6 * 3600);
+
+/// How often such holds are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Nothing to forward to.
+    #[error("no upstream is configured")]
+    NoUpstream,
+    /// The address cannot be had.
+    #[error("cannot listen on {addr}")]
+    Listen {
+        /// Which.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An upstream's settings cannot be used.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// The books cannot be mended.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Another server has the books open.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+/// What the routes share.
+#[derive(Debug)]
+pub(crate) struct App {
+    gateway: Arc<Gateway>,
+    trusted_proxies: Vec<IpNet>,
+    max_body: usize,
+    body_timeout: Duration,
+    stopping: AtomicBool,
+    used_keys: touch::UsedKeys,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    addr: SocketAddr,
+    app: Arc<App>,
+    handle: Handle<SocketAddr>,
+    drain_timeout: Duration,
+    tasks: TaskTracker,
+    background: CancellationToken,
+    writer_tasks: TaskTracker,
+    serving: JoinHandle<std::io::Result<()>>,
+    lock: ServerLock,
+}
+
+/// Opens the listener and serves. What a process that died left open is closed first.
+pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
+    if config.upstreams.is_empty() {
+        return Err(StartError::NoUpstream);
+    }
+    let upstreams = config.upstreams.iter().map(upstream).collect::<Result<Vec<_>, _>>()?;
+    let lock = ServerLock::acquire(store.path())?;
+    let writer_tasks = TaskTracker::new();
+    let writer = store.start_writer(&writer_tasks);
+    close_interrupted(&store).await?;
+    let listen = |source| StartError::Listen {
+        addr: config.server.listen,
+        source,
+    };
+    let listener = std::net::TcpListener::bind(config.server.listen).map_err(listen)?;
+    listener.set_nonblocking(true).map_err(listen)?;
+    let addr = listener.local_addr().map_err(listen)?;
+    lock.set_note(&format!("http://{addr}"))?;
+    let gateway = Arc::new(Gateway {
+        routes: Routes::new(&config.upstreams),
+        upstreams,
+        store,
+        writer,
+        billing: config.billing,
+        max_response: config.server.max_response,
+        tracker: TaskTracker::new(),
+        cutoff: CancellationToken::new(),
+    });
+    let app = Arc::new(App {
+        gateway,
+        trusted_proxies: config.server.trusted_proxies,
+        max_body: config.server.max_body,
+        body_timeout: config.server.body_timeout,
+        stopping: AtomicBool::new(false),
+        used_keys: touch::UsedKeys::default(),
+    });
+    let handle = Handle::new();
+    let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
+    tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
+    tasks.spawn(sweep_regularly(Arc::clone(&app), background.clone()));
+    tasks.spawn_blocking(|| Encoding::O200k.warm());
+    let router = Router::new().fallback(dispatch).with_state(Arc::clone(&app));
+    let mut server = axum_server::from_tcp(listener)
+        .map_err(listen)?
+        .acceptor(TcpConfigAcceptor::new(TcpSocketConfig::new().nodelay(true)))
+        .handle(handle.clone())
+        .http1_only()
+        .first_request_timeout(config.server.header_timeout);
+    server
+        .http_builder()
+        .http1()
+        .header_read_timeout(config.server.header_timeout)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .timer(hyper_util::rt::TokioTimer::new());
+    let serving = tasks.spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
+    Ok(Server {
+        lock,
+        addr,
+        app,
+        handle,
+        drain_timeout: config.server.drain_timeout,
+        tasks,
+        background,
+        writer_tasks,
+        serving,
+    })
+}
+
+fn upstream(config: &UpstreamConfig) -> Result<Upstream, UpstreamError> {
+    let ca = match &config.ca_file {
+        None => None,
+        Some(path) => Some(std::fs::read(path).map_err(|error| UpstreamError {
+            name: config.name.clone(),
+            what: format!("ca_file {} cannot be read: {error}", path.display()),
+        })?),
+    };
+    Upstream::new(config, ca.as_deref())
+}
+
+/// Releases the holds of a process that died: their clients cannot have had the end of an answer.
+async fn close_interrupted(store: &Store) -> Result<(), StoreError> {
+    match store.blocking(|store| store.release_interrupted(time::now())).await {
+        Outcome::Committed(0) | Outcome::Refused(()) => Ok(()),
+        Outcome::Committed(count) => {
+            tracing::warn!(
+                count,
+                "calls were interrupted when the server died; their holds are released"
+            );
+            Ok(())
+        }
+        Outcome::NotCommitted(error) | Outcome::Unknown(error) => Err(error),
+    }
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// `http://ADDR`
+    pub fn base_url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Waits until no exchange runs.
+    pub async fn idle(&self) {
+        let tracker = &self.app.gateway.tracker;
+        tracker.close();
+        tracker.wait().await;
+        tracker.reopen();
+    }
+
+    /// Ends running streams when it is cancelled, also while [`Server::stop`] runs.
+    pub fn cutoff(&self) -> CancellationToken {
+        self.app.gateway.cutoff.clone()
+    }
+
+    /// Ends running streams at once: they are settled by estimate. [`Server::stop`] then ends soon.
+    pub fn cut_off(&self) {
+        self.app.gateway.cutoff.cancel();
+    }
+
+    /// Resolves when the books' outcome is unknown, or the listener died: the process has to stop.
+    pub async fn failed(&self) -> String {
+        let error = self.app.gateway.writer.failed().await;
+        format!("the books may not be as they seem: {error}")
+    }
+
+    /// Stops accepting, lets running calls finish up to `drain_timeout`, settles all.
+    pub async fn stop(self) {
+        self.app.stopping.store(true, Ordering::SeqCst);
+        let tracker = &self.app.gateway.tracker;
+        tracker.close();
+        self.handle.graceful_shutdown(None);
+        let cutoff = &self.app.gateway.cutoff;
+        tokio::select! {
+            () = tracker.wait() => {}
+            () = tokio::time::sleep(self.drain_timeout) => cutoff.cancel(),
+            () = cutoff.cancelled() => {}
+        }
+        tracker.wait().await;
+        let flushed = tokio::time::timeout(FLUSH, self.serving).await;
+        if flushed.is_err() {
+            self.handle.shutdown();
+        }
+        self.background.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        drop(self.app);
+        self.writer_tasks.close();
+        self.writer_tasks.wait().await;
+        drop(self.lock);
+    }
+}
+
+/// Looks for holds that no running call owns. There should be none.
+async fn sweep_regularly(app: Arc<App>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SWEEP_EVERY) => {}
+        }
+        let Ok(before) = time::now().checked_sub(SWEEP_AGE) else {
+            continue;
+        };
+        match app.gateway.writer.sweep(before, time::now()).await {
+            Ok(0) => {}
+            Ok(count) => tracing::error!(count, "holds were open that no call owned; they are released"),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "open holds cannot be swept"),
+        }
+    }
+}
+
+/// The explicit list of what is served: with `/v1` and without.
+async fn dispatch(
+    State(app): State<Arc<App>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let id = ExchangeId(uuid::Uuid::now_v7());
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let below = path
+        .strip_prefix("/v1")
+        .filter(|rest| rest.starts_with('/'))
+        .unwrap_or(&path);
+    let endpoint = Endpoint::from_path(below);
+    let headers = request.headers().clone();
+    let answered = match (&method, below, endpoint) {
+        (&Method::GET | &Method::HEAD, "/healthz", _) => return plain(StatusCode::OK, "ok\n"),
+        (&Method::GET | &Method::HEAD, "/readyz", _) => return ready(&app),
+        (&Method::POST, _, Some(endpoint)) => proxy::call(&app, id, endpoint, peer, request).await,
+        (&Method::GET, "/responses", _) => Err(Refusal::UpgradeRequired),
+        (_, _, Some(_)) => Err(Refusal::Method { allowed: "POST" }),
+        (&Method::GET | &Method::HEAD, "/models", _) => offer::list(&app, peer, &headers).await,
+        (&Method::GET | &Method::HEAD, _, _) if below.starts_with("/models/") => {
+            offer::show(&app, peer, &headers, &below["/models/".len()..]).await
+        }
+        _ => Err(unknown(&method, &path, below)),
+    };
+    let mut response = answered.unwrap_or_else(|refusal| refusal::respond(&refusal, endpoint, id));
+    if let Ok(id) = id.to_string().parse() {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
+}
+
+/// OpenAI's other endpoints: what they cost cannot be metered here.
+const NOT_METERED: [&str; 24] = [
+    "agents",
+    "assistants",
+    "audio",
+    "batches",
+    "chat",
+    "containers",
+    "conversations",
+    "decisions",
+    "embeddings",
+    "evals",
+    "files",
+    "fine_tuning",
+    "images",
+    "live",
+    "moderations",
+    "organization",
+    "realtime",
+    "responses",
+    "skills",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+    "completions",
+];
+
+fn unknown(method: &Method, path: &str, below: &str) -> Refusal {
+    let endpoint = format!("{method} {path}");
+    let first = below.trim_start_matches('/').split('/').next().unwrap_or("");
+    if NOT_METERED.contains(&first) {
+        Refusal::NotSupported { endpoint }
+    } else {
+        Refusal::NoRoute { endpoint }
+    }
+}
+
+fn ready(app: &App) -> Response<Body> {
+    if app.stopping.load(Ordering::SeqCst) {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the server is stopping\n");
+    }
+    if !app.gateway.writer.is_ready() {
+        return plain(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: the books cannot be written\n",
+        );
+    }
+    plain(StatusCode::OK, "ready\n")
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,166 @@
+"""openai-python against the gateway."""
+
+import openai
+import pydantic
+
+from gateway import expect, expect_equal
+from tap import Tap
+
+MODEL = "gpt-6.1-sol"
+WEATHER = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+def client(gateway, key=None, url=None, **more):
+    return openai.OpenAI(base_url=(url or gateway.url) + "/v1", api_key=key or gateway.alice, **more)
+
+
+def says(text, **more):
+    return {"model": MODEL, "messages": [{"role": "user", "content": text}], **more}
+
+
+def chat(gateway):
+    raw = client(gateway).chat.completions.with_raw_response.create(**says("hello"))
+    answer = raw.parse()
+    expect("You said" in answer.choices[0].message.content, answer)
+    expect(answer.usage.total_tokens > 0, "no usage")
+    for header in ("x-request-id", "x-gateway-cost", "x-gateway-balance"):
+        expect(raw.headers.get(header), f"no {header}")
+
+
+def chat_stream(gateway):
+    with_usage = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(client(gateway).chat.completions.create(**says("hello", **with_usage)))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    expect("You said" in text, text)
+    expect(chunks[-1].usage.completion_tokens > 0, "the last chunk has no usage")
+    chunks = list(client(gateway).chat.completions.create(**says("hello", stream=True)))
+    expect(all(chunk.choices and chunk.usage is None for chunk in chunks), "a usage chunk that was not asked for")
+
+
+def chat_tools(gateway):
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}]
+    create = client(gateway).chat.completions.create
+    answer = create(**says("sim:tools what is the weather?", tools=tools)).choices[0]
+    expect_equal(answer.finish_reason, "tool_calls", "finish_reason")
+    call = answer.message.tool_calls[0]
+    expect_equal(call.function.name, "weather", "tool")
+    messages = says("sim:tools what is the weather?")["messages"] + [
+        answer.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "sunny-42"},
+    ]
+    answer = create(model=MODEL, messages=messages, tools=tools).choices[0]
+    expect("sunny-42" in answer.message.content, answer)
+
+
+class Answer(pydantic.BaseModel):
+    city: str
+    degrees: int
+
+
+def structured(gateway):
+    answer = client(gateway).chat.completions.parse(**says("weather?"), response_format=Answer).choices[0]
+    expect(isinstance(answer.message.parsed, Answer), answer)
+    answer = client(gateway).responses.parse(model=MODEL, input="weather?", text_format=Answer)
+    expect(isinstance(answer.output_parsed, Answer), answer)
+
+
+def embeddings(gateway):
+    answer = client(gateway).embeddings.create(model="text-embedding-3-small", input=["a", "b c"])
+    expect_equal(len(answer.data), 2, "vectors")
+    expect(len(answer.data[0].embedding) > 1 and answer.usage.prompt_tokens > 0, answer.usage)
+
+
+def responses(gateway):
+    answer = client(gateway).responses.create(model=MODEL, input="hello")
+    expect("You said" in answer.output_text and answer.usage.total_tokens > 0, answer)
+    answer = client(gateway).responses.create(model=MODEL, input="sim:reasoning hello")
+    expect(answer.usage.output_tokens_details.reasoning_tokens > 0, answer.usage)
+
+
+def responses_stream(gateway):
+    with client(gateway).responses.stream(model=MODEL, input="hello") as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    expect(text and text == final.output_text, (text, final))
+    expect(final.usage.output_tokens > 0, "no usage")
+
+
+def models(gateway):
+    names = [model.id for model in client(gateway).models.list()]
+    expect(MODEL in names and "text-embedding-3-small" in names, names)
+    expect_equal(client(gateway).models.retrieve(MODEL).id, MODEL, "model")
+
+
+def refused(gateway, error, key, model, code, requests, call="chat"):
+    """The class that the client raises, the code in it, and how often it asked."""
+    tap = Tap(("127.0.0.1", int(gateway.url.rsplit(":", 1)[1])))
+    api = client(gateway, key, tap.url)
+    try:
+        if call == "chat":
+            api.chat.completions.create(**{**says("hello"), "model": model})
+        else:
+            api.responses.create(model=model, input="hello")
+    except openai.APIStatusError as raised:
+        expect(type(raised) is error, f"{type(raised).__name__}: {raised}")
+        expect_equal(raised.code, code, "code")
+        expect(raised.request_id, "no request id")
+    else:
+        expect(False, "it was answered")
+    finally:
+        tap.close()
+    expect_equal(len(tap.posts()), requests, "requests")
+
+
+def out_of_money(gateway):
+    for call in ("chat", "responses"):
+        refused(gateway, openai.RateLimitError, gateway.poor, MODEL, "insufficient_quota", 1, call)
+
+
+def bad_key(gateway):
+    for key in ("sk-gw-nonsense", gateway.alice[:-1] + ("a" if gateway.alice[-1] != "a" else "b"), "sk-proj-abc"):
+        refused(gateway, openai.AuthenticationError, key, MODEL, "invalid_api_key", 1)
+
+
+def unknown_model(gateway):
+    for call in ("chat", "responses"):
+        refused(gateway, openai.NotFoundError, gateway.alice, "gpt-0-nonsense", "model_not_found", 1, call)
+
+
+def limited_chat(gateway):
+    """The simulated model ignores its limit; the gateway ends the stream, and the client takes it for an end."""
+    chunks = list(client(gateway).chat.completions.create(**says("sim:overrun", stream=True, max_completion_tokens=200)))
+    chunks = [chunk for chunk in chunks if chunk.choices]
+    expect_equal(chunks[-1].choices[0].finish_reason, "length", "finish_reason")
+    words = "".join(chunk.choices[0].delta.content or "" for chunk in chunks).split()
+    expect(200 <= len(words) <= 200 + 64, f"{len(words)} words for a limit of 200")
+
+
+def limited_responses(gateway):
+    stream = client(gateway).responses.create(model=MODEL, input="sim:overrun", stream=True, max_output_tokens=200)
+    events = list(stream)
+    expect_equal(events[-1].type, "response.incomplete", "last event")
+    expect_equal(events[-1].response.incomplete_details.reason, "max_output_tokens", "reason")
+    words = "".join(event.delta for event in events if event.type == "response.output_text.delta").split()
+    expect(200 <= len(words) <= 200 + 64, f"{len(words)} words for a limit of 200")
+
+
+CHECKS = [
+    ("openai-python: chat", chat),
+    ("openai-python: chat, streamed", chat_stream),
+    ("openai-python: chat with tools", chat_tools),
+    ("openai-python: structured output", structured),
+    ("openai-python: embeddings", embeddings),
+    ("openai-python: responses", responses),
+    ("openai-python: responses, streamed", responses_stream),
+    ("openai-python: models", models),
+    ("openai-python: out of money is one request", out_of_money),
+    ("openai-python: a bad key", bad_key),
+    ("openai-python: an unknown model", unknown_model),
+    ("openai-python: a chat stream beyond its limit", limited_chat),
+    ("openai-python: a responses stream beyond its limit", limited_responses),
+]
