@@ -247,7 +247,7 @@ mod tests {
             );
         }
         assert_eq!(desk.store.find_user("bob").expect("it reads"), None);
-        assert_eq!(desk.store.users().expect("read"), [added.clone()]);
+        assert_eq!(desk.store.users().expect("read"), std::slice::from_ref(&added));
         assert_eq!(
             done(desk.store.add_user(&ada, &by(), at(9))),
             added,
