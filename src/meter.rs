@@ -1529,8 +1529,8 @@ mod tests {
     fn last_usage(stream: &str) -> Value {
         let data = stream.lines().filter_map(|line| line.strip_prefix("data: "));
         let events = data.filter_map(|data| serde_json::from_str::<Value>(data).ok());
-        let usages = events.map(|event| event["response"]["usage"].clone());
-        usages.filter(|usage| !usage.is_null()).last().unwrap_or_default()
+        let mut usages = events.map(|event| event["response"]["usage"].clone());
+        usages.rfind(|usage| !usage.is_null()).unwrap_or_default()
     }
 
     #[test]
