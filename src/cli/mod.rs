@@ -1,20 +1,20 @@
 //! The command line: each command reads its flags, calls [`crate::admin`] or the server, and prints what came of it.
 
 pub mod codex;
-mod config;
+pub mod config;
 pub mod connect;
 pub mod failure;
-mod key;
-mod ledger;
+pub mod key;
+pub mod ledger;
 mod litellm;
 pub mod output;
-mod price;
-mod request;
+pub mod price;
+pub mod request;
 pub mod runtime;
 mod serve;
 mod stop;
-mod usage;
-mod user;
+pub mod usage;
+pub mod user;
 pub mod values;
 
 use std::collections::BTreeMap;
