@@ -1,6 +1,9 @@
 //! The command line: each command reads its flags, calls [`crate::admin`] or the server, and prints what came of it.
 
+pub mod codex;
 pub mod config;
+pub mod connect;
+pub mod demo;
 pub mod failure;
 pub mod key;
 pub mod ledger;
@@ -8,6 +11,10 @@ mod litellm;
 pub mod output;
 pub mod price;
 pub mod request;
+pub mod runtime;
+pub mod serve;
+pub mod stop;
+pub mod upstream;
 pub mod usage;
 pub mod user;
 pub mod values;
@@ -64,6 +71,13 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The whole thing with nothing to set up: two calls on a simulated upstream, their receipts, the balance
+    Demo(demo::DemoArgs),
+    /// Serve the gateway until SIGTERM or Ctrl-C
+    Serve(serve::ServeArgs),
+    /// Upstreams
+    #[command(subcommand)]
+    Upstream(upstream::UpstreamCommand),
     /// Users: who owns a balance
     #[command(subcommand)]
     User(user::UserCommand),
@@ -90,7 +104,10 @@ impl Command {
     /// Whether the command goes on serving, so that its log is what the settings say and not only warnings.
     fn serves(&self) -> bool {
         match self {
-            Command::User(_)
+            Command::Serve(_) => true,
+            Command::Demo(_)
+            | Command::Upstream(_)
+            | Command::User(_)
             | Command::Key(_)
             | Command::Price(_)
             | Command::Usage(_)
@@ -109,6 +126,9 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
     let Cli { global, command } = cli;
     start_logging(&global, &command);
     match command {
+        Command::Demo(args) => demo::run(&args, &global),
+        Command::Serve(args) => serve::run(args, &global),
+        Command::Upstream(command) => upstream::run(command, &global),
         Command::User(command) => user::run(command, &global),
         Command::Key(command) => key::run(command, &global),
         Command::Price(command) => price::run(command, &global),
