@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::{Pricing, UpstreamConfig};
+use crate::pricing::ListName;
 
 /// Codex asks for this model when it has a command reviewed; OpenAI sells it under no such name.
 const CODEX_REVIEW_ALIAS: (&str, &str) = ("codex-auto-review", "gpt-6.1-terra");
@@ -98,7 +99,7 @@ impl Routes {
 
 fn priced_by_openai(prices: &Pricing) -> bool {
     match prices {
-        Pricing::List(list) => serde_json::to_value(list).is_ok_and(|name| name == "openai"),
+        Pricing::List(list) => *list == ListName::openai(),
         Pricing::Free => false,
     }
 }
@@ -107,6 +108,11 @@ fn priced_by_openai(prices: &Pricing) -> bool {
 /// counts, as it does at upstreams. No globs match nothing.
 pub fn model_allowed(globs: &[String], model: &str) -> bool {
     globs.iter().any(|glob| glob_matches(glob, model))
+}
+
+/// Whether a key may use `model`: one with globs those that match, one without any.
+pub fn key_allows(globs: &[String], model: &str) -> bool {
+    globs.is_empty() || model_allowed(globs, model)
 }
 
 /// Matches without recursion: on a mismatch the last `*` takes one character more, which is at most `glob × text` steps.

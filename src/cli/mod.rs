@@ -3,7 +3,7 @@
 pub mod codex;
 pub mod config;
 pub mod connect;
-pub mod demo;
+mod demo;
 pub mod failure;
 pub mod key;
 pub mod ledger;
@@ -12,9 +12,9 @@ pub mod output;
 pub mod price;
 pub mod request;
 pub mod runtime;
-pub mod serve;
-pub mod stop;
-pub mod upstream;
+mod serve;
+mod stop;
+mod upstream;
 pub mod usage;
 pub mod user;
 pub mod values;
@@ -75,6 +75,10 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Serve the gateway until SIGTERM or Ctrl-C
     Serve(serve::ServeArgs),
+    /// Start Codex through this gateway; changes no file
+    Codex(codex::CodexArgs),
+    /// Set up a client for this gateway
+    Connect(connect::ConnectArgs),
     /// Upstreams
     #[command(subcommand)]
     Upstream(upstream::UpstreamCommand),
@@ -106,6 +110,8 @@ impl Command {
         match self {
             Command::Serve(_) => true,
             Command::Demo(_)
+            | Command::Codex(_)
+            | Command::Connect(_)
             | Command::Upstream(_)
             | Command::User(_)
             | Command::Key(_)
@@ -118,14 +124,20 @@ impl Command {
     }
 }
 
-/// Runs a command.
+/// Runs a command and gives its exit code: zero, or that of the program it started.
 ///
 /// # Errors
 /// What [`failure::describe`] turns into an exit code and a text.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let Cli { global, command } = cli;
     start_logging(&global, &command);
-    match command {
+    let done = match command {
+        Command::Codex(args) => return start_codex(&args, &global),
+        Command::Connect(args) => block_on(async {
+            connect::run(&args, &|line| global.say(line))
+                .await
+                .map_err(|trouble| Failure::from(trouble).into())
+        }),
         Command::Demo(args) => demo::run(&args, &global),
         Command::Serve(args) => serve::run(args, &global),
         Command::Upstream(command) => upstream::run(command, &global),
@@ -136,7 +148,18 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Request(command) => request::run(command, &global),
         Command::Ledger(command) => ledger::run(command, &global),
         Command::Config(command) => config::run(command, &global),
-    }
+    };
+    done.map(|()| 0)
+}
+
+fn start_codex(args: &codex::CodexArgs, global: &Global) -> anyhow::Result<u8> {
+    let config = global.settings(Vec::new())?.complete().map_err(Failure::from)?;
+    let started = async {
+        codex::run(args, &config, &|line| global.say(line))
+            .await
+            .map_err(|trouble| Failure::from(trouble).into())
+    };
+    block_on(started)
 }
 
 /// Runs the future of a command that serves or calls.
