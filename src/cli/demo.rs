@@ -58,7 +58,11 @@ fn refuse_second() -> Result<(), Failure> {
     };
     let what = format!("a demo already serves on {} (process {})", other.url, other.pid);
     let failure = Failure::new(Exit::Exists, what).why("gateway codex finds one running demo, not two");
-    Err(failure.fix(format!("use that one: {} codex, or stop it: kill {}", program(), other.pid)))
+    Err(failure.fix(format!(
+        "use that one: {} codex, or stop it: kill {}",
+        program(),
+        other.pid
+    )))
 }
 
 async fn perform(args: &DemoArgs, global: &Global) -> anyhow::Result<()> {
@@ -138,12 +142,17 @@ impl Stage {
     }
 
     async fn call(&self, path: &'static str, body: Value) -> anyhow::Result<Call> {
-        let request = self.http.post(format!("{}{path}", self.server.base_url())).bearer_auth(&self.key);
+        let request = self
+            .http
+            .post(format!("{}{path}", self.server.base_url()))
+            .bearer_auth(&self.key);
         let answer = request.json(&body).send().await.context("the gateway did not answer")?;
         let (status, id) = (answer.status(), header(&answer, "x-request-id"));
         let text = answer.text().await.context("the answer broke off")?;
         if !status.is_success() {
-            return Err(Failure::new(Exit::Upstream, format!("the gateway answered {status}")).why(text).into());
+            return Err(Failure::new(Exit::Upstream, format!("the gateway answered {status}"))
+                .why(text)
+                .into());
         }
         // The end of an answer leaves after its charge is durable: the receipt is there.
         let (row, receipt) = self.store.blocking(move |store| receipt(store, &id)).await?;
@@ -174,7 +183,10 @@ impl Stage {
             listening: format!("listening on {url}"),
             base_url: format!("{url}/v1"),
             key: self.key.clone(),
-            codex: vec![format!("{program} codex"), format!("{program} codex exec --skip-git-repo-check 'Say hello'")],
+            codex: vec![
+                format!("{program} codex"),
+                format!("{program} codex exec --skip-git-repo-check 'Say hello'"),
+            ],
             curl: vec![curl("/v1/chat/completions", &chat), curl("/v1/responses", &stream)],
             look: vec![
                 format!("{program} --database {database} request list"),
@@ -191,7 +203,13 @@ impl Stage {
 
     /// Ends everything and removes the directory.
     async fn strike(self, signals: &mut StopSignals) -> anyhow::Result<()> {
-        let Stage { server, simulator, store, dir, .. } = self;
+        let Stage {
+            server,
+            simulator,
+            store,
+            dir,
+            ..
+        } = self;
         let cutoff = server.cutoff();
         let mut stopping = std::pin::pin!(server.stop());
         tokio::select! {
@@ -215,7 +233,9 @@ fn settings(dir: &Path, upstream: &str) -> anyhow::Result<Config> {
         pairs.iter().map(pair).collect()
     };
     let database = dir.join("gateway.db");
-    let database = database.to_str().context("the temporary directory's name is not text")?;
+    let database = database
+        .to_str()
+        .context("the temporary directory's name is not text")?;
     let upstream = table(&[("name", "simulator"), ("base_url", upstream), ("prices", "openai")]);
     let mut document = toml::Table::new();
     document.insert("server".into(), table(&[("listen", "127.0.0.1:0")]).into());
@@ -269,11 +289,16 @@ fn header(answer: &reqwest::Response, name: &str) -> String {
 fn said(text: &str, streamed: bool) -> String {
     if !streamed {
         let answer: Value = serde_json::from_str(text).unwrap_or_default();
-        return answer["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned();
+        return answer["choices"][0]["message"]["content"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
     }
     let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
     let events = data.filter_map(|data| serde_json::from_str::<Value>(data).ok());
-    events.filter_map(|event| event["delta"].as_str().map(str::to_owned)).collect()
+    events
+        .filter_map(|event| event["delta"].as_str().map(str::to_owned))
+        .collect()
 }
 
 /// What the demo shows; with `--json` it is the document.
@@ -330,23 +355,39 @@ fn print(shown: &Shown, invitation: Option<&Invitation>, global: &Global) -> any
 fn text(shown: &Shown, invitation: Option<&Invitation>) -> anyhow::Result<String> {
     let mut text = String::new();
     let opening: Usd = shown.opening_balance.parse()?;
-    writeln!(text, "A gateway on a temporary database, a simulated upstream, and the user '{USER}' with {opening:#}.")?;
+    writeln!(
+        text,
+        "A gateway on a temporary database, a simulated upstream, and the user '{USER}' with {opening:#}."
+    )?;
     let mut sum = format!("{opening:#}");
     for call in &shown.calls {
         let how = if call.streamed { "streamed" } else { "plain" };
-        writeln!(text, "\n{} {}, {how}\n  {}\n", call.method, call.path, output::plain(&call.answer))?;
+        writeln!(
+            text,
+            "\n{} {}, {how}\n  {}\n",
+            call.method,
+            call.path,
+            output::plain(&call.answer)
+        )?;
         text.push_str(&call.receipt.text());
         write!(sum, " − {:#}", call.charge)?;
     }
     let balance: Usd = shown.balance.parse()?;
     writeln!(text, "\nBalance  {sum} = {balance:#}\n")?;
     let Some(invitation) = invitation else {
-        writeln!(text, "Go on with it: it serves, for Codex and any OpenAI client\n  {}", shown.next)?;
+        writeln!(
+            text,
+            "Go on with it: it serves, for Codex and any OpenAI client\n  {}",
+            shown.next
+        )?;
         return Ok(text);
     };
     writeln!(text, "{}\n", invitation.listening)?;
     let parts = [
-        ("Codex through it (needs the codex CLI; no file is changed)", &invitation.codex),
+        (
+            "Codex through it (needs the codex CLI; no file is changed)",
+            &invitation.codex,
+        ),
         ("Any client: the base URL and the key are in these", &invitation.curl),
         ("What it wrote", &invitation.look),
     ];

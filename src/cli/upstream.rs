@@ -66,10 +66,15 @@ async fn simulate(args: SimulateArgs, global: &Global) -> anyhow::Result<()> {
     let simulator = started.with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = simulator.address();
     match global.json {
-        true => output::json(&serde_json::json!({"url": format!("http://{address}"), "base_url": simulator.base_url()}))?,
+        true => {
+            output::json(&serde_json::json!({"url": format!("http://{address}"), "base_url": simulator.base_url()}))?
+        }
         false => drop(output::print(&format!("listening on http://{address}\n"))?),
     }
-    global.say(&format!("As an upstream: base_url = \"{}\". Ctrl-C stops it.", simulator.base_url()));
+    global.say(&format!(
+        "As an upstream: base_url = \"{}\". Ctrl-C stops it.",
+        simulator.base_url()
+    ));
     signals.any().await;
     simulator.stop().await;
     Ok(())
@@ -89,7 +94,9 @@ mod tests {
     #[test]
     fn what_is_typed_becomes_the_pace() {
         let line = ["x", "--delay-ms", "20", "--chunks", "3", "--chunk-delay-ms", "5"];
-        let pace = Line::try_parse_from(line).map(|line| line.args.pace()).expect("a good line");
+        let pace = Line::try_parse_from(line)
+            .map(|line| line.args.pace())
+            .expect("a good line");
         let expected = (Duration::from_millis(20), Some(3), Duration::from_millis(5));
         assert_eq!((pace.delay, pace.chunks, pace.chunk_delay), expected);
         assert!(Line::try_parse_from(["x", "--chunks", "0"]).is_err());

@@ -58,7 +58,10 @@ impl Books {
 }
 
 /// The first five laws in SQL of their own.
-#[expect(clippy::disallowed_methods, reason = "the laws are checked beside the store, not by it")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the laws are checked beside the store, not by it"
+)]
 fn check_laws(path: &Path) {
     let file = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("the database opens");
     let broken = |law: &str, query: &str| {

@@ -38,7 +38,10 @@ pub struct Answer {
 pub fn http() -> reqwest::Client {
     // Another test may have been first.
     rustls::crypto::ring::default_provider().install_default().unwrap_or(());
-    let builder = reqwest::Client::builder().no_proxy().tls_certs_only([]).pool_max_idle_per_host(0);
+    let builder = reqwest::Client::builder()
+        .no_proxy()
+        .tls_certs_only([])
+        .pool_max_idle_per_host(0);
     builder.build().expect("a client")
 }
 
@@ -57,7 +60,11 @@ impl Client {
     /// Posts JSON; the connection may break.
     pub async fn try_send(&self, path: &str, body: &Value) -> reqwest::Result<reqwest::Response> {
         let request = self.request(reqwest::Method::POST, path);
-        request.header("content-type", "application/json").body(body.to_string()).send().await
+        request
+            .header("content-type", "application/json")
+            .body(body.to_string())
+            .send()
+            .await
     }
 
     /// Posts JSON and reads the whole answer.
@@ -99,7 +106,10 @@ impl Client {
 
 /// The body of a chat call, with more fields.
 pub fn chat(prompt: &str, more: &Value) -> Value {
-    with(json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}]}), more)
+    with(
+        json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}]}),
+        more,
+    )
 }
 
 /// The body of a response call, with more fields.
@@ -134,7 +144,10 @@ impl Answer {
 
     /// A header; empty when it is not there.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// The id of the exchange.

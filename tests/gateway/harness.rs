@@ -206,7 +206,9 @@ impl Builder {
         let upstream = |name: &str, simulator: &Simulator, more: &str| {
             let url = simulator.base_url();
             let key = "sk-upstream-secret";
-            format!("[[upstream]]\nname = \"{name}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\nprices = \"openai\"\n{more}\n")
+            format!(
+                "[[upstream]]\nname = \"{name}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\nprices = \"openai\"\n{more}\n"
+            )
         };
         let mut text = format!("{}\n{}", self.settings, upstream("first", first, &self.upstream));
         if let Some(second) = second {

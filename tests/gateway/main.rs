@@ -5,5 +5,7 @@
 
 mod books;
 mod client;
+mod demo;
 mod harness;
 mod price;
+mod streaming;

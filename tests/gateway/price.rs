@@ -47,7 +47,10 @@ pub fn expected_charge(usage: &ServedUsage, price: &Value, markup: &str) -> i128
         (plain, rate("input", "input")),
         (usage.cached, rate("cached_input", "input")),
         (usage.cache_write, rate("cache_write", "input")),
-        (usage.output, if usage.output == 0 { 0 } else { rate("output", "output") }),
+        (
+            usage.output,
+            if usage.output == 0 { 0 } else { rate("output", "output") },
+        ),
     ];
     // Rates are per million: the sum is in millionths of a nano-dollar, the markup adds nine decimals.
     let sum: i128 = parts.iter().map(|(count, rate)| i128::from(*count) * rate).sum();
@@ -58,7 +61,9 @@ pub fn expected_charge(usage: &ServedUsage, price: &Value, markup: &str) -> i128
 fn rates(price: &Value, input: u64) -> Value {
     let steps = price["steps"].as_array().into_iter().flatten();
     let reached = steps.filter(|step| step["above"].as_u64().is_some_and(|above| input > above));
-    reached.last().map_or_else(|| price["rates"].clone(), |step| step["rates"].clone())
+    reached
+        .last()
+        .map_or_else(|| price["rates"].clone(), |step| step["rates"].clone())
 }
 
 #[test]
@@ -72,9 +77,18 @@ fn the_reckoning_is_right_by_hand() {
     };
     let price = catalogue("openai", "gpt-6.1-sol");
     // 900 × $2 + 100 × $0.1 + 50 × $10 per million.
-    assert_eq!(expected_charge(&usage(1_000, 100, 50, "default"), &price, "1"), 2_310_000);
-    assert_eq!(expected_charge(&usage(1_000, 100, 50, "priority"), &price, "1"), 4_620_000);
-    assert_eq!(expected_charge(&usage(272_001, 0, 0, "default"), &price, "1"), 1_088_004_000);
+    assert_eq!(
+        expected_charge(&usage(1_000, 100, 50, "default"), &price, "1"),
+        2_310_000
+    );
+    assert_eq!(
+        expected_charge(&usage(1_000, 100, 50, "priority"), &price, "1"),
+        4_620_000
+    );
+    assert_eq!(
+        expected_charge(&usage(272_001, 0, 0, "default"), &price, "1"),
+        1_088_004_000
+    );
     // 1 × $2 per million × 1.00025 = 2,000.5 nano-dollars: the tie goes up.
     assert_eq!(expected_charge(&usage(1, 0, 0, "default"), &price, "1.00025"), 2_001);
 }
