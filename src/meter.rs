@@ -12,8 +12,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::call::Endpoint;
-use crate::pricing::Tier;
 use crate::sse::Event;
+use crate::usage::Tier;
 use crate::usage::{CacheTtl, Dialect, ToolCall, ToolTally, ToolUsage, Usage, UsageError};
 
 /// Visible output kept for an estimate, in bytes: more than the longest answer of any model.
