@@ -110,6 +110,11 @@ pub fn model_allowed(globs: &[String], model: &str) -> bool {
     globs.iter().any(|glob| glob_matches(glob, model))
 }
 
+/// Whether a key may use `model`: one with globs those that match, one without any.
+pub fn key_allows(globs: &[String], model: &str) -> bool {
+    globs.is_empty() || model_allowed(globs, model)
+}
+
 /// Matches without recursion: on a mismatch the last `*` takes one character more, which is at most `glob × text` steps.
 fn glob_matches(glob: &str, text: &str) -> bool {
     let (mut rest_of_glob, mut rest) = (glob, text);

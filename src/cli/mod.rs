@@ -1,20 +1,22 @@
 //! The command line: each command reads its flags, calls [`crate::admin`] or the server, and prints what came of it.
 
 pub mod codex;
-mod config;
+pub mod config;
 pub mod connect;
+mod demo;
 pub mod failure;
-mod key;
-mod ledger;
+pub mod key;
+pub mod ledger;
 mod litellm;
 pub mod output;
-mod price;
-mod request;
+pub mod price;
+pub mod request;
 pub mod runtime;
 mod serve;
 mod stop;
-mod usage;
-mod user;
+mod upstream;
+pub mod usage;
+pub mod user;
 pub mod values;
 
 use std::collections::BTreeMap;
@@ -69,12 +71,17 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The whole thing with nothing to set up: two calls on a simulated upstream, their receipts, the balance
+    Demo(demo::DemoArgs),
     /// Serve the gateway until SIGTERM or Ctrl-C
     Serve(serve::ServeArgs),
     /// Start Codex through this gateway; changes no file
     Codex(codex::CodexArgs),
     /// Set up a client for this gateway
     Connect(connect::ConnectArgs),
+    /// Upstreams
+    #[command(subcommand)]
+    Upstream(upstream::UpstreamCommand),
     /// Users: who owns a balance
     #[command(subcommand)]
     User(user::UserCommand),
@@ -102,8 +109,10 @@ impl Command {
     fn serves(&self) -> bool {
         match self {
             Command::Serve(_) => true,
-            Command::Codex(_)
+            Command::Demo(_)
+            | Command::Codex(_)
             | Command::Connect(_)
+            | Command::Upstream(_)
             | Command::User(_)
             | Command::Key(_)
             | Command::Price(_)
@@ -125,7 +134,9 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let done = match command {
         Command::Codex(args) => return codex::run(&args, &global),
         Command::Connect(args) => connect::run(&args, &global),
+        Command::Demo(args) => demo::run(&args, &global),
         Command::Serve(args) => serve::run(args, &global),
+        Command::Upstream(command) => upstream::run(command, &global),
         Command::User(command) => user::run(command, &global),
         Command::Key(command) => key::run(command, &global),
         Command::Price(command) => price::run(command, &global),

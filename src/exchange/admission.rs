@@ -176,7 +176,7 @@ fn storage(error: &StoreError) -> Refusal {
 
 /// Which upstream, under which name; only what this key may use.
 async fn route(gateway: &Gateway, key: &Key, call: &Call) -> Result<Target, Refusal> {
-    if route::model_allowed(&key.models, &call.model)
+    if route::key_allows(&key.models, &call.model)
         && let Some(target) = gateway.routes.find(&call.model)
     {
         return Ok(target);
