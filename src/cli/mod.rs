@@ -132,12 +132,8 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let Cli { global, command } = cli;
     start_logging(&global, &command);
     let done = match command {
-        Command::Codex(args) => return start_codex(&args, &global),
-        Command::Connect(args) => block_on(async {
-            connect::run(&args, &|line| global.say(line))
-                .await
-                .map_err(|trouble| Failure::from(trouble).into())
-        }),
+        Command::Codex(args) => return codex::run(&args, &global),
+        Command::Connect(args) => connect::run(&args, &global),
         Command::Demo(args) => demo::run(&args, &global),
         Command::Serve(args) => serve::run(args, &global),
         Command::Upstream(command) => upstream::run(command, &global),
@@ -150,16 +146,6 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Config(command) => config::run(command, &global),
     };
     done.map(|()| 0)
-}
-
-fn start_codex(args: &codex::CodexArgs, global: &Global) -> anyhow::Result<u8> {
-    let config = global.settings(Vec::new())?.complete().map_err(Failure::from)?;
-    let started = async {
-        codex::run(args, &config, &|line| global.say(line))
-            .await
-            .map_err(|trouble| Failure::from(trouble).into())
-    };
-    block_on(started)
 }
 
 /// Runs the future of a command that serves or calls.
