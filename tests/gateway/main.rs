@@ -1,0 +1,3 @@
+//! The gateway's promises.
+
+mod cli;
