@@ -268,7 +268,10 @@ pub fn credit(store: &Store, who: &str, spec: &CreditSpec, by: &Actor, now: Time
     if spec.amount.is_negative() && spec.kind == CreditKind::Credit {
         return Err(AdminError::NotAllowed {
             what: "a credit is not negative".into(),
-            fix: format!("say that it is a correction: gateway user credit {who} {} --adjust", spec.amount),
+            fix: format!(
+                "say that it is a correction: gateway user credit {who} {} --adjust",
+                spec.amount
+            ),
         });
     }
     spec.reference

@@ -233,7 +233,8 @@ fn share(available: Usd, ppm: u32) -> Usd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pricing::{Factor, Price, Tier, bill};
+    use crate::pricing::{Factor, Price, bill};
+    use crate::usage::Tier;
     use crate::usage::Usage;
     use proptest::prelude::*;
 

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     match cli::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             let (exit, text) = failure::describe(&error);
             eprintln!("error: {text}");

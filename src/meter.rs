@@ -12,8 +12,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::call::Endpoint;
-use crate::pricing::Tier;
 use crate::sse::Event;
+use crate::usage::Tier;
 use crate::usage::{CacheTtl, Dialect, ToolCall, ToolTally, ToolUsage, Usage, UsageError};
 
 /// Visible output kept for an estimate, in bytes: more than the longest answer of any model.
@@ -1512,6 +1512,39 @@ mod tests {
         match streams + bodies {
             0 => println!("fixtures absent: {}", fixtures().display()),
             _ => println!("replayed {streams} recorded streams, each in 50 cuts, and {bodies} bodies"),
+        }
+    }
+
+    /// The last usage in a stream, found without the code under test.
+    fn last_usage(stream: &str) -> Value {
+        let data = stream.lines().filter_map(|line| line.strip_prefix("data: "));
+        let events = data.filter_map(|data| serde_json::from_str::<Value>(data).ok());
+        let usages = events.map(|event| event["response"]["usage"].clone());
+        usages.filter(|usage| !usage.is_null()).last().unwrap_or_default()
+    }
+
+    #[test]
+    fn recorded_answers_to_codex_are_read_chunk_by_chunk() {
+        let folder = fixtures().join("../codex");
+        let mut streams = 0;
+        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry.expect("an entry").path();
+            let text = std::fs::read_to_string(&path).expect("a listed file");
+            let Ok(exchange) = serde_json::from_str::<Value>(&text) else {
+                continue;
+            };
+            let Some(chunks) = exchange["response"]["sse"].as_array() else {
+                continue;
+            };
+            let chunks: Vec<&str> = chunks.iter().filter_map(Value::as_str).collect();
+            let meter = Meter::new(Endpoint::Responses, Dialect::OpenAi);
+            let (reading, _) = watch(meter, chunks.iter().map(|chunk| chunk.as_bytes()));
+            assert_eq!(reading.usage, usage(last_usage(&chunks.concat())), "{}", path.display());
+            streams += 1;
+        }
+        match streams {
+            0 => println!("fixtures absent: {}", folder.display()),
+            _ => println!("replayed {streams} recorded answers to Codex"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::{Pricing, UpstreamConfig};
+use crate::pricing::ListName;
 
 /// Codex asks for this model when it has a command reviewed; OpenAI sells it under no such name.
 const CODEX_REVIEW_ALIAS: (&str, &str) = ("codex-auto-review", "gpt-6.1-terra");
@@ -98,7 +99,7 @@ impl Routes {
 
 fn priced_by_openai(prices: &Pricing) -> bool {
     match prices {
-        Pricing::List(list) => serde_json::to_value(list).is_ok_and(|name| name == "openai"),
+        Pricing::List(list) => *list == ListName::openai(),
         Pricing::Free => false,
     }
 }

@@ -342,6 +342,12 @@ mod tests {
     }
 
     #[test]
+    fn a_run_on_which_the_tokenizer_panics_is_counted() {
+        let text = " ".repeat(1_500_000) + "x";
+        assert!(Encoding::O200k.count(&text).get() < 40_000);
+    }
+
+    #[test]
     fn a_guess_is_widened_by_half_and_rounded_up() {
         assert_eq!(Known::Exact.widen(Tokens::saturating(3)), Tokens::saturating(3));
         assert_eq!(Known::Guess.widen(Tokens::saturating(3)), Tokens::saturating(5));

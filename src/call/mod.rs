@@ -11,7 +11,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::pricing::Tier;
+use crate::usage::Tier;
 use crate::usage::Tokens;
 
 /// The billed endpoints.
@@ -206,10 +206,10 @@ impl Call {
         parse::each_text(self, told);
     }
 
-    /// Whether the model's input is larger than what the body shows: hosted tools, state of the upstream, files by URL.
-    /// Nothing but the model's largest input bounds it.
+    /// Whether the model may read more than the body and the answers it refers to: results of hosted tools, files by
+    /// URL, its own drafts. Nothing but the model's largest input bounds it.
     pub fn reads_more_than_the_body(&self) -> bool {
-        self.input.unbounded || self.tools.any() || !self.refers_to.is_empty()
+        self.input.unbounded || self.tools.any()
     }
 
     /// The body to send: the client's bytes with `edits` spliced in; the very same `Bytes` when there are none. A limit

@@ -357,7 +357,7 @@ fn earlier_answers_are_noted() {
         .chain([Reference::Response("resp_1".to_owned())])
         .collect();
     assert_eq!(call.refers_to, expected);
-    assert!(call.reads_more_than_the_body());
+    assert!(!call.reads_more_than_the_body());
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The command line: each command reads its flags, calls [`crate::admin`] or the server, and prints what came of it.
 
+pub mod codex;
 pub mod config;
+pub mod connect;
 pub mod failure;
 pub mod key;
 pub mod ledger;
@@ -8,6 +10,9 @@ mod litellm;
 pub mod output;
 pub mod price;
 pub mod request;
+pub mod runtime;
+mod serve;
+mod stop;
 pub mod usage;
 pub mod user;
 pub mod values;
@@ -64,6 +69,12 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Serve the gateway until SIGTERM or Ctrl-C
+    Serve(serve::ServeArgs),
+    /// Start Codex through this gateway; changes no file
+    Codex(codex::CodexArgs),
+    /// Set up a client for this gateway
+    Connect(connect::ConnectArgs),
     /// Users: who owns a balance
     #[command(subcommand)]
     User(user::UserCommand),
@@ -90,7 +101,10 @@ impl Command {
     /// Whether the command goes on serving, so that its log is what the settings say and not only warnings.
     fn serves(&self) -> bool {
         match self {
-            Command::User(_)
+            Command::Serve(_) => true,
+            Command::Codex(_)
+            | Command::Connect(_)
+            | Command::User(_)
             | Command::Key(_)
             | Command::Price(_)
             | Command::Usage(_)
@@ -101,14 +115,21 @@ impl Command {
     }
 }
 
-/// Runs a command.
+/// Runs a command and gives its exit code: zero, or that of the program it started.
 ///
 /// # Errors
 /// What [`failure::describe`] turns into an exit code and a text.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
+pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let Cli { global, command } = cli;
     start_logging(&global, &command);
-    match command {
+    let done = match command {
+        Command::Codex(args) => return start_codex(&args, &global),
+        Command::Connect(args) => block_on(async {
+            connect::run(&args, &|line| global.say(line))
+                .await
+                .map_err(|trouble| Failure::from(trouble).into())
+        }),
+        Command::Serve(args) => serve::run(args, &global),
         Command::User(command) => user::run(command, &global),
         Command::Key(command) => key::run(command, &global),
         Command::Price(command) => price::run(command, &global),
@@ -116,7 +137,18 @@ pub fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Request(command) => request::run(command, &global),
         Command::Ledger(command) => ledger::run(command, &global),
         Command::Config(command) => config::run(command, &global),
-    }
+    };
+    done.map(|()| 0)
+}
+
+fn start_codex(args: &codex::CodexArgs, global: &Global) -> anyhow::Result<u8> {
+    let config = global.settings(Vec::new())?.complete().map_err(Failure::from)?;
+    let started = async {
+        codex::run(args, &config, &|line| global.say(line))
+            .await
+            .map_err(|trouble| Failure::from(trouble).into())
+    };
+    block_on(started)
 }
 
 /// Runs the future of a command that serves or calls.

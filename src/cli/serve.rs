@@ -8,7 +8,14 @@ use crate::server::{self, Server, StartError};
 use crate::store::{Create, Store};
 
 /// Variables by which other programs are told a proxy; the gateway takes it from `[[upstream]] proxy` only.
-const PROXY_VARIABLES: [&str; 6] = ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+const PROXY_VARIABLES: [&str; 6] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
 
 /// Serve the gateway until SIGTERM or Ctrl-C.
 #[derive(Debug, clap::Args)]
@@ -23,8 +30,16 @@ pub struct ServeArgs {
 /// # Errors
 /// Settings that are not valid, an address or a database that cannot be had, books of unknown outcome.
 pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
-    let flag = |value| Flag { name: "--listen", table: "server", key: "listen", value };
-    let config = global.settings(args.listen.map(flag).into_iter().collect())?.complete().map_err(Failure::from)?;
+    let flag = |value| Flag {
+        name: "--listen",
+        table: "server",
+        key: "listen",
+        value,
+    };
+    let config = global
+        .settings(args.listen.map(flag).into_iter().collect())?
+        .complete()
+        .map_err(Failure::from)?;
     if config.upstreams.is_empty() {
         return Err(no_upstream().into());
     }
@@ -76,9 +91,15 @@ async fn stop(server: Server, signals: &mut StopSignals, global: &Global) -> any
 fn introduction(config: &Config) -> Vec<String> {
     let mut lines: Vec<String> = config.upstreams.iter().map(describe).collect();
     lines.push(format!("database  {}", config.database.display()));
-    let ignored: Vec<&str> = PROXY_VARIABLES.into_iter().filter(|name| std::env::var_os(name).is_some()).collect();
+    let ignored: Vec<&str> = PROXY_VARIABLES
+        .into_iter()
+        .filter(|name| std::env::var_os(name).is_some())
+        .collect();
     if !ignored.is_empty() && config.upstreams.iter().any(|upstream| upstream.proxy.is_none()) {
-        lines.push(format!("ignored   {}: set [[upstream]] proxy to use a proxy", ignored.join(", ")));
+        lines.push(format!(
+            "ignored   {}: set [[upstream]] proxy to use a proxy",
+            ignored.join(", ")
+        ));
     }
     lines
 }

@@ -8,7 +8,7 @@ use super::{Gateway, Request};
 use crate::call::{Call, Endpoint, Reference};
 use crate::config::{OnHangup, Pricing};
 use crate::hold::{self, Ask, Quote};
-use crate::pricing::{Factor, Kind, ListName, Price, SearchTool, Terms, Tier};
+use crate::pricing::{Factor, Kind, ListName, Price, SearchTool, Terms};
 use crate::refusal::Refusal;
 use crate::route::{self, Target};
 use crate::store::keys::Key;
@@ -17,6 +17,7 @@ use crate::store::prices::PriceRow;
 use crate::store::{Busy, ExchangeId, Outcome, Place, StoreError};
 use crate::time::{Stopwatch, now};
 use crate::tokens::{self, Encoding};
+use crate::usage::Tier;
 use crate::usage::{Dialect, Tokens};
 
 /// A model reads at most this when its price does not say.

@@ -15,7 +15,8 @@ use super::{Actor, ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId}
 use crate::call::Endpoint;
 use crate::hold::{self, Policy, Quote, Room, Shortfall, Size};
 use crate::money::Usd;
-use crate::pricing::{ListName, Tier};
+use crate::pricing::ListName;
+use crate::usage::Tier;
 use crate::usage::{Tokens, Usage};
 
 pub use super::verify::{Finding, Verification};
@@ -725,6 +726,453 @@ impl Store {
                 Outcome::Committed(some) => released += some,
                 other => return other,
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use proptest::prelude::*;
+    use rusqlite::ErrorCode;
+
+    #[test]
+    fn a_hold_sets_money_aside_and_its_settlement_takes_what_it_cost() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        let id = exchange();
+        let hold = done(desk.place(&ask(id, &key, "2")));
+        assert_eq!(hold.amount, usd("2"));
+        assert_eq!((desk.now(&ada).held, desk.now(&ada).available()), (usd("2"), usd("3")));
+        desk.assert_books_balance();
+        let closed = desk.close(id, &closing(id, &key, "0.75"));
+        assert_eq!(
+            closed,
+            Closed {
+                charged: usd("0.75"),
+                uncollected: Usd::ZERO,
+                balance: usd("4.25")
+            }
+        );
+        assert_eq!(
+            desk.now(&ada),
+            User {
+                balance: usd("4.25"),
+                ..ada.clone()
+            }
+        );
+        let entries = desk.store.entries(ada.id, None, 10).expect("entries");
+        let kinds: Vec<_> = entries
+            .iter()
+            .map(|e| (e.kind.as_str(), e.amount, e.balance_after))
+            .collect();
+        assert_eq!(
+            kinds,
+            [("charge", usd("-0.75"), usd("4.25")), ("credit", usd("5"), usd("5"))]
+        );
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn closing_twice_changes_nothing_and_gives_the_first_answer() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "2"));
+        let first = desk.close(id, &closing(id, &key, "1"));
+        assert_eq!(desk.close(id, &closing(id, &key, "2")), first);
+        assert_eq!(desk.now(&ada).balance, usd("4"));
+        assert_eq!(desk.store.verify().expect("it verifies").exchanges, 1);
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn taking_the_same_hold_twice_takes_it_once() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        let asked = ask(exchange(), &key, "2");
+        let first = done(desk.place(&asked));
+        assert_eq!(done(desk.place(&asked)), first);
+        assert_eq!(desk.now(&ada).held, usd("2"));
+        let other = desk.key(&ada);
+        let stolen = desk.place(&PlaceHold { key: other.id, ..asked });
+        assert!(matches!(stolen, Outcome::NotCommitted(_)), "{stolen:?}");
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn what_a_charge_takes_beyond_its_hold_comes_from_what_is_available_and_the_rest_is_recorded() {
+        let desk = Desk::new();
+        for (excess, charged) in [(Excess::Collect, "4"), (Excess::Waive, "1")] {
+            let user = desk.user(&format!("{excess:?}"), "5");
+            let key = desk.key(&user);
+            let (mine, other) = (exchange(), exchange());
+            desk.set_aside(&ask(mine, &key, "1"));
+            desk.set_aside(&ask(other, &key, "1"));
+            let closed = desk.close(
+                mine,
+                &CloseHold {
+                    excess,
+                    ..closing(mine, &key, "10")
+                },
+            );
+            let charged = usd(charged);
+            assert_eq!(
+                (closed.charged, closed.uncollected),
+                (charged, usd("10").saturating_sub(charged))
+            );
+            assert_eq!(desk.now(&user).held, usd("1"));
+            assert!(!desk.now(&user).available().is_negative());
+        }
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn a_hold_is_refused_with_the_reason() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "1");
+        let (key, revoked) = (desk.key(&ada), desk.key(&ada));
+        let short = HoldRefused::Short(Shortfall {
+            needed: usd("1.000001"),
+            available: usd("1"),
+            held: Usd::ZERO,
+            largest_limit: None,
+        });
+        match refused(desk.place(&ask(exchange(), &key, "1.000001"))) {
+            HoldRefused::Short(found) => {
+                assert_eq!(
+                    HoldRefused::Short(Shortfall {
+                        largest_limit: None,
+                        ..found
+                    }),
+                    short
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        done(desk.store.revoke_key(revoked.id, &by(), at(2)));
+        assert_eq!(
+            refused(desk.place(&ask(exchange(), &revoked, "1"))),
+            HoldRefused::KeyGone
+        );
+        let late = PlaceHold {
+            user: desk.user("bob", "1").id,
+            ..ask(exchange(), &key, "1")
+        };
+        assert_eq!(refused(desk.place(&late)), HoldRefused::KeyGone);
+        done(desk.store.set_user_status(ada.id, UserStatus::Suspended, &by(), at(3)));
+        assert_eq!(refused(desk.place(&ask(exchange(), &key, "1"))), HoldRefused::Suspended);
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn a_reference_credits_once() {
+        let desk = Desk::new();
+        let (ada, bob) = (desk.user("ada", "0"), desk.user("bob", "0"));
+        let (first, _) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(1)));
+        let (again, user) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(2)));
+        assert_eq!((again, user.balance), (first.clone(), usd("3")));
+        for other in [
+            top_up(&ada, "4", Some("invoice 1")),
+            top_up(&bob, "3", Some("invoice 1")),
+        ] {
+            let why = refused(desk.store.credit(&other, &by(), at(3)));
+            assert_eq!(why, CreditRefused::OtherReference(Box::new(first.clone())));
+        }
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn an_adjustment_never_takes_what_is_held() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        desk.set_aside(&ask(exchange(), &key, "2"));
+        let why = refused(desk.store.credit(&top_up(&ada, "-3.000000001", None), &by(), at(1)));
+        assert_eq!(why, CreditRefused::BelowHeld(desk.now(&ada)));
+        done(desk.store.credit(&top_up(&ada, "-3", None), &by(), at(1)));
+        assert_eq!(desk.now(&ada).available(), Usd::ZERO);
+        let why = refused(desk.store.credit(&top_up(&ada, "9000000000", None), &by(), at(1)));
+        assert_eq!(why, CreditRefused::TooLarge);
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn the_schema_alone_stops_an_overdraft() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let raw = desk.raw();
+        let hold = |nanos: i64| {
+            raw.execute(
+                "UPDATE users SET held_nanos = held_nanos + ?2 WHERE id = ?1",
+                params![ada.id, nanos],
+            )
+        };
+        for _ in 0..7 {
+            hold(1_000_000_000).expect("the first seven fit");
+        }
+        let eighth = hold(1_000_000_000).expect_err("the eighth does not");
+        assert_eq!(eighth.sqlite_error_code(), Some(ErrorCode::ConstraintViolation));
+        assert!(eighth.to_string().contains("available_is_not_negative"), "{eighth}");
+    }
+
+    #[test]
+    fn the_schema_alone_keeps_the_balance_the_sum_of_the_entries() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let raw = desk.raw();
+        let refused = |sql: &str| match raw.execute(sql, [ada.id]) {
+            Err(error) => assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ConstraintViolation), "{sql}"),
+            Ok(rows) => panic!("{rows} rows by {sql}"),
+        };
+        refused("UPDATE users SET balance_nanos = balance_nanos + 1 WHERE id = ?1");
+        refused("UPDATE users SET id = zeroblob(16) WHERE id = ?1");
+        refused("DELETE FROM users WHERE id = ?1");
+        refused("UPDATE ledger_entries SET note = 'x' WHERE user_id = ?1");
+        refused("DELETE FROM ledger_entries WHERE user_id = ?1");
+        refused(
+            "REPLACE INTO ledger_entries SELECT seq, user_id, kind, 1, balance_after_nanos + 1, exchange_id, reference,
+                    note, at, hash FROM ledger_entries WHERE user_id = ?1",
+        );
+        refused(
+            "REPLACE INTO users SELECT id, name, email, password_hash, status, 0, 0, 0, created_at
+             FROM users WHERE id = ?1",
+        );
+        refused(
+            "INSERT INTO ledger_entries SELECT seq + 1, user_id, kind, 5, balance_after_nanos, NULL, NULL, NULL, at,
+                    hash FROM ledger_entries WHERE user_id = ?1",
+        );
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn a_hold_cannot_be_opened_again_or_changed() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let key = desk.key(&ada);
+        let (open, closed) = (exchange(), exchange());
+        desk.set_aside(&ask(open, &key, "1"));
+        desk.set_aside(&ask(closed, &key, "1"));
+        desk.close(closed, &closing(closed, &key, "1"));
+        let raw = desk.raw();
+        for (sql, id) in [
+            (
+                "UPDATE holds SET state = 'open', closed_at = NULL WHERE exchange_id = ?1",
+                closed,
+            ),
+            ("UPDATE holds SET state = 'released' WHERE exchange_id = ?1", closed),
+            ("UPDATE holds SET amount_nanos = 2 WHERE exchange_id = ?1", open),
+            ("DELETE FROM holds WHERE exchange_id = ?1", open),
+            ("UPDATE usage_logs SET charge_nanos = 0 WHERE exchange_id = ?1", closed),
+            ("DELETE FROM usage_logs WHERE exchange_id = ?1", closed),
+        ] {
+            raw.execute(sql, [id]).expect_err(sql);
+        }
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn holds_of_a_process_that_died_are_released_and_leave_a_row() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let key = desk.key(&ada);
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "2"));
+        assert_eq!(
+            desk.store.open_holds().expect("counted"),
+            OpenHolds {
+                count: 1,
+                oldest: Some(at(10))
+            }
+        );
+        assert_eq!(done(desk.store.release_interrupted(at(70))), 1);
+        assert_eq!(done(desk.store.release_interrupted(at(71))), 0);
+        let row = desk
+            .store
+            .find_exchange(&id.to_string())
+            .expect("it reads")
+            .expect("it is there");
+        assert_eq!(
+            (row.state, row.held, row.charge),
+            (State::Interrupted, usd("2"), Usd::ZERO)
+        );
+        assert_eq!((row.duration.as_secs(), row.model.as_str()), (60, "gpt"));
+        assert_eq!(desk.now(&ada), ada);
+        let late = desk.close(id, &closing(id, &key, "1"));
+        assert_eq!(
+            late,
+            Closed {
+                charged: Usd::ZERO,
+                uncollected: Usd::ZERO,
+                balance: usd("7")
+            }
+        );
+        desk.assert_books_balance();
+    }
+
+    /// What may happen to the books, each to one of two users.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Credit {
+            user: usize,
+            cents: u32,
+        },
+        Adjust {
+            user: usize,
+            cents: u32,
+        },
+        Hold {
+            user: usize,
+            cents: u32,
+        },
+        /// Closes one of the holds taken so far, also one that is closed.
+        Close {
+            which: usize,
+            cents: u32,
+            excess: Excess,
+        },
+        Interrupt,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (user, cents) = (0..2_usize, 1..600_u32);
+        prop_oneof![
+            1 => (user.clone(), cents.clone()).prop_map(|(user, cents)| Step::Credit { user, cents }),
+            1 => (user.clone(), cents.clone()).prop_map(|(user, cents)| Step::Adjust { user, cents }),
+            4 => (user, cents.clone()).prop_map(|(user, cents)| Step::Hold { user, cents }),
+            4 => (0..64_usize, 0..900_u32, prop_oneof![Just(Excess::Collect), Just(Excess::Waive)])
+                .prop_map(|(which, cents, excess)| Step::Close { which, cents, excess }),
+            1 => Just(Step::Interrupt),
+        ]
+    }
+
+    /// The books as a child would keep them.
+    #[derive(Default)]
+    struct Model {
+        users: [(i64, i64); 2],
+        holds: Vec<(ExchangeId, usize, i64, Option<Closed>)>,
+    }
+
+    const CENT: i64 = 10_000_000;
+
+    fn dollars(nanos: i64) -> String {
+        Usd::from_nanos(nanos).to_string()
+    }
+
+    fn take(desk: &Desk, model: &mut Model, keys: &[super::super::keys::Key], step: Step, number: usize) {
+        let user = |i: usize| {
+            desk.store
+                .find_user(["ada", "bob"][i])
+                .expect("it reads")
+                .expect("there")
+        };
+        match step {
+            Step::Credit { user: i, cents } | Step::Adjust { user: i, cents } => {
+                let sign = if matches!(step, Step::Adjust { .. }) { -1 } else { 1 };
+                let nanos = sign * i64::from(cents) * CENT;
+                let credit = top_up(&user(i), &dollars(nanos), Some(&format!("step {number}")));
+                let (balance, held) = model.users[i];
+                for _ in 0..2 {
+                    let outcome = desk.store.credit(&credit, &by(), at(5));
+                    if balance + nanos - held < 0 {
+                        assert!(matches!(refused(outcome), CreditRefused::BelowHeld(_)));
+                    } else {
+                        assert_eq!(done(outcome).1.balance.nanos(), balance + nanos);
+                        model.users[i].0 = balance + nanos;
+                    }
+                }
+            }
+            Step::Hold { user: i, cents } => {
+                let (nanos, id) = (i64::from(cents) * CENT, exchange());
+                let (balance, held) = model.users[i];
+                for _ in 0..2 {
+                    let outcome = desk.place(&ask(id, &keys[i], &dollars(nanos)));
+                    if balance - held < nanos {
+                        assert!(matches!(refused(outcome), HoldRefused::Short(_)));
+                    } else {
+                        assert_eq!(done(outcome).amount.nanos(), nanos);
+                        model.users[i].1 = held + nanos;
+                    }
+                }
+                if balance - held >= nanos {
+                    model.holds.push((id, i, nanos, None));
+                }
+            }
+            Step::Close { which, cents, excess } => {
+                let count = model.holds.len();
+                let Some((id, i, amount, closed)) = model.holds.get_mut(which % count.max(1)) else {
+                    return;
+                };
+                let charge = i64::from(cents) * CENT;
+                let asked = CloseHold {
+                    excess,
+                    ..closing(*id, &keys[*i], &dollars(charge))
+                };
+                let answer = desk.close(*id, &asked);
+                assert_eq!(desk.close(*id, &asked), answer);
+                if let Some(first) = closed {
+                    assert_eq!(answer, *first);
+                    return;
+                }
+                let (balance, held) = &mut model.users[*i];
+                *held -= *amount;
+                let most = if excess == Excess::Collect {
+                    *balance - *held
+                } else {
+                    *amount
+                };
+                let charged = charge.min(most);
+                *balance -= charged;
+                let expected = Closed {
+                    charged: Usd::from_nanos(charged),
+                    uncollected: Usd::from_nanos(charge - charged),
+                    balance: Usd::from_nanos(*balance),
+                };
+                assert_eq!(answer, expected);
+                *closed = Some(expected);
+            }
+            Step::Interrupt => {
+                let open = model.holds.iter().filter(|hold| hold.3.is_none()).count();
+                assert_eq!(
+                    done(desk.store.release_interrupted(at(99))),
+                    u64::try_from(open).expect("few")
+                );
+                for (_, i, amount, closed) in model.holds.iter_mut().filter(|hold| hold.3.is_none()) {
+                    model.users[*i].1 -= *amount;
+                    let balance = Usd::from_nanos(model.users[*i].0);
+                    *closed = Some(Closed {
+                        charged: Usd::ZERO,
+                        uncollected: Usd::ZERO,
+                        balance,
+                    });
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn the_books_balance_under_any_sequence_of_operations(steps in proptest::collection::vec(step(), 1..24)) {
+            let desk = Desk::new();
+            let users = [desk.user("ada", "5"), desk.user("bob", "0.5")];
+            let keys = [desk.key(&users[0]), desk.key(&users[1])];
+            let mut model = Model { users: [(500 * CENT, 0), (50 * CENT, 0)], ..Model::default() };
+            for (number, step) in steps.into_iter().enumerate() {
+                take(&desk, &mut model, &keys, step, number);
+                for (user, (balance, held)) in users.iter().zip(model.users) {
+                    let now = desk.now(user);
+                    prop_assert_eq!((now.balance.nanos(), now.held.nanos()), (balance, held));
+                }
+                desk.assert_books_balance();
+            }
+            let (_, total) = desk.store.usage(&Default::default(), super::usage_log::GroupBy::User).expect("summed");
+            let charged: i64 = model.holds.iter().filter_map(|h| h.3.as_ref()).map(|c| c.charged.nanos()).sum();
+            prop_assert_eq!(total.charge.nanos(), charged);
         }
     }
 }
