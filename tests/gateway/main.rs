@@ -4,6 +4,7 @@
 //! catalogue's JSON (`price`), never from the gateway's own usage, meter or pricing.
 
 mod books;
+mod cli;
 mod client;
 mod demo;
 mod harness;
