@@ -8,11 +8,12 @@ use assert_cmd::Command;
 use codex_gateway::call::{Endpoint, HostedTools};
 use codex_gateway::hold::{self, Ask, Policy};
 use codex_gateway::money::Usd;
-use codex_gateway::pricing::{Factor, ListName, SearchTool, Terms, Tier, bill};
+use codex_gateway::pricing::{Factor, ListName, SearchTool, Terms, bill};
 use codex_gateway::store::ledger::{CloseHold, Excess, PlaceHold};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use codex_gateway::store::{Create, ExchangeId, Outcome, Store};
 use codex_gateway::time::now;
+use codex_gateway::usage::Tier;
 use codex_gateway::usage::{Tokens, Usage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -211,7 +212,6 @@ fn what_cannot_be_meant_is_wrong_usage() {
         "nonsense",
         "key issue alice --expires yesterday",
         "key issue alice --expires 2020-01-01",
-        "key issue alice --model [",
         "key issue alice --ip ten",
         "key issue alice --on-hangup wait",
         "price set m --input -1 --output 1",
@@ -606,6 +606,7 @@ async fn exchange(home: &Home, hold_open: Usd) -> String {
     let place = |input: u64| {
         let ask = Ask {
             input: Tokens::saturating(input),
+            rejected: Tokens::ZERO,
             stated: Some(Tokens::saturating(100)),
             choices: 1,
             tools: &HostedTools::default(),
