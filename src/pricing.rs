@@ -23,7 +23,7 @@ use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::money::Usd;
-use crate::usage::{Tokens, Usage};
+use crate::usage::{Tier, Tokens, Usage};
 
 /// Units of an [`Exact`] in a nano-dollar: millionths of a rate × millionths of an uplift × millionths of a markup.
 const EXACT_PER_NANO: i128 = 1_000_000_000_000_000_000;
@@ -267,51 +267,6 @@ impl Class {
 impl fmt::Display for Class {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
-    }
-}
-
-/// How fast, and at what price, an upstream worked: the response's `service_tier`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "OpenAI's own names")]
-pub enum Tier {
-    #[default]
-    Standard,
-    Flex,
-    Priority,
-    Ultrafast,
-    Batch,
-}
-
-impl Tier {
-    /// From `service_tier`, of a request or a response. `fast` is priority; `auto`, `default`, `scale` (priced by
-    /// contract) and what is unknown are standard.
-    pub fn from_wire(name: Option<&str>) -> Tier {
-        match name {
-            Some("flex") => Tier::Flex,
-            Some("priority" | "fast") => Tier::Priority,
-            Some("ultrafast") => Tier::Ultrafast,
-            Some("batch") => Tier::Batch,
-            _ => Tier::Standard,
-        }
-    }
-
-    /// The name in JSON documents and receipts.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Tier::Standard => "standard",
-            Tier::Flex => "flex",
-            Tier::Priority => "priority",
-            Tier::Ultrafast => "ultrafast",
-            Tier::Batch => "batch",
-        }
-    }
-
-    /// The tier of a [`Tier::name`].
-    pub fn from_name(name: &str) -> Option<Tier> {
-        [Tier::Standard, Tier::Flex, Tier::Priority, Tier::Ultrafast, Tier::Batch]
-            .into_iter()
-            .find(|tier| tier.name() == name)
     }
 }
 

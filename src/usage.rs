@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// A count of tokens, at most [`Tokens::MAX`], so that products with rates cannot overflow.
@@ -53,6 +53,51 @@ impl Tokens {
     /// The product, held at [`Tokens::MAX`].
     pub const fn saturating_mul(self, factor: u32) -> Tokens {
         Tokens::saturating(self.get() * factor as u64)
+    }
+}
+
+/// How fast, and at what price, an upstream worked: the response's `service_tier`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "OpenAI's own names")]
+pub enum Tier {
+    #[default]
+    Standard,
+    Flex,
+    Priority,
+    Ultrafast,
+    Batch,
+}
+
+impl Tier {
+    /// From `service_tier`, of a request or a response. `fast` is priority; `auto`, `default`, `scale` (priced by
+    /// contract) and what is unknown are standard.
+    pub fn from_wire(name: Option<&str>) -> Tier {
+        match name {
+            Some("flex") => Tier::Flex,
+            Some("priority" | "fast") => Tier::Priority,
+            Some("ultrafast") => Tier::Ultrafast,
+            Some("batch") => Tier::Batch,
+            _ => Tier::Standard,
+        }
+    }
+
+    /// The name in JSON documents and receipts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Tier::Standard => "standard",
+            Tier::Flex => "flex",
+            Tier::Priority => "priority",
+            Tier::Ultrafast => "ultrafast",
+            Tier::Batch => "batch",
+        }
+    }
+
+    /// The tier of a [`Tier::name`].
+    pub fn from_name(name: &str) -> Option<Tier> {
+        [Tier::Standard, Tier::Flex, Tier::Priority, Tier::Ultrafast, Tier::Batch]
+            .into_iter()
+            .find(|tier| tier.name() == name)
     }
 }
 

@@ -11,7 +11,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::pricing::Tier;
+use crate::usage::Tier;
 use crate::usage::Tokens;
 
 /// The billed endpoints.

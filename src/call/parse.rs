@@ -7,7 +7,7 @@ use super::input::Walk;
 use super::piece::Piece;
 use super::splice::{Places, StatedLimit, StreamOptions};
 use super::{Call, CallError, Endpoint, InputShape, Reference};
-use crate::pricing::Tier;
+use crate::usage::Tier;
 use crate::usage::Tokens;
 
 /// Longest name of a model; it goes into tables, logs and messages.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use rust_decimal::Decimal;
 use serde_json::value::RawValue;
 
-use crate::pricing::{Card, Class, Kind, ListName, Price, Rate, Rates, Step, Tier};
+use crate::pricing::{Card, Class, Kind, ListName, Price, Rate, Rates, Step};
+use crate::usage::Tier;
 
 /// What was read from a map.
 #[derive(Debug, Default)]

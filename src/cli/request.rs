@@ -453,8 +453,9 @@ mod tests {
     use super::*;
     use crate::call::Endpoint;
     use crate::money::Usd;
-    use crate::pricing::{Class, ListName, Tier};
+    use crate::pricing::{Class, ListName};
     use crate::store::{KeyId, UserId};
+    use crate::usage::Tier;
     use crate::usage::Tokens;
 
     fn line(class: Class, quantity: u64, rate: &str, amount: &str) -> Line {

@@ -2,8 +2,11 @@
 
 mod error;
 mod load;
+mod loader;
 mod parse;
 mod source;
+mod tables;
+mod upstreams;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -3,11 +3,12 @@
 use super::admission::Admitted;
 use super::{Gateway, Settle, Watch};
 use crate::meter::Reading;
-use crate::pricing::{Bill, Tier, bill};
+use crate::pricing::{Bill, bill};
 use crate::refusal::Refusal;
 use crate::store::ledger::{CloseHold, Closed, Excess};
 use crate::store::usage_log::{Basis, ExchangeRow, State};
 use crate::tokens::{self, Encoding};
+use crate::usage::Tier;
 use crate::usage::Usage;
 
 /// Closes the hold. An error means that the outcome is unknown: the process stops and recovers from disk.

@@ -15,7 +15,8 @@ use super::{ExchangeId, KeyId, UserId};
 use crate::call::Endpoint;
 use crate::config::OnHangup;
 use crate::money::Usd;
-use crate::pricing::{ListName, Tier};
+use crate::pricing::ListName;
+use crate::usage::Tier;
 use crate::usage::Tokens;
 
 /// An error for a value that a row must not hold: a row that does not parse is an error, never a zero.

@@ -10,6 +10,7 @@ use super::users::{self, UserStatus};
 use super::{Actor, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::config::OnHangup;
 use crate::key::KeyHash;
+use crate::route::model_allowed;
 
 /// A key as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,13 @@ pub struct Key {
     pub last_used_at: Option<Timestamp>,
     /// Whether its user is suspended (checked once more in the hold's WHERE).
     pub user_suspended: bool,
+}
+
+impl Key {
+    /// Whether it may use a model.
+    pub fn may_use(&self, model: &str) -> bool {
+        self.models.is_empty() || model_allowed(&self.models, model)
+    }
 }
 
 /// A key to issue.

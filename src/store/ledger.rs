@@ -15,7 +15,8 @@ use super::{Actor, ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId}
 use crate::call::Endpoint;
 use crate::hold::{self, Policy, Quote, Room, Shortfall, Size};
 use crate::money::Usd;
-use crate::pricing::{ListName, Tier};
+use crate::pricing::ListName;
+use crate::usage::Tier;
 use crate::usage::{Tokens, Usage};
 
 pub use super::verify::{Finding, Verification};

@@ -16,7 +16,8 @@ use crate::call::{Endpoint, HostedTools};
 use crate::hold::{self, Ask, Policy, Quote};
 use crate::key::KeyHash;
 use crate::money::Usd;
-use crate::pricing::{Class, Factor, Line, ListName, Price, SearchTool, Terms, Tier};
+use crate::pricing::{Class, Factor, Line, ListName, Price, SearchTool, Terms};
+use crate::usage::Tier;
 use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
 
 /// A database in a folder that goes with it.
@@ -175,6 +176,7 @@ pub(super) fn quote(amount: Usd) -> Quote {
     let tools = HostedTools::default();
     let ask = Ask {
         input: Tokens::saturating(input),
+        rejected: Tokens::ZERO,
         stated: Some(Tokens::ZERO),
         choices: 1,
         tools: &tools,

@@ -13,7 +13,8 @@ use super::digest::{Cells, Digest, Hash};
 use super::{ExchangeId, KeyId, Store, StoreError, UserId};
 use crate::call::Endpoint;
 use crate::money::Usd;
-use crate::pricing::{Line, ListName, Tier};
+use crate::pricing::{Line, ListName};
+use crate::usage::Tier;
 use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
 
 /// How an exchange ended.

@@ -1,0 +1,218 @@
+//! `[[upstream]]`: what is derived from its host, its secrets, and the upstream that `OPENAI_API_KEY` alone makes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use http::HeaderName;
+
+use super::error::{ConfigError, Show};
+use super::loader::{Loader, MASK, Nodes, Table, UPSTREAM, any_text, masked, text_node};
+use super::parse::{self, Parsed, Problem};
+use super::source::{Place, Value};
+use super::{Pricing, Secret, UpstreamConfig};
+use crate::pricing::ListName;
+
+/// Headers that the gateway or the connection sets.
+const OWN_HEADERS: [&str; 7] = [
+    "authorization",
+    "api-key",
+    "host",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+];
+
+/// The variable that makes an upstream when none is configured.
+const OPENAI_KEY: &str = "OPENAI_API_KEY";
+
+impl Loader<'_> {
+    pub(super) fn upstreams(&mut self, raw: Option<Nodes>) -> Result<Vec<UpstreamConfig>, ConfigError> {
+        let Some(node) = raw.and_then(|mut raw| raw.remove("")) else {
+            return self.upstream_of_env();
+        };
+        let Value::List(items) = node.value else {
+            let fix = "write [[upstream]], in double brackets: there may be several";
+            return Err(self.at(&node.key, "`upstream` is not a list of tables".into(), fix.into()));
+        };
+        let mut names = BTreeSet::new();
+        let mut upstreams = Vec::new();
+        for item in items {
+            let Value::Table(nodes) = item.value else {
+                let fix = "write [[upstream]] above the keys of each";
+                return Err(self.at(&item.place, "`upstream` is not a list of tables".into(), fix.into()));
+            };
+            self.refuse_unknown(None, UPSTREAM, &nodes)?;
+            let name_at = nodes
+                .get("name")
+                .map_or_else(|| item.place.clone(), |name| name.place.clone());
+            let upstream = self.upstream(nodes, &item.place)?;
+            if !names.insert(upstream.name.clone()) {
+                let what = format!("two upstreams are called `{}`", upstream.name);
+                return Err(self.at(&name_at, what, "give each a name of its own".into()));
+            }
+            upstreams.push(upstream);
+        }
+        Ok(upstreams)
+    }
+
+    /// With nothing configured, `OPENAI_API_KEY` makes OpenAI the upstream.
+    fn upstream_of_env(&mut self) -> Result<Vec<UpstreamConfig>, ConfigError> {
+        if self.env.get(OPENAI_KEY).is_none_or(|key| key.trim().is_empty()) {
+            return Ok(Vec::new());
+        }
+        let default = |text: &str| text_node(text.to_owned(), Place::Default);
+        let key = text_node(format!("env:{OPENAI_KEY}"), Place::Env(OPENAI_KEY.to_owned()));
+        let nodes = BTreeMap::from([
+            ("name".to_owned(), default("openai")),
+            ("base_url".to_owned(), default("https://api.openai.com/v1")),
+            ("api_key".to_owned(), key),
+        ]);
+        Ok(vec![self.upstream(nodes, &Place::Default)?])
+    }
+
+    fn upstream(&mut self, mut nodes: Nodes, place: &Place) -> Result<UpstreamConfig, ConfigError> {
+        let name = self.required(&mut nodes, place, "name", parse::name)?.0;
+        let (base_url, url_place) = self.required(&mut nodes, place, "base_url", parse::base_url)?;
+        let table = &mut Table {
+            name: format!("upstream.{name}"),
+            nodes,
+        };
+        self.note(table, "base_url", Some(base_url.clone()), &url_place);
+        let host = parse::host_of(&base_url);
+        let (api_key, api_key_origin) = self.api_key(table)?.unzip();
+        Ok(UpstreamConfig {
+            auth: self.value(table, "auth", "bearer", parse::auth)?,
+            models: self.list(table, "models", &["*"], parse::glob)?,
+            aliases: self.aliases(table)?,
+            prices: self.prices(table, &host, &name)?,
+            region: self.region(table, &host)?,
+            proxy: self.proxy(table)?,
+            ca_file: self
+                .optional(table, "ca_file", any_text)?
+                .map(|path| self.beside_file(&path)),
+            connect_timeout: self.value(table, "connect_timeout", "10s", parse::duration)?,
+            first_byte_timeout: self.value(table, "first_byte_timeout", "600s", parse::duration)?,
+            idle_timeout: self.value(table, "idle_timeout", "300s", parse::duration)?,
+            headers: self.headers(table)?,
+            name,
+            base_url,
+            api_key,
+            api_key_origin,
+        })
+    }
+
+    fn required<T>(
+        &self,
+        nodes: &mut Nodes,
+        place: &Place,
+        key: &str,
+        parse: impl Fn(&str) -> Parsed<T>,
+    ) -> Result<(T, Place), ConfigError> {
+        let Some(node) = nodes.remove(key) else {
+            let example = match key {
+                "name" => "openai",
+                _ => "https://api.openai.com/v1",
+            };
+            let (what, fix) = (
+                format!("this upstream has no `{key}`"),
+                format!("add {key} = \"{example}\""),
+            );
+            return Err(self.at(place, what, fix));
+        };
+        let text = self.scalar(key, &node)?;
+        // A URL may hold a password where none belongs.
+        let value = parse(&text)
+            .map_err(|Problem { what, fix }| self.error(&node.key, Show::KeyOnly, format!("{key}: {what}"), fix))?;
+        Ok((value, node.place))
+    }
+
+    fn api_key(&mut self, table: &mut Table) -> Result<Option<(Secret, String)>, ConfigError> {
+        let Some(node) = table.nodes.remove("api_key") else {
+            self.note(table, "api_key", None, &Place::Default);
+            return Ok(None);
+        };
+        self.note(table, "api_key", Some(masked(&node)), &node.place);
+        self.secret("api_key", &node)
+    }
+
+    fn proxy(&mut self, table: &mut Table) -> Result<Option<String>, ConfigError> {
+        let Some(node) = table.nodes.remove("proxy") else {
+            self.note(table, "proxy", None, &Place::Default);
+            return Ok(None);
+        };
+        let text = self.scalar("proxy", &node)?;
+        let proxy = parse::proxy(&text)
+            .map_err(|Problem { what, fix }| self.error(&node.key, Show::KeyOnly, format!("proxy: {what}"), fix))?;
+        let shown = match proxy.rsplit_once('@') {
+            Some((_, host)) => format!("{MASK}@{host}"),
+            None => proxy.clone(),
+        };
+        self.note(table, "proxy", Some(shown), &node.place);
+        Ok(Some(proxy))
+    }
+
+    fn prices(&mut self, table: &mut Table, host: &str, name: &str) -> Result<Pricing, ConfigError> {
+        let default = parse::list_of_host(host).map_or_else(|| name.to_ascii_lowercase(), str::to_owned);
+        self.value(table, "prices", &default, |text| match text {
+            "free" => Ok(Pricing::Free),
+            list => parse::list(list).map(Pricing::List),
+        })
+    }
+
+    fn region(&mut self, table: &mut Table, host: &str) -> Result<Option<String>, ConfigError> {
+        match parse::region_of_host(host) {
+            Some(region) => self.value(table, "region", &region, parse::name).map(Some),
+            None => self.optional(table, "region", parse::name),
+        }
+    }
+
+    fn aliases(&mut self, table: &mut Table) -> Result<BTreeMap<String, String>, ConfigError> {
+        let (nodes, place) = self.entries(table, "aliases")?;
+        let mut aliases = BTreeMap::new();
+        for (alias, node) in nodes {
+            let text = self.scalar(&alias, &node)?;
+            let model = self.parsed(&node, "aliases", &text, any_text)?;
+            if alias == model {
+                let fix = "an alias is another name; the model's own needs no line".into();
+                return Err(self.at(&node.place, format!("`{alias}` is an alias of itself"), fix));
+            }
+            aliases.insert(alias, model);
+        }
+        let shown: Vec<String> = aliases
+            .iter()
+            .map(|(alias, model)| format!("{alias} = {model}"))
+            .collect();
+        self.note(table, "aliases", Some(shown.join(", ")), &place);
+        Ok(aliases)
+    }
+
+    fn headers(&mut self, table: &mut Table) -> Result<BTreeMap<String, Secret>, ConfigError> {
+        let (nodes, place) = self.entries(table, "headers")?;
+        let mut headers = BTreeMap::new();
+        let mut shown = Vec::new();
+        for (name, node) in nodes {
+            let lower = name.to_ascii_lowercase();
+            if HeaderName::from_bytes(lower.as_bytes()).is_err() || OWN_HEADERS.contains(&lower.as_str()) {
+                let what = format!("the header `{name}` cannot be set here");
+                let fix = "use a header of the vendor's; a credential goes into `api_key`";
+                return Err(self.error(&node.key, Show::KeyOnly, what, fix.into()));
+            }
+            shown.push(format!("{lower} = {}", masked(&node)));
+            if let Some((secret, _)) = self.secret(&name, &node)? {
+                headers.insert(lower, secret);
+            }
+        }
+        self.note(table, "headers", Some(shown.join(", ")), &place);
+        Ok(headers)
+    }
+}
+
+impl UpstreamConfig {
+    /// The name of its price list; `None` when it is free.
+    pub fn list(&self) -> Option<&ListName> {
+        match &self.prices {
+            Pricing::List(list) => Some(list),
+            Pricing::Free => None,
+        }
+    }
+}

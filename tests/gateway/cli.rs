@@ -1,0 +1,821 @@
+//! The command line: what commands print, how they fail, and what scripts may rely on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use assert_cmd::Command;
+use codex_gateway::call::{Endpoint, HostedTools};
+use codex_gateway::hold::{self, Ask, Policy};
+use codex_gateway::money::Usd;
+use codex_gateway::pricing::{Factor, ListName, SearchTool, Terms, bill};
+use codex_gateway::store::ledger::{CloseHold, Excess, PlaceHold};
+use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
+use codex_gateway::store::{Create, ExchangeId, Outcome, Store};
+use codex_gateway::time::now;
+use codex_gateway::usage::Tier;
+use codex_gateway::usage::{Tokens, Usage};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+/// A home folder of its own, and nothing else in the environment.
+struct Home {
+    folder: TempDir,
+}
+
+/// What a command did.
+#[derive(Debug)]
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Home {
+    fn new() -> Home {
+        Home {
+            folder: tempfile::tempdir().expect("a folder"),
+        }
+    }
+
+    /// With a user alice, who has $5.
+    fn with_alice() -> Home {
+        let home = Home::new();
+        home.ok("user add alice --balance 5");
+        home
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn database(&self) -> PathBuf {
+        self.path().join(".local/share/codex-gateway/gateway.db")
+    }
+
+    fn settings(&self, text: &str) {
+        fs::write(self.path().join("gateway.toml"), text).expect("settings written");
+    }
+
+    fn run_with(&self, line: &str, env: &[(&str, &str)], stdin: &str) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
+        command
+            .env_clear()
+            .env("HOME", self.path())
+            .env("USER", "tester")
+            .envs(env.iter().copied());
+        command
+            .current_dir(self.path())
+            .args(line.split_whitespace())
+            .write_stdin(stdin);
+        let output = command.output().expect("the program starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        Ran {
+            code: output.status.code().expect("an exit code"),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        }
+    }
+
+    fn run(&self, line: &str) -> Ran {
+        self.run_with(line, &[], "")
+    }
+
+    fn ok(&self, line: &str) -> String {
+        let ran = self.run(line);
+        assert_eq!(ran.code, 0, "{line}: {}", ran.err);
+        ran.out
+    }
+
+    /// The one JSON document that is all of stdout.
+    fn json(&self, line: &str) -> Value {
+        let out = self.ok(&format!("{line} --json"));
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{line}: {error}: {out}"))
+    }
+
+    /// A failure: its code, at most four lines on stderr, nothing on stdout.
+    fn fails(&self, line: &str, code: i32) -> String {
+        let ran = self.run(line);
+        assert_eq!((ran.code, ran.out.as_str()), (code, ""), "{line}: {}", ran.err);
+        assert!(ran.err.starts_with("error: "), "{line}: {}", ran.err);
+        assert!(ran.err.lines().count() <= 4, "{line}: {}", ran.err);
+        ran.err
+    }
+
+    fn balance(&self, user: &str) -> Value {
+        self.json(&format!("user show {user}"))["balance"].clone()
+    }
+}
+
+#[test]
+fn only_user_add_makes_a_database_and_others_name_the_path_they_looked_at() {
+    let home = Home::new();
+    for line in [
+        "user list",
+        "user credit alice 5",
+        "key issue alice",
+        "key list",
+        "price list",
+        "price check",
+        "usage",
+        "request list",
+        "ledger list alice",
+        "ledger verify",
+    ] {
+        let error = home.fails(line, 5);
+        assert!(
+            error.contains(home.database().to_str().expect("text")),
+            "{line}: {error}"
+        );
+        assert!(!home.database().exists(), "{line}");
+    }
+    home.ok("user add alice");
+    assert!(home.database().exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn the_database_is_the_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = Home::with_alice();
+    let mode = fs::metadata(home.database()).expect("there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn the_database_is_named_by_flag_variable_and_settings_in_this_order() {
+    let home = Home::new();
+    let path = |line: &str, env: &[(&str, &str)]| {
+        let ran = home.run_with(&format!("config path --json {line}"), env, "");
+        let paths: Value = serde_json::from_str(&ran.out).expect("JSON");
+        paths["database"].as_str().expect("a path").to_owned()
+    };
+    let variable: &[(&str, &str)] = &[("GATEWAY_DATABASE__PATH", "/from/variable.db")];
+    assert_eq!(
+        path("", &[("XDG_DATA_HOME", "/data")]),
+        "/data/codex-gateway/gateway.db"
+    );
+    home.settings("[database]\npath = \"/from/file.db\"\n");
+    assert_eq!(path("", &[]), "/from/file.db");
+    assert_eq!(path("", variable), "/from/variable.db");
+    assert_eq!(path("--database /from/flag.db", variable), "/from/flag.db");
+}
+
+#[test]
+fn a_user_is_added_once_and_found_by_name_address_and_id() {
+    let home = Home::new();
+    let added = home.json("user add alice --email alice@example.com --balance $5 --credit-line 0.25");
+    assert_eq!(
+        (
+            &added["name"],
+            &added["balance"],
+            &added["credit_line"],
+            &added["held"],
+            &added["available"]
+        ),
+        (
+            &json!("alice"),
+            &json!("5"),
+            &json!("0.25"),
+            &json!("0"),
+            &json!("5.25")
+        )
+    );
+    let id = added["id"].as_str().expect("an id");
+    for who in ["alice", "alice@example.com", id] {
+        assert_eq!(home.json(&format!("user show {who}"))["id"], added["id"], "{who}");
+    }
+    assert!(home.fails("user add alice", 6).contains("already a user 'alice'"));
+    assert!(
+        home.fails("user add bob --email alice@example.com", 6)
+            .contains("alice@example.com")
+    );
+    assert!(home.fails("user show alcie", 5).contains("near  alice"));
+    assert_eq!(home.json("user list")["items"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn what_cannot_be_meant_is_wrong_usage() {
+    let home = Home::with_alice();
+    for line in [
+        "user add a@b.example",
+        "user add bob --balance -1",
+        "user add bob --balance 0.0000000001",
+        "user add bob --balance 1e3",
+        "user add 0190f0a0-0000-7000-8000-000000000000",
+        "user credit alice 0",
+        "user credit alice five",
+        "user add",
+        "user",
+        "nonsense",
+        "key issue alice --expires yesterday",
+        "key issue alice --expires 2020-01-01",
+        "key issue alice --ip ten",
+        "key issue alice --on-hangup wait",
+        "price set m --input -1 --output 1",
+        "usage --by colour",
+        "usage --csv --json",
+    ] {
+        let ran = home.run(line);
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{line}: {}", ran.err);
+    }
+    assert_eq!(home.json("user list")["items"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn the_same_reference_credits_once() {
+    let home = Home::with_alice();
+    let first = home.json("user credit alice 2.50 --reference invoice-7 --note thanks");
+    let again = home.json("user credit alice 2.50 --reference invoice-7");
+    assert_eq!((&first["repeated"], &again["repeated"]), (&json!(false), &json!(true)));
+    assert_eq!(first["entry"]["seq"], again["entry"]["seq"]);
+    assert_eq!(home.balance("alice"), "7.5");
+    home.fails("user credit alice 3 --reference invoice-7", 6);
+    assert_eq!(home.balance("alice"), "7.5");
+}
+
+#[test]
+fn money_is_only_taken_out_by_an_adjustment() {
+    let home = Home::with_alice();
+    let error = home.fails("user credit alice -1", 4);
+    assert!(error.contains("gateway user credit alice -1 --adjust"), "{error}");
+    home.ok("user credit alice -1 --adjust");
+    assert_eq!(home.balance("alice"), "4");
+    assert!(
+        home.fails("user credit alice -4.000000001 --adjust", 4)
+            .contains("$4.00")
+    );
+    let entries = home.json("ledger list alice");
+    let amounts: Vec<&Value> = entries["items"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|entry| &entry["amount"])
+        .collect();
+    assert_eq!(amounts, [&json!("-1"), &json!("5")]);
+}
+
+#[test]
+fn a_key_is_shown_once_and_never_again() {
+    let home = Home::with_alice();
+    let issued =
+        home.json("key issue alice --name laptop --expires 30d --model gpt-* --ip 10.0.0.0/8 --on-hangup cancel");
+    let key = issued["key"].as_str().expect("a key");
+    assert!(key.starts_with("sk-gw-") && key.starts_with(issued["prefix"].as_str().expect("a prefix")));
+    assert_eq!((&issued["user"], &issued["name"]), (&json!("alice"), &json!("laptop")));
+    let shown = home.json(&format!("key show {}", issued["id"].as_str().expect("an id")));
+    assert_eq!(
+        (&shown["models"], &shown["ips"], &shown["on_hangup"], &shown["state"]),
+        (
+            &json!(["gpt-*"]),
+            &json!(["10.0.0.0/8"]),
+            &json!("cancel"),
+            &json!("valid")
+        )
+    );
+    for line in ["key list", "key list --json", "key show laptop --json"] {
+        let ran = home.run(line);
+        assert!(!ran.out.contains(key) && !ran.err.contains(key), "{line}");
+    }
+    let stored = fs::read(home.database()).expect("the database");
+    assert!(
+        !stored.windows(key.len()).any(|part| part == key.as_bytes()),
+        "only its hash is kept"
+    );
+}
+
+#[test]
+fn a_key_alone_stands_on_stdout_and_what_to_do_with_it_on_stderr() {
+    let home = Home::with_alice();
+    let ran = home.run("key issue alice");
+    let key = ran.out.strip_suffix('\n').expect("one line");
+    assert!(key.starts_with("sk-gw-") && !key.contains(char::is_whitespace), "{key}");
+    assert!(
+        ran.err
+            .contains("gateway connect codex --url http://127.0.0.1:8080 --key-stdin"),
+        "{}",
+        ran.err
+    );
+    let quiet = home.run("key issue alice --quiet");
+    assert_eq!(quiet.err, "");
+    let names = home.json("key list alice");
+    let names: Vec<&Value> = names["items"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|key| &key["name"])
+        .collect();
+    assert!(
+        names.contains(&&json!("key 1")) && names.contains(&&json!("key 2")),
+        "{names:?}"
+    );
+}
+
+#[test]
+fn a_key_is_revoked_by_prefix_and_a_wrong_one_names_the_nearest() {
+    let home = Home::with_alice();
+    let issued = home.json("key issue alice");
+    let prefix = issued["prefix"].as_str().expect("a prefix");
+    home.ok(&format!("key revoke {prefix}"));
+    home.ok(&format!("key revoke {prefix}"));
+    assert_eq!(home.json(&format!("key show {prefix}"))["state"], "revoked");
+    let wrong = format!("{}!", &prefix[..prefix.len() - 1]);
+    assert!(home.fails(&format!("key show {wrong}"), 5).contains(prefix));
+    home.fails(&format!("key rotate {prefix}"), 4);
+    let secret = issued["key"].as_str().expect("a key");
+    let typo = format!("sk-gw-0{}", &secret["sk-gw-".len()..]);
+    let error = home.fails(&format!("key show {typo}"), 5);
+    assert!(
+        !error.contains(&secret[20..]),
+        "a key is not repeated in messages: {error}"
+    );
+}
+
+#[test]
+fn a_rotated_key_keeps_its_permissions_and_its_grace() {
+    let home = Home::with_alice();
+    let old = home.json("key issue alice --name laptop --model gpt-4o");
+    let old_id = old["id"].as_str().expect("an id");
+    let new = home.json(&format!("key rotate {old_id} --grace 1h"));
+    assert_ne!(old["key"], new["key"]);
+    let shown = |id: &Value| home.json(&format!("key show {}", id.as_str().expect("an id")));
+    assert_eq!(
+        (&shown(&new["id"])["models"], &shown(&new["id"])["name"]),
+        (&json!(["gpt-4o"]), &json!("laptop"))
+    );
+    assert_eq!(shown(&old["id"])["state"], "valid");
+    assert!(shown(&old["id"])["expires_at"].is_string(), "the grace ends");
+    let third = home.json(&format!("key rotate {}", new["id"].as_str().expect("an id")));
+    assert_eq!(shown(&new["id"])["state"], "expired", "without a grace at once");
+    assert_eq!(shown(&third["id"])["state"], "valid");
+}
+
+#[test]
+fn a_suspended_user_is_shown_as_such() {
+    let home = Home::with_alice();
+    home.ok("key issue alice");
+    home.ok("user suspend alice");
+    assert_eq!(home.json("user show alice")["status"], "suspended");
+    assert_eq!(home.json("key list")["items"][0]["state"], "user suspended");
+    home.ok("user activate alice");
+    assert_eq!(home.json("user show alice")["status"], "active");
+    home.fails("user suspend alcie", 5);
+}
+
+fn rates(home: &Home, model: &str) -> Value {
+    home.json(&format!("price list {model}"))["items"][0]["price"]["rates"].clone()
+}
+
+#[test]
+fn prices_are_set_over_what_there_is_and_like_another() {
+    let home = Home::with_alice();
+    let first = home.json("price set mine --input 2.5 --cached-input 0.25 --output 10");
+    assert_eq!(first["items"][0]["before"], Value::Null);
+    let second = home.json("price set mine --output 12");
+    assert_eq!(
+        second["items"].as_array().map(Vec::len),
+        Some(1),
+        "only what differs is shown"
+    );
+    assert_eq!(
+        (&second["items"][0]["field"], &second["items"][0]["before"]),
+        (&json!("rates.output"), &json!("10"))
+    );
+    assert_eq!(
+        rates(&home, "mine"),
+        json!({"input":"2.5","cached_input":"0.25","output":"12"})
+    );
+    home.ok("price set other --like openai:mine --input 3 --list elsewhere");
+    assert_eq!(rates(&home, "other")["input"], "3");
+    assert_eq!(home.json("price list other")["items"][0]["list"], "elsewhere");
+    assert!(home.fails("price set more --like mime", 5).contains("near  mine"));
+    assert!(home.fails("price set half --input 1", 2).contains("output"));
+    assert!(home.fails("price list mime", 5).contains("near  mine"));
+}
+
+#[test]
+fn the_operators_price_wins_over_the_catalogue() {
+    let home = Home::with_alice();
+    assert_eq!(
+        home.json("price list gpt-4o --list openai")["items"][0]["source"],
+        "catalogue"
+    );
+    home.ok("price set gpt-4o --input 1.75");
+    let row = &home.json("price list gpt-4o --list openai")["items"][0];
+    assert_eq!(
+        (&row["source"], &row["price"]["rates"]["input"]),
+        (&json!("operator"), &json!("1.75"))
+    );
+    assert_eq!(row["price"]["rates"]["output"], "10", "what was not given stays");
+}
+
+#[test]
+fn an_import_shows_the_differences_and_writes_only_with_consent() {
+    let home = Home::with_alice();
+    home.ok("price set mine --input 2.5 --output 10");
+    let export = home.ok("price export");
+    assert!(
+        home.run_with("price import -", &[], &export)
+            .err
+            .contains("nothing differs")
+    );
+    fs::write(home.path().join("map.json"), LITELLM).expect("written");
+    let shown = home.run("price import map.json");
+    assert_eq!(shown.code, 0);
+    assert!(
+        shown.out.contains("gpt-new") && shown.out.contains("0.075"),
+        "{}",
+        shown.out
+    );
+    assert!(shown.err.contains("nothing was written; add --yes"), "{}", shown.err);
+    assert!(shown.err.contains("left out gpt-odd"), "{}", shown.err);
+    home.fails("price list gpt-new", 5);
+    home.ok("price import map.json --yes");
+    assert_eq!(
+        rates(&home, "gpt-new"),
+        json!({"input":"0.3","cached_input":"0.075","output":"1.2"})
+    );
+    assert!(home.run("price import map.json --yes").err.contains("nothing differs"));
+    let other = Home::with_alice();
+    other.run_with("price import - --yes", &[], &home.ok("price export"));
+    assert_eq!(
+        other.json("price list gpt-new")["items"][0]["price"],
+        home.json("price list gpt-new")["items"][0]["price"]
+    );
+}
+
+/// A price map in LiteLLM's form, its numbers as JSON writers print them.
+const LITELLM: &str = r#"{"gpt-new":{"litellm_provider":"openai","mode":"chat","input_cost_per_token":3e-07,
+    "cache_read_input_token_cost":7.5e-08,"output_cost_per_token":0.0000012},
+  "gpt-odd":{"litellm_provider":"openai","mode":"chat","input_cost_per_token":3e-07,"output_cost_per_token":3e-07,
+    "output_cost_per_dream":1e-06}}"#;
+
+#[test]
+fn an_import_that_is_no_price_list_is_refused() {
+    let home = Home::with_alice();
+    home.fails("price import nowhere.json", 5);
+    for (name, text) in [
+        ("a.json", "{}"),
+        ("b.json", "not JSON"),
+        (
+            "c.json",
+            r#"{"prices":[{"list":"openai","model":"m","from":"2026-01-01T00:00:00Z","price":{"kind":"text","rates":{"input":1}}}]}"#,
+        ),
+    ] {
+        fs::write(home.path().join(name), text).expect("written");
+        assert!(
+            home.fails(&format!("price import {name} --yes"), 2)
+                .contains("nothing was imported"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn price_check_names_configured_models_without_a_price() {
+    let home = Home::with_alice();
+    home.settings(
+        "[[upstream]]\nname = \"local\"\nbase_url = \"http://127.0.0.1:9/v1\"\nmodels = [\"mine\", \"own-*\"]\naliases = { fast = \"mini\" }\n",
+    );
+    let ran = home.run("price check --json");
+    let found: Value = serde_json::from_str(&ran.out).expect("JSON");
+    let models: Vec<&Value> = found["items"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|item| &item["model"])
+        .collect();
+    assert_eq!(
+        (ran.code, models),
+        (1, vec![&json!("mine"), &json!("own-*"), &json!("mini")])
+    );
+    for model in ["mine", "own-1", "mini"] {
+        home.ok(&format!("price set {model} --input 1 --output 2"));
+    }
+    assert!(home.ok("price check").contains("every configured model has a price"));
+    assert_eq!(
+        home.json("price list mine")["items"][0]["list"],
+        "local",
+        "the first upstream's list"
+    );
+}
+
+#[test]
+fn a_setting_that_is_not_valid_is_told_with_position_and_nearest_name() {
+    let home = Home::with_alice();
+    home.settings("# mine\n[billing]\nmark_up = 1.04\n");
+    for line in ["config check", "user list"] {
+        assert_eq!(
+            home.fails(line, 3),
+            "error: the settings are not valid: gateway.toml:3:1: unknown key `mark_up` in [billing]\n  3 │ mark_up = 1.04\n    │ ^^^^^^^\n  fix   did you mean `markup`?\n"
+        );
+    }
+    home.settings("[server]\nlisten = \"here\"\n");
+    assert!(home.fails("config show", 3).contains("gateway.toml:2:10"));
+    home.settings("[server\n");
+    assert!(home.fails("config check", 3).contains("gateway.toml:1:"));
+    home.settings("");
+    let ran = home.run_with("config check", &[("GATEWAY_SERVER__LISTEM", "x")], "");
+    assert_eq!(ran.code, 3);
+    assert!(ran.err.contains("did you mean GATEWAY_SERVER__LISTEN?"), "{}", ran.err);
+    assert!(
+        home.fails("config check --config nowhere.toml", 3)
+            .contains("nowhere.toml")
+    );
+}
+
+#[test]
+fn settings_are_shown_with_their_origin_and_without_their_secrets() {
+    let home = Home::new();
+    home.settings(
+        "[[upstream]]\nname = \"own\"\nbase_url = \"https://x.example/v1\"\napi_key = \"sk-topsecret\"\nproxy = \"http://me:sk-topsecret@p\"\nheaders = { x-team = \"sk-topsecret\" }\n",
+    );
+    let env: &[(&str, &str)] = &[("GATEWAY_LOG__LEVEL", "warn"), ("OPENAI_API_KEY", "sk-topsecret")];
+    for line in [
+        "config show",
+        "config show --json",
+        "config check",
+        "config check --json",
+        "config show -vv",
+    ] {
+        let ran = home.run_with(line, env, "");
+        assert_eq!(ran.code, 0, "{line}: {}", ran.err);
+        assert!(
+            !ran.out.contains("topsecret") && !ran.err.contains("topsecret"),
+            "{line}"
+        );
+    }
+    let ran = home.run_with("config show --json", env, "");
+    let shown: Value = serde_json::from_str(&ran.out).expect("JSON");
+    let origin = |key: &str| {
+        let items = shown["items"].as_array().expect("a list");
+        items.iter().find(|item| item["key"] == key).expect(key)["origin"].clone()
+    };
+    assert_eq!(origin("log.level"), "GATEWAY_LOG__LEVEL");
+    assert_eq!(origin("upstream.own.api_key"), "gateway.toml:4");
+    assert_eq!(origin("server.listen"), "default");
+}
+
+#[test]
+fn a_missing_secret_stops_the_check_but_no_other_command() {
+    let home = Home::with_alice();
+    home.settings("[[upstream]]\nname = \"own\"\nbase_url = \"https://x.example/v1\"\napi_key = \"env:NOPE\"\n");
+    assert!(home.fails("config check", 3).contains("the variable NOPE is not set"));
+    home.ok("user list");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let home = Home::with_alice();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"))
+        .env_clear()
+        .env("HOME", home.path())
+        .args(["price", "export"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// One settled exchange of alice's and, when asked, one hold that stays open.
+async fn exchange(home: &Home, hold_open: Usd) -> String {
+    let store = Store::open(&home.database(), Create::Never).expect("the database");
+    let tracker = TaskTracker::new();
+    let writer = store.start_writer(&tracker);
+    let user = store.find_user("alice").expect("read").expect("alice");
+    let key = store.keys(Some(user.id)).expect("read").remove(0);
+    let at = now();
+    let row = store
+        .price(&ListName::openai(), "gpt-4o", at)
+        .expect("read")
+        .expect("a price");
+    let terms = Terms {
+        price: &row.price,
+        image_price: None,
+        search: SearchTool::Current,
+        tier: Tier::Standard,
+        region: None,
+        markup: Factor::parse("1.2").expect("a factor"),
+        at,
+    };
+    let place = |input: u64| {
+        let ask = Ask {
+            input: Tokens::saturating(input),
+            rejected: Tokens::ZERO,
+            stated: Some(Tokens::saturating(100)),
+            choices: 1,
+            tools: &HostedTools::default(),
+        };
+        PlaceHold {
+            exchange: ExchangeId(Uuid::now_v7()),
+            user: user.id,
+            key: key.id,
+            quote: hold::quote(&ask, &terms).expect("a quote"),
+            policy: Policy {
+                share_ppm: 250_000,
+                min_output: Tokens::saturating(8_192),
+            },
+            endpoint: Endpoint::ChatCompletions,
+            streamed: false,
+            model: "gpt-4o".into(),
+            priced_model: "gpt-4o".into(),
+            upstream: "openai".into(),
+            list: Some(ListName::openai()),
+            now: at,
+        }
+    };
+    let (taken, right) = match writer.hold(place(10_000)).await.expect("not busy") {
+        Outcome::Committed(taken) => taken,
+        other => panic!("{other:?}"),
+    };
+    let usage = Usage {
+        input_tokens: Tokens::saturating(1_000),
+        cached_tokens: Tokens::saturating(400),
+        output_tokens: Tokens::saturating(50),
+        ..Usage::default()
+    };
+    let billed = bill(&usage, &terms).expect("a bill");
+    let id = taken.exchange.0.to_string();
+    let close = CloseHold {
+        row: ExchangeRow {
+            id: taken.exchange,
+            user: user.id,
+            key: key.id,
+            endpoint: Endpoint::ChatCompletions,
+            streamed: false,
+            model: "gpt-4o".into(),
+            priced_model: "gpt-4o".into(),
+            answered_model: Some("gpt-4o-2024-11-20".into()),
+            upstream: "openai".into(),
+            list: Some(ListName::openai()),
+            price_from: Some(row.from),
+            tier: Tier::Standard,
+            state: State::Completed,
+            basis: Basis::Reported,
+            usage,
+            lines: billed.lines,
+            uplift: None,
+            markup: "1.2".into(),
+            cost: billed.cost,
+            charge: billed.charge,
+            uncollected: Usd::ZERO,
+            held: taken.amount,
+            output_limit: None,
+            balance_after: Usd::ZERO,
+            response_id: Some("chatcmpl-1".into()),
+            item_ids: Vec::new(),
+            upstream_request_id: Some("req_1".into()),
+            upstream_status: Some(200),
+            attempts: 1,
+            started_at: at,
+            first_byte: None,
+            duration: std::time::Duration::from_millis(5),
+        },
+        excess: Excess::Collect,
+    };
+    writer.close(taken, right, close).await.expect("settled");
+    if hold_open > Usd::ZERO {
+        // 1.2 × 2.5 dollars per million tokens of input are 3 dollars per million.
+        let tokens = hold_open.nanos().unsigned_abs() / 3_000;
+        assert!(matches!(writer.hold(place(tokens)).await, Ok(Outcome::Committed(_))));
+    }
+    drop(writer);
+    tracker.close();
+    tracker.wait().await;
+    id
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receipt_shows_how_the_charge_came_about() {
+    let home = Home::with_alice();
+    home.ok("key issue alice --name laptop");
+    let id = exchange(&home, Usd::ZERO).await;
+    // 600 × 2.5 + 400 × 1.25 + 50 × 10 dollars per million = 0.0025; × 1.2 = 0.003.
+    let receipt = home.json(&format!("request show {id}"));
+    assert_eq!(
+        (&receipt["cost"], &receipt["charge"], &receipt["balance_after"]),
+        (&json!("0.0025"), &json!("0.003"), &json!("4.997"))
+    );
+    assert_eq!(
+        (&receipt["state"], &receipt["estimated"], &receipt["attempts"]),
+        (&json!("completed"), &json!(false), &json!(1))
+    );
+    let lines: Vec<(&Value, &Value, &Value)> = receipt["lines"]
+        .as_array()
+        .expect("lines")
+        .iter()
+        .map(|line| (&line["class"], &line["quantity"], &line["amount"]))
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            (&json!("input"), &json!(600), &json!("0.0015")),
+            (&json!("cached_input"), &json!(400), &json!("0.0005")),
+            (&json!("output"), &json!(50), &json!("0.0005")),
+        ]
+    );
+    let text = home.ok(&format!("request show {}", &id[..id.len() - 4]));
+    assert!(text.contains("0.0025 × markup 1.2 = $0.003, rounded once"), "{text}");
+    assert!(home.ok("request show chatcmpl-1").contains(&id));
+    assert_eq!(home.json("request list --user alice")["items"][0]["id"], json!(id));
+    assert_eq!(
+        home.json("request list --since 2020-01-01 --until 2020-01-02")["items"],
+        json!([])
+    );
+    home.fails("request list --user alcie", 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_adds_up_to_the_ledger_in_every_form() {
+    let home = Home::with_alice();
+    home.ok("key issue alice");
+    exchange(&home, Usd::ZERO).await;
+    exchange(&home, Usd::ZERO).await;
+    for by in ["day", "user", "key", "model", "upstream"] {
+        let usage = home.json(&format!("usage --by {by} --user alice"));
+        let item = &usage["items"][0];
+        assert!(item[by].as_str().is_some_and(|group| !group.is_empty()), "{usage}");
+        assert_eq!(
+            (&item["charge"], &usage["total"]["charge"]),
+            (&json!("0.006"), &json!("0.006"))
+        );
+        assert_eq!(
+            (&item["cost"], &item["margin"], &item["exchanges"]),
+            (&json!("0.005"), &json!("0.001"), &json!(2))
+        );
+    }
+    let csv = home.ok("usage --csv --by model");
+    assert_eq!(csv.lines().nth(1), Some("gpt-4o,2,2000,800,100,0.005,0.006,0.001,0"));
+    assert_eq!(home.balance("alice"), "4.994");
+    let entries = home.json("ledger list alice");
+    assert_eq!(
+        (&entries["items"][0]["kind"], &entries["items"][0]["amount"]),
+        (&json!("charge"), &json!("-0.003"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adjustment_never_takes_what_is_held() {
+    let home = Home::with_alice();
+    home.ok("key issue alice");
+    exchange(&home, Usd::from_nanos(3_000_000_000)).await;
+    let user = home.json("user show alice");
+    let available = user["available"].as_str().expect("money");
+    assert_ne!(user["held"], "0");
+    let error = home.fails("user credit alice -4 --adjust", 4);
+    assert!(
+        error.contains("held by running calls") && error.contains(available),
+        "{error}"
+    );
+    home.ok(&format!("user credit alice -{available} --adjust"));
+    assert_eq!(home.json("user show alice")["available"], "0");
+}
+
+#[test]
+fn books_that_balance_say_so_and_what_they_looked_at() {
+    let home = Home::with_alice();
+    let verified = home.json("ledger verify");
+    assert_eq!(
+        (&verified["balanced"], &verified["users"], &verified["entries"]),
+        (&json!(true), &json!(1), &json!(1))
+    );
+    assert!(
+        home.ok("ledger verify")
+            .starts_with("the books balance: 1 users, 1 entries")
+    );
+}
+
+#[test]
+fn a_changed_row_is_found_with_its_table() {
+    let home = Home::with_alice();
+    alter(&home.database(), "UPDATE users SET balance_nanos = balance_nanos + 1");
+    let error = home.fails("ledger verify", 8);
+    assert!(error.contains("the books do not balance: table users"), "{error}");
+    let ran = home.run("ledger verify --json");
+    let found: Value = serde_json::from_str(&ran.out).expect("one document");
+    assert_eq!(
+        (ran.code, &found["balanced"], &found["findings"][0]["table"]),
+        (8, &json!(false), &json!("users"))
+    );
+}
+
+/// Changes rows behind the gateway's back: the triggers that forbid it are dropped first.
+#[expect(clippy::disallowed_methods, reason = "what the store would never do is done here")]
+fn alter(database: &Path, sql: &str) {
+    let database = rusqlite::Connection::open(database).expect("opened");
+    let names = "SELECT name FROM sqlite_master WHERE type = 'trigger'";
+    let mut statement = database.prepare(names).expect("a statement");
+    let names = statement.query_map([], |row| row.get::<_, String>(0)).expect("names");
+    let names: Vec<String> = names.collect::<Result<_, _>>().expect("names");
+    for name in names {
+        database
+            .execute_batch(&format!("DROP TRIGGER {name}"))
+            .expect("dropped");
+    }
+    database.execute_batch(sql).expect("changed");
+}
