@@ -58,6 +58,9 @@ const CHECKPOINT_AFTER: usize = 1_000;
 /// Pages of log (4 KiB each) beyond which a checkpoint makes the writer wait, so that the log begins anew: 64 MiB.
 const LOG_LIMIT: i64 = 16_384;
 
+/// How long such a checkpoint waits for readers; the writer waits as long.
+const CHECKPOINT_WAIT: Duration = Duration::from_millis(100);
+
 /// How many holds one sweep closes in one transaction.
 const SWEEP: u32 = 64;
 
@@ -332,7 +335,9 @@ impl Consumer<'_> {
                 None => return Ok(None),
             }
         } else {
-            thread::sleep(RETRY);
+            if self.troubled.load(Ordering::Relaxed) {
+                thread::sleep(RETRY);
+            }
             let some = self.backlog.len().min(MAX_BATCH);
             batch.extend(self.backlog.drain(..some));
         }
@@ -399,7 +404,10 @@ impl Consumer<'_> {
     /// Commits a batch and answers it; an error in it makes it repeat one by one.
     fn settle(&mut self, batch: Vec<Job>) -> Result<(), StoreError> {
         let (trouble, error) = match self.attempt(&batch) {
-            Ok(done) => return self.answer(batch, done),
+            Ok(done) => {
+                self.answer(batch, done);
+                return Ok(());
+            }
             Err(failure) => failure,
         };
         match trouble {
@@ -416,7 +424,10 @@ impl Consumer<'_> {
 
     fn settle_alone(&mut self, job: Job) -> Result<(), StoreError> {
         match self.attempt(std::slice::from_ref(&job)) {
-            Ok(done) => self.answer(vec![job], done),
+            Ok(done) => {
+                self.answer(vec![job], done);
+                Ok(())
+            }
             Err((Trouble::Unknown, error)) => Err(during("writing")(error)),
             Err((Trouble::Busy, _)) => {
                 self.put_off(job, "another process is writing");
@@ -455,14 +466,15 @@ impl Consumer<'_> {
         }
     }
 
-    fn answer(&mut self, batch: Vec<Job>, done: Vec<Done>) -> Result<(), StoreError> {
+    fn answer(&mut self, batch: Vec<Job>, done: Vec<Done>) {
         for (job, done) in batch.into_iter().zip(done) {
             if let Some(abandoned) = tell(job, done) {
                 self.backlog.push_back(abandoned);
             }
         }
-        self.troubled.store(false, Ordering::Relaxed);
-        Ok(())
+        if self.backlog.is_empty() {
+            self.troubled.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Keeps what has to be written, and tells the others that they were not.
@@ -532,7 +544,9 @@ struct Checkpoints {
 
 impl Checkpoints {
     fn start(store: &Store) -> Result<Checkpoints, StoreError> {
-        let conn = connection::open_writable(store.path()).map_err(during("opening the connection for checkpoints"))?;
+        let conn = connection::open_writable(store.path())
+            .and_then(|conn| conn.busy_timeout(CHECKPOINT_WAIT).map(|()| conn))
+            .map_err(during("opening the connection for checkpoints"))?;
         let (wake, woken) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()
             .name("checkpoints".to_owned())
