@@ -26,6 +26,8 @@ const MAX_OUTPUT: u32 = 128_000;
 pub struct Ask<'a> {
     /// Tokens the model reads, at most.
     pub input: Tokens,
+    /// Tokens of a prediction that the model may reject: billed as output, beside the answer.
+    pub rejected: Tokens,
     /// The output limit that the client stated, per choice.
     pub stated: Option<Tokens>,
     /// Answers generated and paid for.
@@ -63,12 +65,15 @@ pub fn quote(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Quote, PriceError> {
         .times(ask.input.get())
         .ok_or_else(too_large)?;
     let fees = fees(ask.tools, terms)?;
-    let per_output = terms
-        .dearest(&output_classes, ask.input)
-        .times(u64::from(ask.choices))
+    let output = terms.dearest(&output_classes, ask.input);
+    let per_output = output.times(u64::from(ask.choices)).ok_or_else(too_large)?;
+    let rejected = per_output.times(ask.rejected.get()).ok_or_else(too_large)?;
+    let input = input
+        .plus(fees)
+        .and_then(|sum| sum.plus(rejected))
         .ok_or_else(too_large)?;
     Ok(Quote {
-        input: input.plus(fees).ok_or_else(too_large)?,
+        input,
         per_output_token: per_output,
         stated: ask.stated,
         max_output: Tokens::saturating(u64::from(terms.price.max_output.unwrap_or(MAX_OUTPUT))),
@@ -262,6 +267,7 @@ mod tests {
         let (price, tools) = (price(), HostedTools::default());
         let ask = Ask {
             input: Tokens::saturating(input),
+            rejected: Tokens::ZERO,
             stated: stated.map(Tokens::saturating),
             choices: 1,
             tools: &tools,
@@ -379,6 +385,7 @@ mod tests {
         let ceiling = |tier| {
             let ask = Ask {
                 input: Tokens::ZERO,
+                rejected: Tokens::ZERO,
                 stated: None,
                 choices: 1,
                 tools: &tools,
@@ -401,6 +408,7 @@ mod tests {
         };
         let ask = Ask {
             input: Tokens::ZERO,
+            rejected: Tokens::ZERO,
             stated: None,
             choices: 1,
             tools: &tools,
@@ -428,7 +436,7 @@ mod tests {
             let tiers = [Tier::Standard, Tier::Flex, Tier::Priority];
             let markup = Factor::parse(&format!("{}.{:06}", markup / 1_000_000, markup % 1_000_000)).expect("a factor");
             let asked = Terms { tier: tiers[tier], region: region.then_some("eu"), markup, ..terms(&price) };
-            let ask = Ask { input: Tokens::saturating(bound), stated: stated.map(Tokens::saturating), choices, tools: &tools };
+            let ask = Ask { input: Tokens::saturating(bound), rejected: Tokens::ZERO, stated: stated.map(Tokens::saturating), choices, tools: &tools };
             let quote = quote(&ask, &asked).expect("a quote");
             let room = Room { available: Usd::from_nanos(available), held: Usd::ZERO };
             let Size::Hold { amount, output_limit } = size(&quote, room, &POLICY) else { return Ok(()) };

@@ -995,6 +995,7 @@ mod tests {
                 response_id: Some("chatcmpl-1".into()),
                 model: Some("gpt-6.1-sol-2026-10-01".into()),
                 end: Some(End::Completed),
+                finished: true,
                 visible: "Héllo 😀".into(),
                 ..Reading::default()
             };
@@ -1039,6 +1040,14 @@ mod tests {
         assert_eq!(reading.model.as_deref(), Some("gpt-5.2-2025-12-11"));
         let (_, seen) = watch_own("chat-no-done.sse");
         assert!(seen.iter().all(|seen| !seen.usage_only && seen.terminal.is_none()));
+    }
+
+    #[test]
+    fn a_stream_without_a_terminal_event_tells_whether_it_finished() {
+        for (file, finished) in [("chat-no-done.sse", true), ("chat-error-midstream.sse", false)] {
+            assert_eq!(watch_own(file).0.finished, finished, "{file}");
+        }
+        assert_eq!(watch_own("chat-no-done.sse").0.end, None);
     }
 
     #[test]
@@ -1204,6 +1213,7 @@ mod tests {
             response_id: Some("chatcmpl-1".into()),
             model: Some("m".into()),
             end: Some(End::Completed),
+            finished: true,
             visible: "Hi".into(),
             ..Reading::default()
         };
@@ -1519,8 +1529,8 @@ mod tests {
     fn last_usage(stream: &str) -> Value {
         let data = stream.lines().filter_map(|line| line.strip_prefix("data: "));
         let events = data.filter_map(|data| serde_json::from_str::<Value>(data).ok());
-        let usages = events.map(|event| event["response"]["usage"].clone());
-        usages.filter(|usage| !usage.is_null()).last().unwrap_or_default()
+        let mut usages = events.map(|event| event["response"]["usage"].clone());
+        usages.rfind(|usage| !usage.is_null()).unwrap_or_default()
     }
 
     #[test]

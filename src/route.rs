@@ -2,9 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::{Pricing, UpstreamConfig};
-use crate::pricing::ListName;
-
 /// Codex asks for this model when it has a command reviewed; OpenAI sells it under no such name.
 const CODEX_REVIEW_ALIAS: (&str, &str) = ("codex-auto-review", "gpt-6.1-terra");
 
@@ -27,9 +24,22 @@ pub struct Target {
 
 /// What one upstream serves.
 #[derive(Clone, Debug)]
-struct Served {
-    models: Vec<String>,
-    aliases: BTreeMap<String, String>,
+pub struct Served {
+    /// Globs of models.
+    pub models: Vec<String>,
+    /// Alias → the upstream's model.
+    pub aliases: BTreeMap<String, String>,
+    /// Whose models these are.
+    pub catalogue: Catalogue,
+}
+
+/// Whose models an upstream sells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Catalogue {
+    /// OpenAI's, by OpenAI's names.
+    OpenAi,
+    /// Anybody else's.
+    Other,
 }
 
 /// The table of models and aliases.
@@ -39,25 +49,15 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// From the configured upstreams, in their order. An upstream priced by the list `openai` also gets the alias
-    /// `codex-auto-review`, unless the operator defined it anywhere.
-    pub fn new(upstreams: &[UpstreamConfig]) -> Routes {
-        let served = |upstream: &UpstreamConfig| Served {
-            models: upstream.models.clone(),
-            aliases: upstream.aliases.clone(),
-        };
-        let openai = upstreams.iter().map(|upstream| priced_by_openai(&upstream.prices));
-        Routes::from_served(upstreams.iter().map(served).zip(openai))
-    }
-
-    fn from_served(upstreams: impl Iterator<Item = (Served, bool)>) -> Routes {
-        let (mut upstreams, openai): (Vec<Served>, Vec<bool>) = upstreams.unzip();
+    /// From the upstreams, in their order. One that sells OpenAI's models also gets the alias `codex-auto-review`,
+    /// unless the operator defined it anywhere.
+    pub fn new(upstreams: impl IntoIterator<Item = Served>) -> Routes {
+        let mut upstreams: Vec<Served> = upstreams.into_iter().collect();
         let (alias, model) = CODEX_REVIEW_ALIAS;
         if !upstreams.iter().any(|served| served.aliases.contains_key(alias)) {
             for served in upstreams
                 .iter_mut()
-                .zip(openai)
-                .filter_map(|(served, openai)| openai.then_some(served))
+                .filter(|served| served.catalogue == Catalogue::OpenAi)
             {
                 served.aliases.insert(alias.to_owned(), model.to_owned());
             }
@@ -94,13 +94,6 @@ impl Routes {
             }
         }
         reachable.into_iter().collect()
-    }
-}
-
-fn priced_by_openai(prices: &Pricing) -> bool {
-    match prices {
-        Pricing::List(list) => *list == ListName::openai(),
-        Pricing::Free => false,
     }
 }
 
@@ -198,11 +191,19 @@ mod tests {
                 .iter()
                 .map(|&(alias, model)| (alias.to_owned(), model.to_owned()))
                 .collect(),
+            catalogue: Catalogue::Other,
+        }
+    }
+
+    fn of_openai(served: Served) -> Served {
+        Served {
+            catalogue: Catalogue::OpenAi,
+            ..served
         }
     }
 
     fn routes(upstreams: Vec<Served>) -> Routes {
-        Routes::from_served(upstreams.into_iter().map(|served| (served, false)))
+        Routes::new(upstreams)
     }
 
     fn target(upstream: usize, model: &str, aliased: bool) -> Option<Target> {
@@ -247,12 +248,12 @@ mod tests {
 
     #[test]
     fn codex_reviews_go_to_a_priced_model_unless_the_operator_says_otherwise() {
-        let built_in = Routes::from_served([(served(&["*"], &[]), true)].into_iter());
+        let built_in = Routes::new([of_openai(served(&["*"], &[]))]);
         assert_eq!(built_in.find("codex-auto-review"), target(0, "gpt-6.1-terra", true));
-        let elsewhere = Routes::from_served([(served(&["m"], &[]), false)].into_iter());
+        let elsewhere = Routes::new([served(&["m"], &[])]);
         assert_eq!(elsewhere.find("codex-auto-review"), None);
         let own = served(&["*"], &[("codex-auto-review", "mine")]);
-        let defined = Routes::from_served([(served(&["m"], &[]), true), (own, true)].into_iter());
+        let defined = Routes::new([of_openai(served(&["m"], &[])), of_openai(own)]);
         assert_eq!(defined.find("codex-auto-review"), target(1, "mine", true));
     }
 

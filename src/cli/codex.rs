@@ -9,18 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use rustix::process;
 use serde_json::Value;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use uuid::Uuid;
 
-use super::runtime;
+use super::failure::{Exit, Failure};
+use super::{Global, actor, block_on, runtime};
+use crate::admin::{self, KeySpec};
 use crate::config::Config;
-use crate::key::GatewayKey;
-use crate::store::keys::NewKey;
 use crate::store::users::User;
-use crate::store::{Actor, Create, KeyId, OpenError, Outcome, Store};
+use crate::store::{Create, KeyId, OpenError, Store};
 use crate::time;
 
 /// The variable Codex reads the key from.
@@ -37,6 +37,9 @@ const CODEX_DEFAULT: &str = "gpt-6.1-sol";
 
 /// How long a key lives that is issued for one run of Codex, in hours. It is revoked at the end; this is for kills.
 const KEY_HOURS: i64 = 24;
+
+/// What happened, when it did not come to Codex.
+const NOT_STARTED: &str = "Codex was not started";
 
 /// The exit code of a command that was interrupted before Codex ran.
 const INTERRUPTED: u8 = 130;
@@ -112,54 +115,36 @@ pub struct CodexArgs {
     pub args: Vec<OsString>,
 }
 
-/// Why Codex was not started.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}")]
-pub struct Trouble {
-    /// The exit code of CONTRACT.
-    pub exit: u8,
-    /// What happened.
-    pub what: String,
-    /// Why.
-    pub why: String,
-    /// What to do: a command that can be pasted.
-    pub fix: String,
+/// A failure with what happened, why, and a command that can be pasted.
+pub fn failure(exit: Exit, what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Failure {
+    Failure::new(exit, what).why(why).fix(fix)
 }
 
-impl Trouble {
-    /// Something that stops the command.
-    pub fn new(exit: u8, what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Trouble {
-        Trouble {
-            exit,
-            what: what.into(),
-            why: why.into(),
-            fix: fix.into(),
-        }
-    }
-}
-
-/// Runs Codex and gives its exit code (128 + the signal that killed it).
-///
-/// `say` shows one line to the person in front, on stderr.
+/// Runs Codex, and ends as it ends (128 + the signal that killed it).
 ///
 /// # Errors
 /// Codex is not installed, no gateway answers, no key can be had, or the asked model is not offered.
-pub async fn run(args: &CodexArgs, config: &Config, say: &(dyn Fn(&str) + Sync)) -> Result<u8, Trouble> {
+pub fn run(args: &CodexArgs, global: &Global) -> anyhow::Result<u8> {
+    let config = global.settings(Vec::new())?.config;
+    block_on(async { Ok(through(args, &config, global).await?) })
+}
+
+async fn through(args: &CodexArgs, config: &Config, global: &Global) -> Result<u8, Failure> {
     let program = find_program("codex", env::var_os("PATH").as_deref()).ok_or_else(not_installed)?;
     // From here on a stop signal ends Codex, not this process: the key has to be revoked.
     let mut signals = Signals::watch()?;
     let access = access(args, config).await?;
     let result = tokio::select! {
         prepared = prepare(&program, &access, args) => match prepared {
-            Ok(prepared) => start(prepared, &access, &mut signals, say).await,
-            Err(trouble) => Err(trouble),
+            Ok(prepared) => start(prepared, &access, &mut signals, global).await,
+            Err(failure) => Err(failure),
         },
         () = signals.any() => Ok(INTERRUPTED),
     };
     if let Some(issued) = access.issued
-        && let Err(trouble) = issued.revoke().await
+        && let Err(failure) = issued.revoke().await
     {
-        say(&trouble.to_string());
+        global.say(&failure.to_string());
     }
     result
 }
@@ -172,7 +157,7 @@ struct Prepared {
     catalogue: Option<CatalogueFile>,
 }
 
-async fn prepare(program: &Path, access: &Access, args: &CodexArgs) -> Result<Prepared, Trouble> {
+async fn prepare(program: &Path, access: &Access, args: &CodexArgs) -> Result<Prepared, Failure> {
     let (list, bundle) = tokio::join!(fetch_models(&access.url, &access.key), bundled(program));
     let list = list?;
     let home = CodexHome::read(&args.args);
@@ -210,20 +195,21 @@ async fn prepare(program: &Path, access: &Access, args: &CodexArgs) -> Result<Pr
     })
 }
 
-async fn start(
-    mut prepared: Prepared,
-    access: &Access,
-    signals: &mut Signals,
-    say: &(dyn Fn(&str) + Sync),
-) -> Result<u8, Trouble> {
-    prepared.note.iter().for_each(|note| say(note));
-    say(&format!(
+async fn start(mut prepared: Prepared, access: &Access, signals: &mut Signals, global: &Global) -> Result<u8, Failure> {
+    prepared.note.iter().for_each(|note| global.say(note));
+    global.say(&format!(
         "Codex through {} {}. No file was changed.",
         access.url, access.by
     ));
     let child = prepared.command.spawn();
-    let child =
-        child.map_err(|error| Trouble::new(1, "Codex could not be started", error.to_string(), "codex --version"))?;
+    let child = child.map_err(|error| {
+        failure(
+            Exit::Failed,
+            "Codex could not be started",
+            error.to_string(),
+            "codex --version",
+        )
+    })?;
     let code = wait(child, signals).await;
     drop(prepared.catalogue);
     code
@@ -237,7 +223,7 @@ struct Access {
     issued: Option<Issued>,
 }
 
-async fn access(args: &CodexArgs, config: &Config) -> Result<Access, Trouble> {
+async fn access(args: &CodexArgs, config: &Config) -> Result<Access, Failure> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     let url = args
         .url
@@ -327,73 +313,58 @@ struct Issued {
 }
 
 impl Issued {
-    async fn issue(config: &Config, user: Option<&str>) -> Result<(Issued, String), Trouble> {
-        let store = Store::open(&config.database, Create::Never).map_err(not_opened)?;
+    async fn issue(config: &Config, user: Option<&str>) -> Result<(Issued, String), Failure> {
+        let store = Store::open(&config.database, Create::Never).map_err(no_database)?;
         let user = user.map(str::to_owned);
-        let owner = store.blocking(move |store| owner(store, user.as_deref())).await?;
-        let key = GatewayKey::from_entropy(entropy()?);
-        let new = new_key(&owner, &key);
-        let (id, name) = (new.id, new.name.clone());
-        match store
-            .blocking(move |store| store.issue_key(&new, &actor(), time::now()))
-            .await
-        {
-            Outcome::Committed(_) => {}
-            Outcome::Refused(()) => return Err(no_user(&owner.name)),
-            Outcome::NotCommitted(error) | Outcome::Unknown(error) => return Err(storage(&error)),
-        }
-        let issued = Issued {
-            store,
-            id,
-            name,
-            user: owner.name,
-        };
-        Ok((issued, key.reveal().to_owned()))
+        let issued = store.blocking(move |store| issue(store, user.as_deref())).await?;
+        let key = issued.secret.reveal().to_owned();
+        let admin::Issued { key: stored, .. } = issued;
+        Ok((
+            Issued {
+                store,
+                id: stored.id,
+                name: stored.name,
+                user: stored.user_name,
+            },
+            key,
+        ))
     }
 
-    async fn revoke(self) -> Result<(), Trouble> {
-        let id = self.id;
-        match self
+    async fn revoke(self) -> Result<(), Failure> {
+        let id = self.id.0.to_string();
+        let revoked = self
             .store
-            .blocking(move |store| store.revoke_key(id, &actor(), time::now()))
-            .await
-        {
-            Outcome::Committed(_) | Outcome::Refused(()) => Ok(()),
-            Outcome::NotCommitted(error) | Outcome::Unknown(error) => Err(storage(&error)),
-        }
+            .blocking(move |store| admin::revoke_key(store, &id, &actor(), time::now()))
+            .await;
+        revoked.map(|_| ()).map_err(Failure::from)
     }
 }
 
-fn new_key(owner: &User, key: &GatewayKey) -> NewKey {
-    NewKey {
-        id: KeyId(Uuid::now_v7()),
-        user_id: owner.id,
-        name: format!("codex@{}", host_name()),
-        prefix: key.prefix().to_owned(),
-        hash: key.hash(),
-        expires_at: time::now()
-            .checked_add(jiff::SignedDuration::from_hours(KEY_HOURS))
-            .ok(),
+fn issue(store: &Store, user: Option<&str>) -> Result<admin::Issued, Failure> {
+    let now = time::now();
+    let owner = owner(store, user)?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let spec = KeySpec {
+        name: Some(format!("codex@{host}")),
+        expires_at: now.checked_add(SignedDuration::from_hours(KEY_HOURS)).ok(),
         models: Vec::new(),
         ips: Vec::new(),
         on_hangup: None,
-    }
+    };
+    Ok(admin::issue_key(store, &owner.name, &spec, &actor(), now)?)
 }
 
 /// Who pays: the named user, or the only one there is.
-fn owner(store: &Store, wanted: Option<&str>) -> Result<User, Trouble> {
+fn owner(store: &Store, wanted: Option<&str>) -> Result<User, Failure> {
     if let Some(name) = wanted {
-        return store
-            .find_user(name)
-            .map_err(|error| storage(&error))?
-            .ok_or_else(|| no_user(name));
+        return Ok(admin::user(store, name)?);
     }
-    let mut users = store.users().map_err(|error| storage(&error))?;
+    let mut users = store.users()?;
     match users.len() {
         1 => Ok(users.remove(0)),
-        0 => Err(Trouble::new(
-            5,
-            "Codex was not started",
+        0 => Err(failure(
+            Exit::NotFound,
+            NOT_STARTED,
             "there is no user yet",
             "gateway user add you --balance 5",
         )),
@@ -401,76 +372,49 @@ fn owner(store: &Store, wanted: Option<&str>) -> Result<User, Trouble> {
     }
 }
 
-fn several(users: &[User]) -> Trouble {
+fn several(users: &[User]) -> Failure {
     let names: Vec<&str> = users.iter().take(8).map(|user| user.name.as_str()).collect();
     let more = if users.len() > names.len() { ", …" } else { "" };
     let why = format!("there are several users: {}{more}", names.join(", "));
     let fix = format!("gateway codex --user {} …", names.first().unwrap_or(&"NAME"));
-    Trouble::new(2, "Codex was not started: whose balance pays?", why, fix)
+    failure(Exit::Usage, "Codex was not started: whose balance pays?", why, fix)
 }
 
-fn no_user(name: &str) -> Trouble {
-    Trouble::new(
-        5,
-        "Codex was not started",
-        format!("there is no user '{name}'"),
-        "gateway user list",
-    )
-}
-
-fn no_key(url: &str) -> Trouble {
+fn no_key(url: &str) -> Failure {
     let why = format!("there is no key for {url}, and only its own machine can issue one");
-    Trouble::new(
-        4,
-        "Codex was not started",
+    failure(
+        Exit::NotAllowed,
+        NOT_STARTED,
         why,
         format!("{KEY_VARIABLE}=sk-gw-… gateway codex --url {url} …"),
     )
 }
 
-fn not_opened(error: OpenError) -> Trouble {
-    let exit = if matches!(error, OpenError::Missing(_)) { 5 } else { 1 };
-    let fix = format!("gateway demo --serve, or: {KEY_VARIABLE}=sk-gw-… gateway codex --url URL …");
-    Trouble::new(exit, "no key can be issued for Codex", error.to_string(), fix)
+/// On a machine without a gateway of its own, what helps is the address of another one, or the demo.
+fn no_database(error: OpenError) -> Failure {
+    let missing = matches!(error, OpenError::Missing(_));
+    let failure = Failure::from(error);
+    if !missing {
+        return failure;
+    }
+    failure
+        .why("without a key or a running demo, one is issued from this machine's database")
+        .fix(format!(
+            "gateway demo --serve   (or: {KEY_VARIABLE}=sk-gw-… gateway codex --url URL …)"
+        ))
 }
 
-fn storage(error: &crate::store::StoreError) -> Trouble {
-    let source = error.source.as_ref().map_or_else(String::new, ToString::to_string);
-    Trouble::new(
-        1,
-        format!("the database did not do it: {error}"),
-        source,
-        "gateway key list",
-    )
-}
-
-fn not_installed() -> Trouble {
-    Trouble::new(
-        5,
-        "Codex was not started",
+fn not_installed() -> Failure {
+    failure(
+        Exit::NotFound,
+        NOT_STARTED,
         "there is no `codex` on the PATH",
         "npm install -g @openai/codex",
     )
 }
 
-fn entropy() -> Result<[u8; 32], Trouble> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| Trouble::new(1, "no key was issued", format!("no random numbers: {error}"), ""))?;
-    Ok(bytes)
-}
-
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-fn actor() -> Actor {
-    let user = env::var("USER").unwrap_or_else(|_| process::geteuid().as_raw().to_string());
-    Actor(format!("cli:{user}@{}", host_name()))
-}
-
 /// A client for the gateway itself: the environment's proxies hold, except for this machine.
-pub fn http_client(url: &str) -> Result<reqwest::Client, Trouble> {
+pub fn http_client(url: &str) -> Result<reqwest::Client, Failure> {
     // Twice is fine: the first provider stays.
     rustls::crypto::ring::default_provider().install_default().ok();
     let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
@@ -481,10 +425,10 @@ pub fn http_client(url: &str) -> Result<reqwest::Client, Trouble> {
     }
     builder
         .build()
-        .map_err(|error| Trouble::new(7, "no HTTP client could be made", error.to_string(), ""))
+        .map_err(|error| failure(Exit::Upstream, "no HTTP client could be made", error.to_string(), ""))
 }
 
-async fn check_alive(url: &str) -> Result<(), Trouble> {
+async fn check_alive(url: &str) -> Result<(), Failure> {
     let answer = http_client(url)?.get(format!("{url}/healthz")).send().await;
     match answer {
         Ok(answer) if answer.status().is_success() => Ok(()),
@@ -493,9 +437,9 @@ async fn check_alive(url: &str) -> Result<(), Trouble> {
     }
 }
 
-fn no_gateway(url: &str, why: &str) -> Trouble {
+fn no_gateway(url: &str, why: &str) -> Failure {
     let fix = "gateway serve   (in another terminal; or name its address: gateway codex --url URL …)";
-    Trouble::new(7, format!("no gateway runs at {url}"), why, fix)
+    failure(Exit::Upstream, format!("no gateway runs at {url}"), why, fix)
 }
 
 /// The innermost reason: reqwest's own words only say that sending failed.
@@ -511,7 +455,7 @@ fn cause(error: &dyn std::error::Error) -> String {
 ///
 /// # Errors
 /// It does not answer (7), the key is not valid (4), or it offers nothing that Codex could use (5).
-pub async fn fetch_models(url: &str, key: &str) -> Result<Value, Trouble> {
+pub async fn fetch_models(url: &str, key: &str) -> Result<Value, Failure> {
     let request = http_client(url)?.get(format!("{url}/v1/models")).bearer_auth(key);
     let answer = request.send().await.map_err(|error| no_gateway(url, &cause(&error)))?;
     let status = answer.status();
@@ -521,8 +465,12 @@ pub async fn fetch_models(url: &str, key: &str) -> Result<Value, Trouble> {
             .as_str()
             .unwrap_or("no reason was given")
             .to_owned();
-        let exit = if status.as_u16() == 401 { 4 } else { 7 };
-        return Err(Trouble::new(
+        let exit = if status.as_u16() == 401 {
+            Exit::NotAllowed
+        } else {
+            Exit::Upstream
+        };
+        return Err(failure(
             exit,
             format!("{url} answers {status}"),
             why,
@@ -531,8 +479,8 @@ pub async fn fetch_models(url: &str, key: &str) -> Result<Value, Trouble> {
     }
     if entries(&body).next().is_none() {
         let fix = "gateway price check   (a model without a price is not offered)";
-        return Err(Trouble::new(
-            5,
+        return Err(failure(
+            Exit::NotFound,
             format!("{url} offers no model for Codex"),
             "its list is empty for this key",
             fix,
@@ -719,7 +667,7 @@ struct Model {
 }
 
 /// A model that was typed has to be offered. One that Codex would take by itself is replaced when it is not.
-fn choose_model(asked: Option<&str>, set: Option<&str>, own: &str, list: &Value) -> Result<Model, Trouble> {
+fn choose_model(asked: Option<&str>, set: Option<&str>, own: &str, list: &Value) -> Result<Model, Failure> {
     let offered = |name: &str| entries(list).any(|entry| slug(entry) == name);
     if let Some(name) = asked {
         return if offered(name) {
@@ -743,14 +691,14 @@ fn choose_model(asked: Option<&str>, set: Option<&str>, own: &str, list: &Value)
     })
 }
 
-fn not_offered(name: &str, list: &Value) -> Trouble {
+fn not_offered(name: &str, list: &Value) -> Failure {
     let names: Vec<&str> = entries(list).map(slug).collect();
     let shown = names.iter().take(8).copied().collect::<Vec<_>>().join(", ");
     let near = crate::route::nearest(name, names.iter().copied())
         .or(names.first().copied())
         .unwrap_or("MODEL");
     let why = format!("the model '{name}' is not offered to this key; these are: {shown}");
-    Trouble::new(5, "Codex was not started", why, format!("gateway codex -m {near} …"))
+    failure(Exit::NotFound, NOT_STARTED, why, format!("gateway codex -m {near} …"))
 }
 
 /// The overrides that lead Codex here.
@@ -840,7 +788,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn watch() -> Result<Signals, Trouble> {
+    fn watch() -> Result<Signals, Failure> {
         let watch = |kind| signal(kind).map_err(unwatched);
         Ok(Signals {
             interrupt: watch(SignalKind::interrupt())?,
@@ -858,12 +806,17 @@ impl Signals {
     }
 }
 
-fn unwatched(error: std::io::Error) -> Trouble {
-    Trouble::new(1, "Codex could not be watched", error.to_string(), "codex --version")
+fn unwatched(error: std::io::Error) -> Failure {
+    failure(
+        Exit::Failed,
+        "Codex could not be watched",
+        error.to_string(),
+        "codex --version",
+    )
 }
 
 /// Waits for Codex. Ctrl-C reaches it through the terminal; other stop signals are passed on.
-async fn wait(mut child: Child, signals: &mut Signals) -> Result<u8, Trouble> {
+async fn wait(mut child: Child, signals: &mut Signals) -> Result<u8, Failure> {
     loop {
         tokio::select! {
             status = child.wait() => return status.map(exit_code).map_err(unwatched),
@@ -950,7 +903,10 @@ mod tests {
         let other = choose_model(None, Some("z"), "a", &list).expect("replaced");
         assert_eq!(other.pass.as_deref(), Some("b"));
         assert!(other.note.expect("said").contains("z is not offered"));
-        assert_eq!(choose_model(Some("z"), None, "a", &list).expect_err("typed").exit, 5);
+        assert_eq!(
+            choose_model(Some("z"), None, "a", &list).expect_err("typed").exit,
+            Exit::NotFound
+        );
     }
 
     #[test]

@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::codex::{self, KEY_VARIABLE, Trouble};
-use super::runtime;
+use super::codex::{self, KEY_VARIABLE, failure};
+use super::failure::{Exit, Failure};
+use super::{Global, block_on, runtime};
 
 /// The profile's name: `codex -p gateway`.
 const PROFILE: &str = "gateway";
@@ -57,16 +58,21 @@ pub struct CodexProfile {
     pub undo: bool,
 }
 
-/// Sets up Codex, or undoes it. Data goes to stdout (`--print`), everything else through `say` to stderr.
+/// Sets up Codex, or undoes it. Data goes to stdout (`--print`), everything else to stderr.
 ///
 /// # Errors
 /// No home directory, an unusable key or address, a gateway that does not answer, a file that cannot be written.
-pub async fn run(args: &ConnectArgs, say: &(dyn Fn(&str) + Sync)) -> Result<(), Trouble> {
+pub fn run(args: &ConnectArgs, global: &Global) -> anyhow::Result<()> {
     let App::Codex(args) = &args.app;
+    block_on(async { Ok(connect(args, global).await?) })
+}
+
+async fn connect(args: &CodexProfile, global: &Global) -> Result<(), Failure> {
     let home = codex::codex_home().ok_or_else(no_home)?;
     let place = Place::in_home(&home);
     if args.undo {
-        return place.undo(say);
+        global.say(&place.undo()?);
+        return Ok(());
     }
     let url = codex::base(args.url.as_deref().unwrap_or_default());
     check_url(&url)?;
@@ -75,24 +81,24 @@ pub async fn run(args: &ConnectArgs, say: &(dyn Fn(&str) + Sync)) -> Result<(), 
     } else {
         None
     };
-    let choices = Choices::ask(&url, key.as_deref(), say).await?;
+    let choices = Choices::ask(&url, key.as_deref(), global).await?;
     let profile = profile(&url, key.as_deref(), &choices);
     if args.print {
         return io::stdout()
             .write_all(profile.as_bytes())
             .map_err(|error| failed("the profile was not printed", &error));
     }
-    say(&format!(
+    global.say(&format!(
         "This goes into {} (config.toml stays as it is):\n",
         place.profile.display()
     ));
-    say(&shown(&profile, key.as_deref()));
+    global.say(&shown(&profile, key.as_deref()));
     if !args.yes && !agreed(args.key_stdin) {
-        say("Nothing was written.");
+        global.say("Nothing was written.");
         return Ok(());
     }
     place.write(&profile)?;
-    say(&format!(
+    global.say(&format!(
         "Use it:   codex -p {PROFILE}\nUndo:     gateway connect codex --undo"
     ));
     Ok(())
@@ -116,7 +122,7 @@ impl Place {
     }
 
     /// Keeps a profile that is not ours before writing over it; ours is written over.
-    fn write(&self, profile: &str) -> Result<(), Trouble> {
+    fn write(&self, profile: &str) -> Result<(), Failure> {
         let write = || {
             fs::create_dir_all(&self.home)?;
             if self.holds_something_else()? {
@@ -135,7 +141,8 @@ impl Place {
         }
     }
 
-    fn undo(&self, say: &(dyn Fn(&str) + Sync)) -> Result<(), Trouble> {
+    /// Takes our profile away, or puts back what it replaced, and says which.
+    fn undo(&self) -> Result<String, Failure> {
         let undo = || -> io::Result<String> {
             let profile = self.profile.display();
             if self.holds_something_else()? {
@@ -152,8 +159,7 @@ impl Place {
                 removed => removed.map(|()| format!("{profile} is gone, as it was before.")),
             }
         };
-        say(&undo().map_err(|error| failed("nothing was undone", &error))?);
-        Ok(())
+        undo().map_err(|error| failed("nothing was undone", &error))
     }
 }
 
@@ -167,9 +173,9 @@ struct Choices {
 
 impl Choices {
     /// Asks the gateway with the key; without one nothing can be asked, and the gateway's catalogue decides.
-    async fn ask(url: &str, key: Option<&str>, say: &(dyn Fn(&str) + Sync)) -> Result<Choices, Trouble> {
+    async fn ask(url: &str, key: Option<&str>, global: &Global) -> Result<Choices, Failure> {
         let Some(key) = key else {
-            say(&format!(
+            global.say(&format!(
                 "Without --key-stdin the gateway cannot be asked; Codex will read {KEY_VARIABLE}."
             ));
             return Ok(Choices {
@@ -183,7 +189,7 @@ impl Choices {
             Some(program) => codex::bundled(&program).await,
             None => Vec::new(),
         };
-        say(&format!(
+        global.say(&format!(
             "Asked {url} for its models: {} for Codex.",
             codex::entries(&list).count()
         ));
@@ -260,7 +266,7 @@ fn agreed(stdin_held_the_key: bool) -> bool {
     asked.is_ok() && matches!(answer.trim(), "" | "y" | "Y" | "yes")
 }
 
-fn read_key(input: impl Read) -> Result<String, Trouble> {
+fn read_key(input: impl Read) -> Result<String, Failure> {
     let mut text = String::new();
     input
         .take(MAX_KEY)
@@ -271,16 +277,16 @@ fn read_key(input: impl Read) -> Result<String, Trouble> {
     let fix = "printf %s \"$KEY\" | gateway connect codex --url URL --key-stdin";
     printable
         .then(|| key.to_owned())
-        .ok_or_else(|| Trouble::new(2, "no key was read", "stdin held no key", fix))
+        .ok_or_else(|| failure(Exit::Usage, "no key was read", "stdin held no key", fix))
 }
 
-fn check_url(url: &str) -> Result<(), Trouble> {
+fn check_url(url: &str) -> Result<(), Failure> {
     let parsed = reqwest::Url::parse(url).ok();
     let usable = parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let why = format!("'{url}' is not an address like https://gw.example.com");
     usable.then_some(()).ok_or_else(|| {
-        Trouble::new(
-            2,
+        failure(
+            Exit::Usage,
             "Codex was not set up",
             why,
             "gateway connect codex --url http://127.0.0.1:8080 --key-stdin",
@@ -288,17 +294,17 @@ fn check_url(url: &str) -> Result<(), Trouble> {
     })
 }
 
-fn no_home() -> Trouble {
-    Trouble::new(
-        3,
+fn no_home() -> Failure {
+    failure(
+        Exit::Settings,
         "Codex was not set up",
         "neither CODEX_HOME nor HOME is set",
         "CODEX_HOME=DIR gateway connect codex …",
     )
 }
 
-fn failed(what: &str, error: &io::Error) -> Trouble {
-    Trouble::new(1, what, error.to_string(), "gateway connect codex --print …")
+fn failed(what: &str, error: &io::Error) -> Failure {
+    failure(Exit::Failed, what, error.to_string(), "gateway connect codex --print …")
 }
 
 #[cfg(test)]
@@ -318,8 +324,6 @@ mod tests {
         let place = Place::in_home(&dir.path().join("codex"));
         (dir, place)
     }
-
-    fn quiet(_: &str) {}
 
     #[test]
     fn the_profile_holds_the_key_and_nobody_else_reads_it() {
@@ -347,9 +351,9 @@ mod tests {
         fs::write(&place.profile, "mine = 1\n").expect("mine");
         place.write(&profile("http://h:1", None, &PUBLIC)).expect("write");
         place.write(&profile("http://h:2", None, &PUBLIC)).expect("write again");
-        place.undo(&quiet).expect("undo");
+        place.undo().expect("undo");
         assert_eq!(fs::read_to_string(&place.profile).expect("text"), "mine = 1\n");
-        place.undo(&quiet).expect("undo again");
+        place.undo().expect("undo again");
         assert_eq!(
             fs::read_to_string(&place.profile).expect("text"),
             "mine = 1\n",
@@ -361,7 +365,7 @@ mod tests {
     fn undo_leaves_nothing_where_nothing_was() {
         let (_dir, place) = place();
         place.write(&profile("http://h:1", None, &PUBLIC)).expect("write");
-        place.undo(&quiet).expect("undo");
+        place.undo().expect("undo");
         assert_eq!(fs::read_dir(&place.home).expect("home").count(), 0);
     }
 
@@ -377,8 +381,8 @@ mod tests {
     #[test]
     fn what_is_no_key_or_address_is_refused() {
         assert_eq!(read_key(" sk-gw-a\n".as_bytes()).expect("a key"), "sk-gw-a");
-        assert_eq!(read_key("\n".as_bytes()).expect_err("none").exit, 2);
-        assert_eq!(read_key("two words".as_bytes()).expect_err("none").exit, 2);
+        assert_eq!(read_key("\n".as_bytes()).expect_err("none").exit, Exit::Usage);
+        assert_eq!(read_key("two words".as_bytes()).expect_err("none").exit, Exit::Usage);
         assert!(check_url("https://gw.example.com").is_ok());
         assert!(check_url("gw.example.com").is_err() && check_url("").is_err());
     }

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use crate::admin::AdminError;
-use crate::cli::codex::Trouble;
 use crate::config::ConfigError;
 use crate::store::{OpenError, StoreError};
 
@@ -136,24 +135,6 @@ fn existing(what: &str, name: &str) -> String {
         "user" => format!("see it: gateway user show {name}"),
         "different credit with the reference" => "use another --reference; the first one was credited".into(),
         _ => "use another one".into(),
-    }
-}
-
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Failure {
-        let codes = [
-            Exit::Usage,
-            Exit::Settings,
-            Exit::NotAllowed,
-            Exit::NotFound,
-            Exit::Exists,
-            Exit::Upstream,
-        ];
-        let exit = codes
-            .into_iter()
-            .find(|exit| *exit as u8 == trouble.exit)
-            .unwrap_or(Exit::Failed);
-        Failure::new(exit, trouble.what).why(trouble.why).fix(trouble.fix)
     }
 }
 

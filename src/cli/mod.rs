@@ -3,6 +3,7 @@
 pub mod codex;
 pub mod config;
 pub mod connect;
+mod demo;
 pub mod failure;
 pub mod key;
 pub mod ledger;
@@ -13,6 +14,7 @@ pub mod request;
 pub mod runtime;
 mod serve;
 mod stop;
+mod upstream;
 pub mod usage;
 pub mod user;
 pub mod values;
@@ -69,12 +71,17 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// The whole thing with nothing to set up: two calls on a simulated upstream, their receipts, the balance
+    Demo(demo::DemoArgs),
     /// Serve the gateway until SIGTERM or Ctrl-C
     Serve(serve::ServeArgs),
     /// Start Codex through this gateway; changes no file
     Codex(codex::CodexArgs),
     /// Set up a client for this gateway
     Connect(connect::ConnectArgs),
+    /// Upstreams
+    #[command(subcommand)]
+    Upstream(upstream::UpstreamCommand),
     /// Users: who owns a balance
     #[command(subcommand)]
     User(user::UserCommand),
@@ -102,8 +109,10 @@ impl Command {
     fn serves(&self) -> bool {
         match self {
             Command::Serve(_) => true,
-            Command::Codex(_)
+            Command::Demo(_)
+            | Command::Codex(_)
             | Command::Connect(_)
+            | Command::Upstream(_)
             | Command::User(_)
             | Command::Key(_)
             | Command::Price(_)
@@ -123,13 +132,11 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let Cli { global, command } = cli;
     start_logging(&global, &command);
     let done = match command {
-        Command::Codex(args) => return start_codex(&args, &global),
-        Command::Connect(args) => block_on(async {
-            connect::run(&args, &|line| global.say(line))
-                .await
-                .map_err(|trouble| Failure::from(trouble).into())
-        }),
+        Command::Codex(args) => return codex::run(&args, &global),
+        Command::Connect(args) => connect::run(&args, &global),
+        Command::Demo(args) => demo::run(&args, &global),
         Command::Serve(args) => serve::run(args, &global),
+        Command::Upstream(command) => upstream::run(command, &global),
         Command::User(command) => user::run(command, &global),
         Command::Key(command) => key::run(command, &global),
         Command::Price(command) => price::run(command, &global),
@@ -139,16 +146,6 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Config(command) => config::run(command, &global),
     };
     done.map(|()| 0)
-}
-
-fn start_codex(args: &codex::CodexArgs, global: &Global) -> anyhow::Result<u8> {
-    let config = global.settings(Vec::new())?.complete().map_err(Failure::from)?;
-    let started = async {
-        codex::run(args, &config, &|line| global.say(line))
-            .await
-            .map_err(|trouble| Failure::from(trouble).into())
-    };
-    block_on(started)
 }
 
 /// Runs the future of a command that serves or calls.

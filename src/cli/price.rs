@@ -15,6 +15,7 @@ use super::{Global, actor, litellm};
 use crate::admin::{self, AdminError, PriceChange, PriceSpec};
 use crate::config::{Config, Pricing, UpstreamConfig};
 use crate::pricing::{Class, Factor, Kind, ListName, Price, Rate};
+use crate::route::model_allowed;
 use crate::store::prices::{PriceRow, PriceSource};
 use crate::store::{Create, Store};
 use crate::time::now;
@@ -656,8 +657,8 @@ fn unpriced_of(store: &Store, upstream: &UpstreamConfig) -> anyhow::Result<Vec<U
 }
 
 fn fits_any(pattern: &str, models: &[&str]) -> bool {
-    let glob = globset::Glob::new(pattern).map(|glob| glob.compile_matcher());
-    glob.is_ok_and(|glob| models.iter().any(|model| glob.is_match(model)))
+    let pattern = [pattern.to_owned()];
+    models.iter().any(|model| model_allowed(&pattern, model))
 }
 
 #[cfg(test)]

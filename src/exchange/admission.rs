@@ -23,6 +23,9 @@ use crate::usage::{Dialect, Tokens};
 /// A model reads at most this when its price does not say.
 const MAX_INPUT: u32 = 1_050_000;
 
+/// What a legacy completion without `max_tokens` generates at OpenAI; other servers are told.
+const COMPLETION_DEFAULT: Tokens = Tokens::saturating(16);
+
 /// A call with money set aside for it.
 #[derive(Debug)]
 #[must_use = "an admitted call has to be settled"]
@@ -44,6 +47,8 @@ pub struct Admitted {
     pub dialect: Dialect,
     /// The longest answer that the hold pays for, in tokens, all choices together.
     pub output_bound: Tokens,
+    /// The limit to write into the request, when the client stated none and the hold pays for no more.
+    pub limit_to_write: Option<Tokens>,
     /// What happens when the client leaves.
     pub on_hangup: OnHangup,
     /// When the hold was taken.
@@ -136,6 +141,10 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
     let per_choice = hold.output_limit.or(quote.stated).unwrap_or(quote.max_output);
     Ok(Admitted {
         output_bound: per_choice.saturating_mul(call.choices),
+        limit_to_write: hold
+            .output_limit
+            .or(quote.stated)
+            .filter(|_| call.output_limit.is_none() && writes_a_limit(call.endpoint)),
         on_hangup: key.on_hangup.unwrap_or(gateway.billing.on_hangup),
         dialect: upstream.dialect(call.endpoint),
         call,
@@ -148,6 +157,10 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
         started_at: at,
         since_start,
     })
+}
+
+fn writes_a_limit(endpoint: Endpoint) -> bool {
+    endpoint != Endpoint::Embeddings
 }
 
 fn refused(outcome: Result<Outcome<(Hold, Place), HoldRefused>, Busy>, key: &Key) -> Refusal {
@@ -177,7 +190,7 @@ fn storage(error: &StoreError) -> Refusal {
 
 /// Which upstream, under which name; only what this key may use.
 async fn route(gateway: &Gateway, key: &Key, call: &Call) -> Result<Target, Refusal> {
-    if route::model_allowed(&key.models, &call.model)
+    if key.may_use(&call.model)
         && let Some(target) = gateway.routes.find(&call.model)
     {
         return Ok(target);
@@ -325,7 +338,7 @@ impl InputBound {
         let largest = Tokens::saturating(u64::from(largest));
         let earlier = earlier.unwrap_or(Tokens::ZERO);
         let by_bytes = tokens::bound_by_bytes(&call.input).saturating_add(earlier);
-        let (tokens, counted) = if call.tools.any() {
+        let (tokens, counted) = if call.reads_more_than_the_body() {
             (largest, Counted::Final)
         } else {
             (by_bytes, Counted::ByBytes)
@@ -357,16 +370,22 @@ impl InputBound {
     }
 
     fn quote(&self, call: &Call, priced: &Priced) -> Result<Quote, Refusal> {
-        let stated = match call.endpoint {
-            Endpoint::Embeddings => Some(Tokens::ZERO),
-            _ => call.output_limit,
-        };
         let ask = Ask {
             input: self.tokens,
-            stated,
+            rejected: Tokens::saturating(call.input.prediction_bytes),
+            stated: stated(call),
             choices: call.choices,
             tools: &call.tools,
         };
         hold::quote(&ask, &priced.terms(call.tier)).map_err(|error| Refusal::UnpricedTool(error.to_string()))
+    }
+}
+
+/// The output limit of a call: the client's, nothing for embeddings, OpenAI's own default for legacy completions.
+fn stated(call: &Call) -> Option<Tokens> {
+    match call.endpoint {
+        Endpoint::Embeddings => Some(Tokens::ZERO),
+        Endpoint::Completions => call.output_limit.or(Some(COMPLETION_DEFAULT)),
+        Endpoint::ChatCompletions | Endpoint::Responses => call.output_limit,
     }
 }

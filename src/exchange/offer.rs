@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::Gateway;
 use crate::config::Pricing;
 use crate::pricing::{Kind, Price};
-use crate::route::{Target, model_allowed};
+use crate::route::Target;
 use crate::store::StoreError;
 use crate::store::keys::Key;
 
@@ -50,7 +50,7 @@ pub async fn offered(gateway: &Gateway, key: &Key, at: Timestamp) -> Result<Vec<
         .chain(aliases.iter().map(String::as_str));
     let free = Arc::new(Price::free());
     let offer = |name: &str| -> Option<Offer> {
-        let target = gateway.routes.find(name).filter(|_| model_allowed(&key.models, name))?;
+        let target = gateway.routes.find(name).filter(|_| key.may_use(name))?;
         let upstream = &gateway.upstreams[target.upstream];
         let (price, since) = match upstream.pricing() {
             Pricing::Free => (&free, None),

@@ -108,7 +108,7 @@ async fn whole(
     watch: &mut Watch,
 ) -> Ending {
     let idle = gateway.upstreams[admitted.target.upstream].idle_timeout();
-    let (status, headers) = (response.status(), upstream::returned_headers(response.headers()));
+    let (status, headers) = (response.status(), answer_headers(response.headers(), admitted));
     let read = async {
         let mut reading = std::pin::pin!(upstream::read_whole(&mut response, gateway.max_response, idle));
         let mut drain_until = far_away();
@@ -223,8 +223,10 @@ impl<'a> Stream<'a> {
     }
 
     async fn run(mut self) -> Ending {
-        self.client
-            .begin(self.response.status(), stream_headers(self.response.headers()));
+        self.client.begin(
+            self.response.status(),
+            stream_headers(self.response.headers(), self.admitted),
+        );
         loop {
             let ending = match self.next().await {
                 Step::Chunk(chunk) => self.pass(chunk).await,
@@ -447,8 +449,20 @@ fn far_away() -> Instant {
     Instant::now() + Duration::from_secs(365 * 24 * 3600)
 }
 
-fn stream_headers(of_upstream: &HeaderMap) -> HeaderMap {
+/// The upstream's headers that may be seen, and the output limit that the hold paid for, if it lowered one.
+fn answer_headers(of_upstream: &HeaderMap, admitted: &Admitted) -> HeaderMap {
     let mut headers = upstream::returned_headers(of_upstream);
+    if let Some(limit) = admitted.hold.output_limit {
+        headers.insert(
+            HeaderName::from_static("x-gateway-output-limit"),
+            HeaderValue::from(limit.get()),
+        );
+    }
+    headers
+}
+
+fn stream_headers(of_upstream: &HeaderMap, admitted: &Admitted) -> HeaderMap {
+    let mut headers = answer_headers(of_upstream, admitted);
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(
         HeaderName::from_static("x-accel-buffering"),

@@ -188,7 +188,7 @@ impl Upstream {
         let call = &admitted.call;
         Edits {
             model: admitted.target.aliased.then(|| admitted.target.model.clone()),
-            output_limit: admitted.hold.output_limit,
+            output_limit: admitted.limit_to_write,
             include_usage: asks_for_usage(call.endpoint) && call.stream && !call.include_usage,
             chat_limit_field: self.config.chat_limit_field(),
         }

@@ -24,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::call::Endpoint;
-use crate::config::{Config, UpstreamConfig};
+use crate::config::{Config, Pricing, UpstreamConfig};
 use crate::exchange::{Gateway, Upstream, UpstreamError};
+use crate::pricing::ListName;
 use crate::refusal::Refusal;
-use crate::route::Routes;
+use crate::route::{Catalogue, Routes, Served};
 
 use crate::store::{ExchangeId, OpenError, Outcome, ServerLock, Store, StoreError};
 use crate::time;
@@ -115,7 +116,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     let addr = listener.local_addr().map_err(listen)?;
     lock.set_note(&format!("http://{addr}"))?;
     let gateway = Arc::new(Gateway {
-        routes: Routes::new(&config.upstreams),
+        routes: Routes::new(config.upstreams.iter().map(served)),
         upstreams,
         store,
         writer,
@@ -173,6 +174,15 @@ fn upstream(config: &UpstreamConfig) -> Result<Upstream, UpstreamError> {
         })?),
     };
     Upstream::new(config, ca.as_deref())
+}
+
+fn served(config: &UpstreamConfig) -> Served {
+    let openai = config.prices == Pricing::List(ListName::openai());
+    Served {
+        models: config.models.clone(),
+        aliases: config.aliases.clone(),
+        catalogue: if openai { Catalogue::OpenAi } else { Catalogue::Other },
+    }
 }
 
 /// Releases the holds of a process that died: their clients cannot have had the end of an answer.

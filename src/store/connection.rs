@@ -206,3 +206,103 @@ fn use_wal(conn: &Connection) -> rusqlite::Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Store;
+    use super::super::testing::*;
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn open_at(path: &Path, create: Create) -> Result<Store, OpenError> {
+        Store::open(path, create)
+    }
+
+    #[test]
+    fn a_new_database_is_for_its_owner_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("data").join("gateway.db");
+        let store = open_at(&path, Create::IfMissing).expect("created");
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().expect("a folder")), 0o700);
+        assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
+        let others = fs::read_dir(folder.path().join("data")).expect("listed").count();
+        assert_eq!(others, 3, "the database, its log, its index, and nothing else");
+        drop(store);
+    }
+
+    #[test]
+    fn a_missing_database_is_only_created_where_that_is_meant() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("gateway.db");
+        let missing = open_at(&path, Create::Never);
+        assert!(
+            matches!(&missing, Err(OpenError::Missing(at)) if *at == path),
+            "{missing:?}"
+        );
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_newer_database_and_a_foreign_one_are_left_alone() {
+        let desk = Desk::new();
+        desk.raw().execute_batch("PRAGMA user_version = 2").expect("set");
+        let newer = open_at(&desk.path(), Create::Never);
+        assert!(
+            matches!(newer, Err(OpenError::TooNew { found: 2, known: 1 })),
+            "{newer:?}"
+        );
+        desk.raw()
+            .execute_batch("PRAGMA user_version = 0; PRAGMA application_id = 5")
+            .expect("set");
+        open_at(&desk.path(), Create::IfMissing).expect_err("not ours");
+        let text = desk.path().with_extension("txt");
+        fs::write(&text, "not a database ".repeat(100)).expect("written");
+        open_at(&text, Create::IfMissing).expect_err("no database");
+    }
+
+    #[test]
+    fn a_path_is_a_path_even_when_it_looks_like_a_uri() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file:x?mode=memory");
+        open_at(&path, Create::IfMissing).expect("created");
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn every_connection_is_safe_and_readers_only_read() {
+        let desk = Desk::new();
+        let check = |conn: &Connection| {
+            let value = |name: &str| pragma::<i64>(conn, &format!("PRAGMA {name}")).expect(name);
+            assert_eq!(value("synchronous"), 2);
+            assert_eq!(value("recursive_triggers"), 1);
+            assert_eq!(value("foreign_keys"), 1);
+            assert_eq!(value("trusted_schema"), 0);
+            assert_eq!(value("wal_autocheckpoint"), 0);
+            assert_eq!(pragma::<String>(conn, "PRAGMA journal_mode").expect("read"), "wal");
+            assert!(conn.db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE).expect("read"));
+            conn.prepare("SELECT \"no_such_column\"")
+                .expect_err("a typo is no text");
+            Ok(())
+        };
+        check(&open_writable(&desk.path()).expect("it opens")).expect("checked");
+        desk.store.read("checking", check).expect("checked");
+        let written = desk.store.read("writing", |conn| conn.execute("DELETE FROM meta", []));
+        written.expect_err("readers only read");
+    }
+
+    #[test]
+    fn many_that_create_a_database_at_once_create_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("gateway.db");
+        thread::scope(|scope| {
+            let all: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| open_at(&path, Create::IfMissing)))
+                .collect();
+            for one in all {
+                one.join().expect("no panic").expect("opened");
+            }
+        });
+    }
+}

@@ -10,6 +10,7 @@ use super::users::{self, UserStatus};
 use super::{Actor, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::config::OnHangup;
 use crate::key::KeyHash;
+use crate::route::model_allowed;
 
 /// A key as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,13 @@ pub struct Key {
     pub last_used_at: Option<Timestamp>,
     /// Whether its user is suspended (checked once more in the hold's WHERE).
     pub user_suspended: bool,
+}
+
+impl Key {
+    /// Whether it may use a model.
+    pub fn may_use(&self, model: &str) -> bool {
+        self.models.is_empty() || model_allowed(&self.models, model)
+    }
 }
 
 /// A key to issue.
@@ -302,5 +310,121 @@ impl Store {
     /// [`Writer::touch_keys`](super::Writer::touch_keys).
     pub fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Outcome<(), ()> {
         self.write("noting the use of keys", |tx| touch(tx, used).map(Ok))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_key_comes_back_as_it_was_issued() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "0");
+        let id = Uuid::now_v7();
+        let new = NewKey {
+            expires_at: Some(at(500)),
+            ..new_key(ada.id, id)
+        };
+        let key = done(desk.store.issue_key(&new, &by(), at(1)));
+        let expected = Key {
+            id: KeyId(id),
+            user_id: ada.id,
+            user_name: "ada".to_owned(),
+            name: new.name.clone(),
+            prefix: new.prefix.clone(),
+            expires_at: Some(at(500)),
+            revoked_at: None,
+            models: new.models.clone(),
+            ips: new.ips.clone(),
+            on_hangup: new.on_hangup,
+            created_at: at(1),
+            last_used_at: None,
+            user_suspended: false,
+        };
+        assert_eq!(key, expected);
+        assert_eq!(
+            desk.store.key_by_hash(&new.hash).expect("it reads"),
+            Some(expected.clone())
+        );
+        assert_eq!(done(desk.store.issue_key(&new, &by(), at(2))), expected);
+        assert_eq!(desk.store.key_by_hash(&KeyHash([0; 32])).expect("it reads"), None);
+        let nobodys = NewKey {
+            user_id: UserId(Uuid::now_v7()),
+            ..new_key(ada.id, Uuid::now_v7())
+        };
+        refused(desk.store.issue_key(&nobodys, &by(), at(1)));
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_id_or_what_is_shown_of_it() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "0");
+        let (one, two) = (desk.key(&ada), desk.key(&ada));
+        let found = |which: &str| -> Vec<KeyId> {
+            desk.store
+                .find_keys(which)
+                .expect("it reads")
+                .iter()
+                .map(|key| key.id)
+                .collect()
+        };
+        assert_eq!(found(&one.id.to_string()), [one.id]);
+        assert_eq!(found(&two.prefix), [two.id]);
+        assert_eq!(found(&format!("{}and-the-rest-of-it", two.prefix)), [two.id]);
+        assert_eq!(
+            found(&one.id.to_string()[..4]),
+            [one.id, two.id],
+            "both begin with the same hour"
+        );
+        assert!(found("sk-gw-").is_empty());
+        assert!(found("").is_empty());
+    }
+
+    #[test]
+    fn a_rotated_key_hands_its_permissions_over_and_ends_after_the_grace() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "0");
+        let old = desk.key(&ada);
+        let bare = NewKey {
+            models: vec![],
+            ips: vec![],
+            on_hangup: None,
+            ..new_key(ada.id, Uuid::now_v7())
+        };
+        let new = done(desk.store.rotate_key(old.id, &bare, at(100), &by(), at(50)));
+        assert_eq!(
+            (&new.models, &new.ips, new.on_hangup),
+            (&old.models, &old.ips, old.on_hangup)
+        );
+        let ends: Vec<_> = desk
+            .store
+            .keys(Some(ada.id))
+            .expect("read")
+            .iter()
+            .map(|key| key.expires_at)
+            .collect();
+        assert_eq!(ends, [Some(at(100)), None]);
+        refused(
+            desk.store
+                .rotate_key(old.id, &new_key(ada.id, Uuid::now_v7()), at(300), &by(), at(200)),
+        );
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn revoking_twice_keeps_the_first_time() {
+        let desk = Desk::new();
+        let key = desk.key(&desk.user("ada", "0"));
+        done(desk.store.revoke_key(key.id, &by(), at(5)));
+        assert_eq!(
+            done(desk.store.revoke_key(key.id, &by(), at(6))).revoked_at,
+            Some(at(5))
+        );
+        refused(desk.store.revoke_key(KeyId(Uuid::now_v7()), &by(), at(6)));
+        desk.assert_books_balance();
     }
 }

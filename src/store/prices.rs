@@ -201,3 +201,86 @@ impl Store {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::pricing;
+
+    fn list() -> ListName {
+        ListName::parse("vendor").expect("a name")
+    }
+
+    fn price(input: &str) -> Price {
+        Price::from_json(&format!(
+            r#"{{"kind":"text","rates":{{"input":"{input}","output":"1"}}}}"#
+        ))
+        .expect("a price")
+    }
+
+    fn row(model: &str, from: i64, input: &str) -> CatalogueRow {
+        CatalogueRow {
+            list: list(),
+            model: model.to_owned(),
+            from: at(from),
+            price: price(input).to_json(),
+        }
+    }
+
+    fn seeded(desk: &Desk, rows: &[CatalogueRow]) {
+        let mut conn = desk.raw();
+        seed(&mut conn, rows).expect("seeded");
+    }
+
+    fn input(desk: &Desk, when: i64) -> Option<(Price, PriceSource)> {
+        let row = desk.store.price(&list(), "m", at(when)).expect("it reads");
+        row.map(|row| (Price::clone(&row.price), row.source))
+    }
+
+    #[test]
+    fn the_operators_rows_win_and_the_newest_that_has_begun_is_in_force() {
+        let desk = Desk::new();
+        seeded(&desk, &[row("m", 0, "1"), row("m", 100, "2")]);
+        assert_eq!(input(&desk, -1), None);
+        assert_eq!(input(&desk, 0), Some((price("1"), PriceSource::Catalogue)));
+        assert_eq!(input(&desk, 100), Some((price("2"), PriceSource::Catalogue)));
+        let rows = [
+            (list(), "m".to_owned(), at(50), price("9")),
+            (list(), "m".to_owned(), at(60), price("8")),
+        ];
+        done(desk.store.set_prices(&rows, &by(), at(40)));
+        assert_eq!(input(&desk, 49), Some((price("1"), PriceSource::Catalogue)));
+        assert_eq!(input(&desk, 50), Some((price("9"), PriceSource::Operator)));
+        assert_eq!(input(&desk, 200), Some((price("8"), PriceSource::Operator)));
+        let all = desk.store.prices(Some(&list()), None, at(200)).expect("read");
+        assert_eq!(
+            all.iter().map(|row| (row.model.as_str(), row.from)).collect::<Vec<_>>(),
+            [("m", at(60))]
+        );
+    }
+
+    #[test]
+    fn a_newer_catalogue_adds_rows_and_changes_none() {
+        let desk = Desk::new();
+        seeded(&desk, &[row("m", 0, "1")]);
+        seeded(&desk, &[row("m", 0, "7"), row("m", 10, "2"), row("n", 0, "3")]);
+        assert_eq!(input(&desk, 5), Some((price("1"), PriceSource::Catalogue)));
+        assert_eq!(input(&desk, 10), Some((price("2"), PriceSource::Catalogue)));
+        let models = desk.store.prices(Some(&list()), None, at(20)).expect("read");
+        assert_eq!(
+            models.iter().map(|row| row.model.as_str()).collect::<Vec<_>>(),
+            ["m", "n"]
+        );
+    }
+
+    #[test]
+    fn a_new_database_has_the_whole_catalogue_and_every_row_parses() {
+        let desk = Desk::new();
+        let (_, rows) = pricing::catalogue().expect("it parses");
+        let now = "2100-01-01T00:00:00Z".parse().expect("a time");
+        let there = desk.store.prices(None, None, now).expect("every row parses");
+        let models: std::collections::BTreeSet<_> = rows.iter().map(|row| (&row.list, row.model.as_str())).collect();
+        assert_eq!(there.len(), models.len());
+    }
+}

@@ -176,6 +176,7 @@ pub(super) fn quote(amount: Usd) -> Quote {
     let tools = HostedTools::default();
     let ask = Ask {
         input: Tokens::saturating(input),
+        rejected: Tokens::ZERO,
         stated: Some(Tokens::ZERO),
         choices: 1,
         tools: &tools,

@@ -217,3 +217,81 @@ impl Store {
         self.write("changing a user's status", |tx| set_status(tx, id, to, by, now))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    fn new(name: &str, email: Option<&str>) -> NewUser {
+        NewUser {
+            id: UserId(Uuid::now_v7()),
+            name: name.to_owned(),
+            email: email.map(str::to_owned),
+            credit_line: usd("2"),
+            balance: usd("1.5"),
+        }
+    }
+
+    #[test]
+    fn a_user_is_found_by_name_address_and_id() {
+        let desk = Desk::new();
+        let ada = new("ada", Some("ada@example.org"));
+        let added = done(desk.store.add_user(&ada, &by(), at(0)));
+        assert_eq!((added.balance, added.available()), (usd("1.5"), usd("3.5")));
+        for who in ["ada", "ADA", "ada@example.org", &ada.id.to_string()] {
+            assert_eq!(
+                desk.store.find_user(who).expect("it reads").as_ref(),
+                Some(&added),
+                "{who}"
+            );
+        }
+        assert_eq!(desk.store.find_user("bob").expect("it reads"), None);
+        assert_eq!(desk.store.users().expect("read"), std::slice::from_ref(&added));
+        assert_eq!(
+            done(desk.store.add_user(&ada, &by(), at(9))),
+            added,
+            "adding twice adds once"
+        );
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn names_and_addresses_lead_to_one_user_only() {
+        let desk = Desk::new();
+        done(desk.store.add_user(&new("ada", Some("ada@example.org")), &by(), at(0)));
+        for (taken, why) in [
+            (new("Ada", None), UserTaken::Name),
+            (new("ada@example.org", None), UserTaken::Name),
+            (new("bob", Some("ADA@example.org")), UserTaken::Email),
+            (new("bob", Some("ada")), UserTaken::Email),
+        ] {
+            assert_eq!(refused(desk.store.add_user(&taken, &by(), at(1))), why);
+        }
+        assert_eq!(desk.store.users().expect("read").len(), 1);
+    }
+
+    #[test]
+    fn a_status_is_changed_and_written_down() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "1");
+        for status in [UserStatus::Suspended, UserStatus::Suspended, UserStatus::Active] {
+            assert_eq!(
+                done(desk.store.set_user_status(ada.id, status, &by(), at(1))).status,
+                status
+            );
+            desk.assert_books_balance();
+        }
+        let nobody = UserId(Uuid::now_v7());
+        refused(desk.store.set_user_status(nobody, UserStatus::Active, &by(), at(1)));
+        let acts: i64 = desk
+            .raw()
+            .query_row(
+                "SELECT COUNT(*) FROM audit_log WHERE action = 'user.status'",
+                [],
+                |row| row.get(0),
+            )
+            .expect("counted");
+        assert_eq!(acts, 2, "what changes nothing is no act");
+    }
+}

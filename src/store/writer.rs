@@ -590,3 +590,348 @@ fn checkpoint(conn: &Connection, mode: &str) -> i64 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::keys::Key;
+    use super::super::testing::*;
+    use super::super::users::{User, UserStatus};
+    use super::*;
+    use crate::money::Usd;
+
+    /// A desk with a running writer, a user and a key.
+    struct Open {
+        desk: Desk,
+        writer: Writer,
+        tracker: TaskTracker,
+        user: User,
+        key: Key,
+    }
+
+    fn open(balance: &str) -> Open {
+        let desk = Desk::new();
+        let tracker = TaskTracker::new();
+        let writer = desk.store.start_writer(&tracker);
+        let user = desk.user("ada", balance);
+        let key = desk.key(&user);
+        Open {
+            desk,
+            writer,
+            tracker,
+            user,
+            key,
+        }
+    }
+
+    impl Open {
+        async fn hold(&self, amount: &str) -> Outcome<(Hold, Place), HoldRefused> {
+            let asked = ask(exchange(), &self.key, amount);
+            self.writer.hold(asked).await.expect("there is room in the queue")
+        }
+
+        async fn settle(&self, (hold, place): (Hold, Place), charge: &str) -> Closed {
+            let id = hold.exchange;
+            self.writer
+                .close(hold, place, closing(id, &self.key, charge))
+                .await
+                .expect("it commits")
+        }
+
+        /// Ends the writer and looks whether all is well.
+        async fn finish(self) {
+            let Open {
+                desk, writer, tracker, ..
+            } = self;
+            drop(writer);
+            tracker.close();
+            tracker.wait().await;
+            desk.assert_books_balance();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_call_is_held_and_settled_by_the_writer() {
+        let open = open("5");
+        let held = done(open.hold("2").await);
+        assert_eq!(open.desk.now(&open.user).held, usd("2"));
+        let closed = open.settle(held, "0.5").await;
+        assert_eq!((closed.charged, closed.balance), (usd("0.5"), usd("4.5")));
+        assert!(open.writer.is_ready());
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn parallel_calls_are_admitted_as_far_as_the_money_goes_and_no_further() {
+        let open = Arc::new(open("7"));
+        let tasks = TaskTracker::new();
+        let barrier = Arc::new(tokio::sync::Barrier::new(32));
+        let calls: Vec<_> = (0..32)
+            .map(|_| {
+                let (open, barrier) = (Arc::clone(&open), Arc::clone(&barrier));
+                tasks.spawn(async move {
+                    barrier.wait().await;
+                    match open.hold("1").await {
+                        Outcome::Committed(held) => Some(held),
+                        Outcome::Refused(HoldRefused::Short(_)) => None,
+                        other => panic!("{other:?}"),
+                    }
+                })
+            })
+            .collect();
+        let mut admitted = Vec::new();
+        for call in calls {
+            admitted.extend(call.await.expect("no panic"));
+        }
+        assert_eq!(admitted.len(), 7);
+        assert_eq!(open.desk.now(&open.user).available(), Usd::ZERO);
+        for held in admitted {
+            open.settle(held, "1").await;
+        }
+        assert_eq!(open.desk.now(&open.user).balance, Usd::ZERO);
+        drop(tasks);
+        Arc::into_inner(open).expect("all calls are over").finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_operation_that_fails_does_not_take_its_batch_with_it() {
+        let open = open("5");
+        let taken = exchange();
+        let first = done(open.writer.hold(ask(taken, &open.key, "1")).await.expect("asked"));
+        let stranger = open.desk.key(&open.user);
+        // While another connection writes, everything asked for waits, and then goes into one batch.
+        let raw = open.desk.raw();
+        raw.execute_batch("BEGIN IMMEDIATE").expect("the lock is free");
+        let (good, bad, good_too, ()) = tokio::join!(
+            open.hold("1"),
+            open.writer.hold(ask(taken, &stranger, "1")),
+            open.hold("2"),
+            async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                raw.execute_batch("ROLLBACK").expect("rolled back");
+            }
+        );
+        assert!(matches!(bad, Ok(Outcome::NotCommitted(_))), "{bad:?}");
+        for held in [first, done(good), done(good_too)] {
+            open.settle(held, "1").await;
+        }
+        assert_eq!(open.desk.now(&open.user).balance, usd("2"));
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_settlement_waits_for_a_full_disk_and_a_hold_does_not() {
+        let open = open("5");
+        let held = done(open.hold("1").await);
+        let pages: i64 = open
+            .desk
+            .raw()
+            .query_row("PRAGMA page_count", [], |row| row.get(0))
+            .expect("counted");
+        // A full disk, as far as SQLite can tell: an operation that needs a page beyond the limit is SQLITE_FULL.
+        let mut consumer = consumer(&open);
+        consumer
+            .conn
+            .execute_batch(&format!("PRAGMA max_page_count = {pages}"))
+            .expect("limited");
+        let (answer, mut settled) = oneshot::channel();
+        let (hold, place) = held;
+        let mut row = closing(hold.exchange, &open.key, "1");
+        row.row.model = "m".repeat(100_000);
+        let job = Job::Close {
+            exchange: hold.exchange,
+            close: Box::new(row),
+            answer,
+            _place: place,
+        };
+        consumer.settle(vec![job]).expect("nothing is unknown");
+        assert!(settled.try_recv().is_err(), "not answered yet");
+        assert_eq!(
+            (consumer.backlog.len(), consumer.troubled.load(Ordering::Relaxed)),
+            (1, true)
+        );
+        let (answer, refused) = oneshot::channel();
+        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
+        let mut big = ask(exchange(), &open.key, "1");
+        big.model = "m".repeat(100_000);
+        consumer
+            .settle(vec![Job::Hold {
+                ask: Box::new(big),
+                answer,
+                _waits: waits,
+            }])
+            .expect("nothing is unknown");
+        assert!(matches!(refused.await, Ok(Outcome::NotCommitted(_))));
+        assert_eq!(open.desk.now(&open.user).held, usd("1"));
+        // Room again.
+        consumer
+            .conn
+            .execute_batch("PRAGMA max_page_count = 1000000")
+            .expect("unlimited");
+        let batch = consumer
+            .next_batch()
+            .expect("nothing is unknown")
+            .expect("the settlement");
+        consumer.settle(batch).expect("nothing is unknown");
+        assert_eq!(settled.await.expect("answered").expect("settled").charged, usd("1"));
+        drop(consumer);
+        open.finish().await;
+    }
+
+    fn consumer(open: &Open) -> Consumer<'_> {
+        let (_, receiver) = mpsc::channel();
+        Consumer {
+            store: &open.desk.store,
+            conn: connection::open_writable(open.desk.store.path()).expect("it opens"),
+            jobs: receiver,
+            backlog: VecDeque::new(),
+            troubled: Arc::new(AtomicBool::new(false)),
+            data_version: 0,
+            turn_began: Instant::now(),
+            retries_left: LAST_RETRIES,
+            checkpoints: Checkpoints {
+                wake: None,
+                thread: None,
+                since: 0,
+            },
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_key_revoked_by_another_process_is_gone_within_a_second() {
+        let open = open("5");
+        let hash = new_key(open.user.id, open.key.id.0).hash;
+        let cached = || {
+            open.desk
+                .store
+                .key_by_hash(&hash)
+                .expect("it reads")
+                .expect("it is there")
+        };
+        assert_eq!(cached().revoked_at, None);
+        let command_line = open.desk.again();
+        done(command_line.revoke_key(open.key.id, &by(), at(9)));
+        let revoked = Instant::now();
+        while cached().revoked_at.is_none() {
+            assert!(revoked.elapsed() < Duration::from_secs(1), "still valid");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(refused(open.hold("1").await), HoldRefused::KeyGone);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_command_gets_the_lock_beside_a_busy_writer() {
+        let open = Arc::new(open("5"));
+        open.desk.user("bob", "0");
+        let tasks = TaskTracker::new();
+        let stop = Arc::new(AtomicBool::new(false));
+        for _ in 0..8 {
+            let (open, stop) = (Arc::clone(&open), Arc::clone(&stop));
+            tasks.spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let held = done(open.hold("0.001").await);
+                    open.settle(held, "0").await;
+                }
+            });
+        }
+        let command_line = open.desk.again();
+        let slowest = tokio::task::spawn_blocking(move || {
+            let waits = (0..10).map(|i| {
+                let began = Instant::now();
+                let status = if i % 2 == 0 {
+                    UserStatus::Suspended
+                } else {
+                    UserStatus::Active
+                };
+                let bob = command_line.find_user("bob").expect("it reads").expect("there");
+                done(command_line.set_user_status(bob.id, status, &by(), at(i)));
+                began.elapsed()
+            });
+            waits.max().expect("ten")
+        });
+        let slowest = slowest.await.expect("no panic");
+        stop.store(true, Ordering::Relaxed);
+        tasks.close();
+        tasks.wait().await;
+        assert!(slowest < Duration::from_secs(1), "a command waited for {slowest:?}");
+        Arc::into_inner(open).expect("all calls are over").finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_hold_that_nobody_waits_for_any_more_is_released() {
+        let open = open("5");
+        let raw = open.desk.raw();
+        raw.execute_batch("BEGIN IMMEDIATE").expect("the lock is free");
+        let asked = tokio::time::timeout(Duration::from_millis(50), open.hold("1")).await;
+        assert!(asked.is_err(), "it waits for the lock");
+        raw.execute_batch("ROLLBACK").expect("rolled back");
+        let next = done(open.hold("1").await);
+        open.settle(next, "1").await;
+        while open.desk.store.open_holds().expect("counted").count > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn overdue_holds_are_swept_and_a_late_settlement_gets_the_first_answer() {
+        let open = open("5");
+        let held = done(open.hold("2").await);
+        assert_eq!(open.writer.sweep(at(10), at(5000)).await.expect("swept"), 0);
+        assert_eq!(open.writer.sweep(at(11), at(5000)).await.expect("swept"), 1);
+        let closed = open.settle(held, "1").await;
+        assert_eq!((closed.charged, closed.balance), (Usd::ZERO, usd("5")));
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_unknown_outcome_stops_the_writer_and_everybody_is_told() {
+        let open = open("5");
+        let (hold, place) = done(open.hold("1").await);
+        let ruin = "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = 'CREATE' WHERE name = 'holds';
+                    PRAGMA schema_version = 999;";
+        open.desk.raw().execute_batch(ruin).expect("the database is ruined");
+        let told = open.hold("1").await;
+        assert!(matches!(told, Outcome::Unknown(_)), "{told:?}");
+        open.writer.failed().await;
+        assert!(!open.writer.is_ready());
+        let next = open.writer.hold(ask(exchange(), &open.key, "1")).await;
+        assert!(matches!(next, Err(Busy::Stopped)), "{next:?}");
+        let id = hold.exchange;
+        open.writer
+            .close(hold, place, closing(id, &open.key, "1"))
+            .await
+            .expect_err("it has stopped");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_failed_commit_is_an_unknown_outcome() {
+        let open = open("5");
+        let mut consumer = consumer(&open);
+        consumer.conn.commit_hook(Some(|| true)).expect("hooked");
+        let (answer, answered) = oneshot::channel();
+        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
+        let asked = Box::new(ask(exchange(), &open.key, "1"));
+        let settled = consumer.settle(vec![Job::Hold {
+            ask: asked,
+            answer,
+            _waits: waits,
+        }]);
+        settled.expect_err("nobody knows what is in the file");
+        answered.await.expect_err("not told that nothing was written");
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn uses_of_keys_are_noted() {
+        let open = open("5");
+        open.writer
+            .touch_keys(vec![(open.key.id, at(60)), (open.key.id, at(30))]);
+        let held = done(open.hold("1").await);
+        open.settle(held, "0").await;
+        let keys = open.desk.store.keys(Some(open.user.id)).expect("read");
+        assert_eq!(keys[0].last_used_at, Some(at(60)));
+        open.finish().await;
+    }
+}

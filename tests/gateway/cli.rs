@@ -212,7 +212,6 @@ fn what_cannot_be_meant_is_wrong_usage() {
         "nonsense",
         "key issue alice --expires yesterday",
         "key issue alice --expires 2020-01-01",
-        "key issue alice --model [",
         "key issue alice --ip ten",
         "key issue alice --on-hangup wait",
         "price set m --input -1 --output 1",
@@ -607,6 +606,7 @@ async fn exchange(home: &Home, hold_open: Usd) -> String {
     let place = |input: u64| {
         let ask = Ask {
             input: Tokens::saturating(input),
+            rejected: Tokens::ZERO,
             stated: Some(Tokens::saturating(100)),
             choices: 1,
             tools: &HostedTools::default(),

@@ -1,3 +1,12 @@
-//! The gateway's promises.
+//! The gateway's promises, kept by its real server on a real database file, with the simulator upstream.
+//!
+//! ONE crate, so that it links once; a file per promise. Expected charges come from the simulator's log and the
+//! catalogue's JSON (`price`), never from the gateway's own usage, meter or pricing.
 
+mod books;
 mod cli;
+mod client;
+mod demo;
+mod harness;
+mod price;
+mod streaming;

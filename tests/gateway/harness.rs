@@ -1,0 +1,298 @@
+//! The harness: the real server on port 0, a real database file, and the simulator; the laws are checked at the end.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use codex_gateway::config::{Config, OnHangup, Sources};
+use codex_gateway::key::GatewayKey;
+use codex_gateway::money::Usd;
+use codex_gateway::pricing::{ListName, Price};
+use codex_gateway::server::{self, Server};
+use codex_gateway::simulator::playwright::{Pace, standard};
+use codex_gateway::simulator::{Options, Playwright, Served, Simulator};
+use codex_gateway::store::keys::NewKey;
+use codex_gateway::store::usage_log::ExchangeRow;
+use codex_gateway::store::users::{NewUser, User};
+use codex_gateway::store::{Actor, Create, KeyId, Outcome, Store, UserId};
+use codex_gateway::time;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::books::Books;
+use crate::client::{Client, http};
+
+/// A running gateway. [`Harness::finish`] has to be called at the end of every test.
+pub struct Harness {
+    /// Calls as the first user.
+    pub client: Client,
+    /// Reads and writes the database as an operator does, beside the server.
+    pub store: Store,
+    /// The upstream.
+    pub simulator: Simulator,
+    /// The second upstream, if the test asked for one.
+    pub second: Option<Simulator>,
+    server: Option<Server>,
+    dir: TempDir,
+}
+
+/// What a gateway is started with.
+pub struct Builder {
+    balance: String,
+    credit_line: String,
+    on_hangup: OnHangup,
+    playwright: Playwright,
+    second: Option<Playwright>,
+    settings: String,
+    upstream: String,
+    tweak: Box<dyn FnOnce(&mut Config) + Send>,
+    prices: Vec<(String, String)>,
+}
+
+impl Harness {
+    /// A gateway with a user who has $5, and the standard playwright.
+    pub async fn start() -> Harness {
+        Harness::builder().start().await
+    }
+
+    /// A gateway with something else.
+    pub fn builder() -> Builder {
+        Builder {
+            balance: "5".into(),
+            credit_line: "0".into(),
+            on_hangup: OnHangup::Drain,
+            playwright: standard(Pace::default()),
+            second: None,
+            settings: String::new(),
+            upstream: String::new(),
+            tweak: Box::new(|_| {}),
+            prices: Vec::new(),
+        }
+    }
+
+    /// Another user with a key.
+    pub fn add_client(&self, name: &str, balance: &str) -> Client {
+        add_client(&self.store, &self.base_url(), name, balance, "0")
+    }
+
+    /// Where the server listens.
+    pub fn base_url(&self) -> String {
+        self.server.as_ref().map(Server::base_url).expect("the server runs")
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        database(&self.dir)
+    }
+
+    /// The first user, as the database has it now.
+    pub fn user(&self) -> User {
+        let found = self.store.find_user(&self.client.user.0.to_string());
+        found.expect("the database can be read").expect("the user is there")
+    }
+
+    /// The receipt of an exchange that has been settled.
+    pub fn receipt(&self, id: &str) -> ExchangeRow {
+        let found = self.store.find_exchange(id).expect("the database can be read");
+        found.unwrap_or_else(|| panic!("no exchange {id}"))
+    }
+
+    /// What the first upstream served so far.
+    pub fn served(&self) -> Vec<Served> {
+        self.simulator.served()
+    }
+
+    /// Stops the server as SIGTERM does, which settles what runs; stops the upstreams; checks the books.
+    pub async fn finish(mut self) -> Books {
+        if let Some(server) = self.server.take() {
+            server.stop().await;
+        }
+        Books::checked(&self.database())
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        // A test that failed has said why; one that forgot has not looked at the books.
+        if self.server.is_some() && !std::thread::panicking() {
+            panic!("the test ended without Harness::finish");
+        }
+    }
+}
+
+impl Builder {
+    /// What the first user has, in dollars.
+    pub fn balance(mut self, usd: &str) -> Builder {
+        usd.clone_into(&mut self.balance);
+        self
+    }
+
+    /// How far below zero the first user may go, in dollars.
+    pub fn credit_line(mut self, usd: &str) -> Builder {
+        usd.clone_into(&mut self.credit_line);
+        self
+    }
+
+    /// What happens when a client leaves.
+    pub fn on_hangup(mut self, choice: OnHangup) -> Builder {
+        self.on_hangup = choice;
+        self
+    }
+
+    /// What the upstream plays.
+    pub fn playwright(mut self, playwright: Playwright) -> Builder {
+        self.playwright = playwright;
+        self
+    }
+
+    /// A second upstream named `second`, tried after the first; its price list is `openai` too.
+    pub fn second(mut self, playwright: Playwright) -> Builder {
+        self.second = Some(playwright);
+        self
+    }
+
+    /// More settings, as TOML tables.
+    pub fn settings(mut self, toml: &str) -> Builder {
+        self.settings.push_str(toml);
+        self.settings.push('\n');
+        self
+    }
+
+    /// More settings of the first upstream, as TOML lines.
+    pub fn upstream(mut self, toml: &str) -> Builder {
+        self.upstream.push_str(toml);
+        self.upstream.push('\n');
+        self
+    }
+
+    /// Changes the settings when they have been read.
+    pub fn tweak(mut self, tweak: impl FnOnce(&mut Config) + Send + 'static) -> Builder {
+        self.tweak = Box::new(tweak);
+        self
+    }
+
+    /// An operator's price in the list `openai`, as JSON.
+    pub fn price(mut self, model: &str, json: &str) -> Builder {
+        self.prices.push((model.to_owned(), json.to_owned()));
+        self
+    }
+
+    /// Starts it all.
+    pub async fn start(self) -> Harness {
+        let dir = TempDir::new().expect("a directory");
+        let simulator = simulate(self.playwright.clone()).await;
+        let second = match &self.second {
+            Some(playwright) => Some(simulate(playwright.clone()).await),
+            None => None,
+        };
+        let mut config = self.config(&dir, &simulator, second.as_ref());
+        config.billing.on_hangup = self.on_hangup;
+        let store = Store::open(&config.database, Create::IfMissing).expect("a database");
+        set_prices(&store, &self.prices);
+        (self.tweak)(&mut config);
+        let server = server::start(config, store.clone()).await.expect("the server starts");
+        let client = add_client(&store, &server.base_url(), "alice", &self.balance, &self.credit_line);
+        Harness {
+            client,
+            store,
+            simulator,
+            second,
+            server: Some(server),
+            dir,
+        }
+    }
+
+    fn config(&self, dir: &TempDir, first: &Simulator, second: Option<&Simulator>) -> Config {
+        let upstream = |name: &str, simulator: &Simulator, more: &str| {
+            let url = simulator.base_url();
+            let key = "sk-upstream-secret";
+            format!(
+                "[[upstream]]\nname = \"{name}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\nprices = \"openai\"\n{more}\n"
+            )
+        };
+        let mut text = format!("{}\n{}", self.settings, upstream("first", first, &self.upstream));
+        if let Some(second) = second {
+            text.push_str(&upstream("second", second, ""));
+        }
+        let env = BTreeMap::from([
+            ("GATEWAY_SERVER__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
+            ("GATEWAY_DATABASE__PATH".to_owned(), database(dir).display().to_string()),
+        ]);
+        let sources = Sources {
+            file: Some((PathBuf::from("gateway.toml"), text)),
+            env: &env,
+            flags: Vec::new(),
+            read: &|path| Err(format!("{} is not read by tests", path.display())),
+        };
+        let loaded = Config::load(sources).expect("settings");
+        loaded.complete().expect("secrets")
+    }
+}
+
+async fn simulate(playwright: Playwright) -> Simulator {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let started = Simulator::start(anywhere, playwright, Options::default()).await;
+    started.expect("a free port")
+}
+
+fn database(dir: &TempDir) -> PathBuf {
+    dir.path().join("gateway.db")
+}
+
+fn operator() -> Actor {
+    Actor("test".into())
+}
+
+fn set_prices(store: &Store, prices: &[(String, String)]) {
+    let now = time::now();
+    let row = |(model, json): &(String, String)| {
+        let list = ListName::parse("openai").expect("a name");
+        (list, model.clone(), now, Price::from_json(json).expect("a price"))
+    };
+    let rows: Vec<_> = prices.iter().map(row).collect();
+    if !rows.is_empty() {
+        committed(store.set_prices(&rows, &operator(), now));
+    }
+}
+
+fn add_client(store: &Store, base_url: &str, name: &str, balance: &str, credit_line: &str) -> Client {
+    let usd = |text: &str| text.parse::<Usd>().expect("an amount");
+    let new = NewUser {
+        id: UserId(Uuid::now_v7()),
+        name: name.to_owned(),
+        email: None,
+        credit_line: usd(credit_line),
+        balance: usd(balance),
+    };
+    let user = committed(store.add_user(&new, &operator(), time::now()));
+    let mut entropy = [0; 32];
+    getrandom::fill(&mut entropy).expect("random numbers");
+    let key = GatewayKey::from_entropy(entropy);
+    let new = NewKey {
+        id: KeyId(Uuid::now_v7()),
+        user_id: user.id,
+        name: "test".into(),
+        prefix: key.prefix().to_owned(),
+        hash: key.hash(),
+        expires_at: None,
+        models: Vec::new(),
+        ips: Vec::new(),
+        on_hangup: None,
+    };
+    let issued = committed(store.issue_key(&new, &operator(), time::now()));
+    Client {
+        user: user.id,
+        key_id: issued.id,
+        key: key.reveal().to_owned(),
+        base_url: base_url.to_owned(),
+        http: http(),
+    }
+}
+
+/// What was written; anything else fails the test.
+pub fn committed<D: std::fmt::Debug, R: std::fmt::Debug>(outcome: Outcome<D, R>) -> D {
+    match outcome {
+        Outcome::Committed(value) => value,
+        other => panic!("not committed: {other:?}"),
+    }
+}

@@ -1,0 +1,94 @@
+//! What a call has to cost: the simulator's own count times the catalogue's rates, in whole numbers, by hand.
+
+use codex_gateway::simulator::ServedUsage;
+use serde_json::Value;
+
+/// Nano-dollars in a dollar.
+const NANOS: i128 = 1_000_000_000;
+
+/// A price of the catalogue in the binary, as its JSON says it.
+pub fn catalogue(list: &str, model: &str) -> Value {
+    let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/pricing/catalogue.json"));
+    let all: Value = serde_json::from_str(text).expect("the catalogue is JSON");
+    let mut prices = all["prices"].as_array().expect("a list").iter();
+    let found = prices.find(|row| row["list"] == list && row["model"] == model);
+    found.unwrap_or_else(|| panic!("{model} is not in {list}"))["price"].clone()
+}
+
+/// A decimal text as a whole number of nano-units.
+pub fn nanos(text: &str) -> i128 {
+    let (sign, text) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    assert!(fraction.len() <= 9, "{text} has more than nine decimals");
+    let digits = format!("{whole}{fraction:0<9}");
+    sign * digits.parse::<i128>().expect("a decimal")
+}
+
+/// The nearest whole number to `n / d`, ties up.
+pub fn round(n: i128, d: i128) -> i128 {
+    (2 * n + d).div_euclid(2 * d)
+}
+
+/// Nano-dollars that a call costs: each class of `usage` at its rate, times the markup, rounded once.
+pub fn expected_charge(usage: &ServedUsage, price: &Value, markup: &str) -> i128 {
+    let standard = rates(price, usage.input);
+    let tier = match usage.tier.as_deref() {
+        None | Some("default" | "auto" | "standard") => standard.clone(),
+        Some(tier) if price["tiers"][tier].is_object() => rates(&price["tiers"][tier], usage.input),
+        Some(_) => standard.clone(),
+    };
+    let rate = |class: &str, else_class: &str| {
+        let named = [&tier[class], &standard[class], &tier[else_class], &standard[else_class]];
+        let text = named.iter().find_map(|rate| rate.as_str());
+        nanos(text.unwrap_or_else(|| panic!("no rate for {class}")))
+    };
+    let plain = usage.input - usage.cached - usage.cache_write;
+    let parts = [
+        (plain, rate("input", "input")),
+        (usage.cached, rate("cached_input", "input")),
+        (usage.cache_write, rate("cache_write", "input")),
+        (
+            usage.output,
+            if usage.output == 0 { 0 } else { rate("output", "output") },
+        ),
+    ];
+    // Rates are per million: the sum is in millionths of a nano-dollar, the markup adds nine decimals.
+    let sum: i128 = parts.iter().map(|(count, rate)| i128::from(*count) * rate).sum();
+    round(sum * nanos(markup), 1_000_000 * NANOS)
+}
+
+/// The rates for a call that reads so much: a step prices the whole call once its input is above it.
+fn rates(price: &Value, input: u64) -> Value {
+    let steps = price["steps"].as_array().into_iter().flatten();
+    let reached = steps.filter(|step| step["above"].as_u64().is_some_and(|above| input > above));
+    reached
+        .last()
+        .map_or_else(|| price["rates"].clone(), |step| step["rates"].clone())
+}
+
+#[test]
+fn the_reckoning_is_right_by_hand() {
+    let usage = |input, cached, output, tier: &str| ServedUsage {
+        input,
+        cached,
+        output,
+        tier: Some(tier.into()),
+        ..ServedUsage::default()
+    };
+    let price = catalogue("openai", "gpt-6.1-sol");
+    // 900 × $2 + 100 × $0.1 + 50 × $10 per million.
+    assert_eq!(
+        expected_charge(&usage(1_000, 100, 50, "default"), &price, "1"),
+        2_310_000
+    );
+    assert_eq!(
+        expected_charge(&usage(1_000, 100, 50, "priority"), &price, "1"),
+        4_620_000
+    );
+    assert_eq!(
+        expected_charge(&usage(272_001, 0, 0, "default"), &price, "1"),
+        1_088_004_000
+    );
+    // 1 × $2 per million × 1.00025 = 2,000.5 nano-dollars: the tie goes up.
+    assert_eq!(expected_charge(&usage(1, 0, 0, "default"), &price, "1.00025"), 2_001);
+}
