@@ -109,7 +109,7 @@ impl Stage {
         let simulator = simulator.context("the simulated upstream did not start")?;
         let config = settings(dir.path(), &simulator.base_url())?;
         let store = Store::open(&config.database, Create::IfMissing)?;
-        let key = store.blocking(|store| user_and_key(store)).await?;
+        let key = store.blocking(user_and_key).await?;
         let server = server::start(config, store.clone()).await?;
         Ok(Stage {
             simulator,

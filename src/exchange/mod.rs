@@ -23,18 +23,21 @@ mod upstream;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
+use reqwest::Response;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::call::Call;
 use crate::config::{BillingConfig, OnHangup};
 use crate::meter::{End, Meter};
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, UpstreamFault};
 use crate::route::Routes;
 use crate::store::keys::Key;
 use crate::store::usage_log::State;
@@ -45,6 +48,9 @@ pub use admission::Admitted;
 pub use client::Client;
 pub use offer::{Offer, offered};
 pub use upstream::{Upstream, UpstreamError};
+
+/// No answer is passed on for longer, in all; the longest seen of reasoning models took an hour.
+pub const LONGEST_CALL: Duration = Duration::from_secs(4 * 3600);
 
 /// What all exchanges share.
 #[derive(Debug)]
@@ -113,24 +119,32 @@ pub fn start(gateway: &Arc<Gateway>, request: Request) -> oneshot::Receiver<Repl
 }
 
 async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
+    let endpoint = request.call.endpoint;
     let admitted = match admission::admit(&gateway, request).await {
         Ok(admitted) => admitted,
         Err(refusal) => return client.refuse(refusal),
     };
+    let id = admitted.id();
     let mut watch = Watch::new(&admitted);
     let answered = answer(&gateway, &admitted, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(exchange = %admitted.id(), "the exchange panicked; it is settled by estimate");
+        tracing::error!(exchange = %id, "the exchange panicked; it is settled by estimate");
+        let last = if client.is_gone() {
+            Last::Nothing
+        } else {
+            Last::Refusal(Refusal::Internal)
+        };
         Ending {
             state: State::Failed,
             settle: Settle::Estimate,
-            last: Last::Refusal(Refusal::Internal),
+            last,
         }
     });
-    let last = ending.last;
-    match settlement::settle(&gateway, admitted, watch, ending.state, ending.settle).await {
-        Ok(closed) => client.finish(last, &closed).await,
-        Err(refusal) => client.refuse(refusal),
+    let words = ending::broken(endpoint, watch.meter.reading(), watch.events);
+    let Ending { state, settle, last } = ending;
+    match settlement::settle(&gateway, admitted, watch, state, settle).await {
+        Ok(closed) => client.finish(last, words, &closed).await,
+        Err(refusal) => client.fail(refusal, words).await,
     }
 }
 
@@ -138,19 +152,22 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
 #[derive(Debug)]
 pub(crate) struct Watch {
     meter: Meter,
+    /// Events seen of a stream.
+    events: u64,
     /// Whether something visible has left for the client.
     delivered: bool,
     attempts: u32,
     status: Option<StatusCode>,
     upstream_request_id: Option<String>,
     since_start: Stopwatch,
-    first_byte: Option<std::time::Duration>,
+    first_byte: Option<Duration>,
 }
 
 impl Watch {
     fn new(admitted: &Admitted) -> Watch {
         Watch {
             meter: Meter::new(admitted.call.endpoint, admitted.dialect),
+            events: 0,
             delivered: false,
             attempts: 0,
             status: None,
@@ -203,29 +220,42 @@ pub(crate) enum Last {
 
 /// Sends the call and passes the answer on, until only its end is left.
 async fn answer(gateway: &Gateway, admitted: &Admitted, client: &mut Client, watch: &mut Watch) -> Ending {
-    let upstream = &gateway.upstreams[admitted.target.upstream];
-    let waited = async {
-        let mut sending = std::pin::pin!(upstream.send(admitted, watch));
-        loop {
-            tokio::select! {
-                biased;
-                () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
-                () = client.left() => if admitted.on_hangup == OnHangup::Cancel {
-                    return Err(Ending::left(Settle::Estimate));
-                },
-                sent = &mut sending => return sent.map_err(Ending::fault),
-            }
-        }
-    };
-    match waited.await {
-        Err(ending) => ending,
+    if client.has_left() {
+        // Nothing was sent, so nothing can cost.
+        return Ending::left(Settle::Nothing);
+    }
+    match send(gateway, admitted, client, watch).await {
         Ok(response) => relay::relay(gateway, admitted, response, client, watch).await,
+        Err(ending) => ending,
+    }
+}
+
+/// Sends the call and waits for the head of the answer.
+async fn send(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    client: &mut Client,
+    watch: &mut Watch,
+) -> Result<Response, Ending> {
+    let mut sending = std::pin::pin!(gateway.upstreams[admitted.target.upstream].send(admitted, watch));
+    let mut stop_at = Instant::now() + LONGEST_CALL;
+    loop {
+        tokio::select! {
+            biased;
+            () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
+            () = client.left() => match admitted.on_hangup {
+                OnHangup::Cancel => return Err(Ending::left(Settle::Estimate)),
+                OnHangup::Drain => stop_at = Instant::now() + relay::DRAIN,
+            },
+            () = sleep_until(stop_at) => return Err(Ending::left(Settle::Estimate)),
+            sent = &mut sending => return sent.map_err(Ending::fault),
+        }
     }
 }
 
 impl Ending {
     /// The upstream did not do its part before anything was delivered: released.
-    fn fault(fault: crate::refusal::UpstreamFault) -> Ending {
+    fn fault(fault: UpstreamFault) -> Ending {
         Ending {
             state: State::Failed,
             settle: Settle::Nothing,

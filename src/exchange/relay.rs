@@ -11,7 +11,7 @@ use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, He
 use reqwest::Response;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Admitted, Answer, Body, Client, Ending, Gateway, Last, Settle, Watch, ending, upstream};
+use super::{Admitted, Answer, Body, Client, Ending, Gateway, LONGEST_CALL, Last, Settle, Watch, ending, upstream};
 use crate::call::Endpoint;
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
@@ -26,7 +26,7 @@ use crate::usage::Tokens;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// How long an answer without a client is read on, to learn what it cost.
-const DRAIN: Duration = Duration::from_secs(120);
+pub(super) const DRAIN: Duration = Duration::from_secs(120);
 
 /// After a terminal event an upstream closes at once; what else it sends until then belongs to the end.
 const AFTER_END: Duration = Duration::from_millis(250);
@@ -111,16 +111,19 @@ async fn whole(
     let (status, headers) = (response.status(), answer_headers(response.headers(), admitted));
     let read = async {
         let mut reading = std::pin::pin!(upstream::read_whole(&mut response, gateway.max_response, idle));
-        let mut drain_until = far_away();
+        let mut stop_at = Instant::now() + LONGEST_CALL;
         loop {
             tokio::select! {
                 biased;
                 () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
                 () = client.left() => match admitted.on_hangup {
                     OnHangup::Cancel => return Err(Ending::left(Settle::Estimate)),
-                    OnHangup::Drain => drain_until = Instant::now() + DRAIN,
+                    OnHangup::Drain => stop_at = stop_at.min(Instant::now() + DRAIN),
                 },
-                () = sleep_until(drain_until) => return Err(Ending::left(Settle::Estimate)),
+                () = sleep_until(stop_at) => return Err(match client.is_gone() {
+                    true => Ending::left(Settle::Estimate),
+                    false => Ending::fault(UpstreamFault::Timeout),
+                }),
                 read = &mut reading => return read.map_err(|fault| Ending { state: State::Broken, ..Ending::fault(fault) }),
             }
         }
@@ -166,7 +169,8 @@ enum Step {
     UpstreamEnded,
     UpstreamBroke,
     ClientLeft,
-    DrainOver,
+    /// The drain's time, the time after a terminal event, or the longest time for any call is over.
+    Over,
     Silent,
     Cut,
 }
@@ -187,7 +191,6 @@ struct Stream<'a> {
     held_back_bytes: usize,
     /// Whether parts of an unfinished event have left.
     inside_event: bool,
-    events: u64,
     idle_until: Instant,
     keep_alive_at: Instant,
     stop_at: Instant,
@@ -206,14 +209,13 @@ impl<'a> Stream<'a> {
         Stream {
             idle_until: now + gateway.upstreams[admitted.target.upstream].idle_timeout(),
             keep_alive_at: now + KEEP_ALIVE,
-            stop_at: far_away(),
+            stop_at: now + LONGEST_CALL,
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
             splitter: Splitter::new(),
             limit: Limit::new(&admitted.target.model, admitted.output_bound),
             held_back: Vec::new(),
             held_back_bytes: 0,
             inside_event: false,
-            events: 0,
             gateway,
             admitted,
             response,
@@ -227,14 +229,21 @@ impl<'a> Stream<'a> {
             self.response.status(),
             stream_headers(self.response.headers(), self.admitted),
         );
+        let mut present = true;
         loop {
+            if std::mem::replace(&mut present, !self.client.is_gone())
+                && self.client.is_gone()
+                && let Some(ending) = self.client_left()
+            {
+                return ending;
+            }
             let ending = match self.next().await {
                 Step::Chunk(chunk) => self.pass(chunk).await,
                 Step::Silent => self.keep_alive().await,
-                Step::ClientLeft => self.client_left(),
+                Step::ClientLeft => None,
                 Step::UpstreamEnded => Some(self.ended().await),
                 Step::UpstreamBroke => Some(self.broke()),
-                Step::DrainOver => Some(self.over()),
+                Step::Over => Some(self.over()),
                 Step::Cut => Some(self.cut()),
             };
             if let Some(ending) = ending {
@@ -257,7 +266,7 @@ impl<'a> Stream<'a> {
                     Step::UpstreamBroke
                 }
             },
-            () = sleep_until(self.stop_at) => Step::DrainOver,
+            () = sleep_until(self.stop_at) => Step::Over,
             () = sleep_until(self.idle_until) => Step::UpstreamBroke,
             () = sleep_until(self.keep_alive_at), if quiet => Step::Silent,
         }
@@ -269,40 +278,59 @@ impl<'a> Stream<'a> {
 
     /// Passes what came; `Some` when that ends the stream.
     async fn pass(&mut self, chunk: Bytes) -> Option<Ending> {
-        let plain = match &mut self.decoder {
-            None => Ok(chunk.clone()),
-            Some(decoder) => decoder.push(&chunk),
+        let ending = match self.decoder.take() {
+            None => self.pass_events(chunk).await,
+            Some(decoder) => self.pass_coded(decoder, chunk).await,
         };
-        // What does not decode passes, and is settled by estimate.
-        let plain = plain.unwrap_or_default();
-        self.splitter.push(plain);
-        let mut seen_in_chunk = Seen::default();
+        let now = Instant::now();
+        self.idle_until = now + self.gateway.upstreams[self.admitted.target.upstream].idle_timeout();
+        self.keep_alive_at = now + KEEP_ALIVE;
+        ending.or_else(|| (self.held_back_bytes > AFTER_END_BYTES).then(|| self.over()))
+    }
+
+    /// Event by event.
+    async fn pass_events(&mut self, chunk: Bytes) -> Option<Ending> {
+        self.splitter.push(chunk);
         while let Some(piece) = self.splitter.next_piece() {
             let seen = self.look_at(&piece);
-            if self.decoder.is_some() {
-                seen_in_chunk.terminal = seen_in_chunk.terminal.or(seen.terminal);
-                seen_in_chunk.delivers |= seen.delivers;
-                continue;
-            }
             if seen.delivers && self.limit.is_passed(self.watch).await {
                 return Some(self.limited().await);
             }
             self.forward(piece.bytes, seen, piece.event.is_some()).await;
         }
-        if self.decoder.is_some() {
-            self.forward(chunk, seen_in_chunk, true).await;
+        None
+    }
+
+    /// Compressed: the bytes pass as they come, and what they decode to is looked at. What does not decode is
+    /// delivered all the same, and settled by estimate.
+    async fn pass_coded(&mut self, mut decoder: Decoder, chunk: Bytes) -> Option<Ending> {
+        let mut seen = Seen::default();
+        match decoder.push(&chunk) {
+            Ok(plain) => self.splitter.push(plain),
+            Err(_) => seen.delivers = true,
         }
-        let now = Instant::now();
-        self.idle_until = now + self.gateway.upstreams[self.admitted.target.upstream].idle_timeout();
-        self.keep_alive_at = now + KEEP_ALIVE;
-        (self.held_back_bytes > AFTER_END_BYTES).then(|| self.over())
+        self.decoder = Some(decoder);
+        while let Some(piece) = self.splitter.next_piece() {
+            let of_piece = self.look_at(&piece);
+            seen.terminal = seen.terminal.or(of_piece.terminal);
+            seen.delivers |= of_piece.delivers;
+        }
+        if seen.delivers && self.limit.is_passed(self.watch).await {
+            return Some(self.limited().await);
+        }
+        self.forward(chunk, seen, true).await;
+        None
     }
 
     fn look_at(&mut self, piece: &Piece) -> Seen {
         let Some(event) = &piece.event else {
-            return Seen::default();
+            // A part of an event too long to wait for.
+            return Seen {
+                delivers: true,
+                ..Seen::default()
+            };
         };
-        self.events += 1;
+        self.watch.events += 1;
         self.watch.meter.observe(event)
     }
 
@@ -362,11 +390,12 @@ impl<'a> Stream<'a> {
         Ending::of(end, Last::Pieces(pieces))
     }
 
-    /// No more is read: a terminal event was held back, or there is nobody to read it for.
+    /// No more is read: a terminal event was held back, there is nobody to read it for, or it takes too long.
     fn over(&mut self) -> Ending {
         match self.watch.meter.reading().end {
             Some(end) => self.complete(end),
-            None => Ending::left(Settle::Estimate),
+            None if self.client.is_gone() => Ending::left(Settle::Estimate),
+            None => self.broke(),
         }
     }
 
@@ -375,7 +404,11 @@ impl<'a> Stream<'a> {
         if let Some(end) = self.watch.meter.reading().end {
             return self.complete(end);
         }
-        let error = ending::broken(self.admitted.call.endpoint, self.watch.meter.reading(), self.events);
+        let error = ending::broken(
+            self.admitted.call.endpoint,
+            self.watch.meter.reading(),
+            self.watch.events,
+        );
         Ending {
             state: State::Broken,
             settle: Settle::UsageOfDelivered,
@@ -384,7 +417,11 @@ impl<'a> Stream<'a> {
     }
 
     fn cut(&mut self) -> Ending {
-        let error = ending::shut_down(self.admitted.call.endpoint, self.watch.meter.reading(), self.events);
+        let error = ending::shut_down(
+            self.admitted.call.endpoint,
+            self.watch.meter.reading(),
+            self.watch.events,
+        );
         Ending {
             state: State::Cancelled,
             settle: Settle::Estimate,
@@ -397,7 +434,7 @@ impl<'a> Stream<'a> {
         let end = ending::limited(
             self.admitted.call.endpoint,
             self.watch.meter.reading(),
-            self.events,
+            self.watch.events,
             self.admitted.call.choices,
         );
         let left = self.client.is_gone();
@@ -443,10 +480,6 @@ impl<'a> Stream<'a> {
 fn ended_as(endpoint: Endpoint, reading: &Reading) -> Option<End> {
     let whole = endpoint != Endpoint::Responses && (reading.usage.is_some() || reading.finished);
     reading.end.or(whole.then_some(End::Completed))
-}
-
-fn far_away() -> Instant {
-    Instant::now() + Duration::from_secs(365 * 24 * 3600)
 }
 
 /// The upstream's headers that may be seen, and the output limit that the hold paid for, if it lowered one.

@@ -6,7 +6,9 @@
 mod books;
 mod cli;
 mod client;
+mod concurrency;
 mod demo;
+mod hangups;
 mod harness;
 mod price;
 mod streaming;

@@ -60,9 +60,9 @@ pub fn expected_charge(usage: &ServedUsage, price: &Value, markup: &str) -> i128
 /// The rates for a call that reads so much: a step prices the whole call once its input is above it.
 fn rates(price: &Value, input: u64) -> Value {
     let steps = price["steps"].as_array().into_iter().flatten();
-    let reached = steps.filter(|step| step["above"].as_u64().is_some_and(|above| input > above));
+    let mut reached = steps.filter(|step| step["above"].as_u64().is_some_and(|above| input > above));
     reached
-        .last()
+        .next_back()
         .map_or_else(|| price["rates"].clone(), |step| step["rates"].clone())
 }
 
