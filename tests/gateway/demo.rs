@@ -197,6 +197,15 @@ impl<'a> Serving<'a> {
     }
 }
 
+impl Drop for Serving<'_> {
+    /// A test that failed leaves no process behind; one that stopped it has nothing left to kill.
+    fn drop(&mut self) {
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            self.child.kill().expect("it can be killed");
+        }
+    }
+}
+
 fn mode(path: &Path) -> u32 {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).expect("it is there").permissions().mode() & 0o777
