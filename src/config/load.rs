@@ -263,7 +263,7 @@ mod tests {
             "proxy = \"me:sk-secret@host\"",
             "headers = { Authorization = \"sk-secret\" }",
             "headers = \"sk-secret\"",
-            "models = [\"[\"]\nheaders = { x = \"sk-secret\" }",
+            "models = [\"\"]\nheaders = { x = \"sk-secret\" }",
         ] {
             let text = refusal(&format!("{base}{wrong}"));
             assert!(!text.contains("sk-secret"), "{text}");

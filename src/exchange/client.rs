@@ -129,7 +129,7 @@ impl Client {
 fn add_money(headers: &mut HeaderMap, closed: &Closed) {
     for (name, amount) in [
         ("x-gateway-cost", closed.charged),
-        ("x-gateway-balance", closed.balance),
+        ("x-gateway-balance", closed.available),
     ] {
         if let Ok(value) = amount.to_string().parse() {
             headers.insert(name, value);

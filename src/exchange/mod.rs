@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The states are values, each made by the step before it and consumed by the one after. Money is set aside in
-//! [`Admitted`] and comes back in [`settlement::settle`], whatever happens between: a client that leaves, an upstream
+//! [`Admitted`] and comes back in `settlement::settle`, whatever happens between: a client that leaves, an upstream
 //! that breaks, a stop signal, a panic.
 
 mod admission;
