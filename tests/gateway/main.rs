@@ -6,7 +6,11 @@
 mod books;
 mod cli;
 mod client;
+mod concurrency;
 mod demo;
 mod harness;
+mod keys;
 mod price;
+mod prices;
+mod shutdown;
 mod streaming;
