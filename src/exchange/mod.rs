@@ -120,10 +120,10 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
     let mut watch = Watch::new(&admitted);
     let answered = answer(&gateway, &admitted, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(exchange = %admitted.id(), "the exchange panicked; it is settled by estimate");
+        tracing::error!(exchange = %admitted.id(), "the exchange panicked; what was delivered is settled by estimate");
         Ending {
             state: State::Failed,
-            settle: Settle::Estimate,
+            settle: if watch.delivered { Settle::Estimate } else { Settle::Nothing },
             last: Last::Refusal(Refusal::Internal),
         }
     });
@@ -233,11 +233,11 @@ impl Ending {
         }
     }
 
-    /// A stop signal ended it.
+    /// A stop signal ended it before anything was delivered: released, as the refusal says.
     fn cut(refusal: Refusal) -> Ending {
         Ending {
             state: State::Cancelled,
-            settle: Settle::Estimate,
+            settle: Settle::Nothing,
             last: Last::Refusal(refusal),
         }
     }
