@@ -130,15 +130,19 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
     let mut watch = Watch::new(&admitted);
     let answered = answer(&gateway, &admitted, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(exchange = %id, "the exchange panicked; it is settled by estimate");
-        let last = if client.is_gone() {
-            Last::Nothing
+        tracing::error!(exchange = %id, "the exchange panicked; what was delivered is settled by estimate");
+        let last = match client {
+            Client::Gone => Last::Nothing,
+            Client::Waiting(_) | Client::Streaming(_) => Last::Refusal(Refusal::Internal),
+        };
+        let settle = if watch.delivered {
+            Settle::Estimate
         } else {
-            Last::Refusal(Refusal::Internal)
+            Settle::Nothing
         };
         Ending {
             state: State::Failed,
-            settle: Settle::Estimate,
+            settle,
             last,
         }
     });
@@ -270,11 +274,11 @@ impl Ending {
         }
     }
 
-    /// A stop signal ended it.
+    /// A stop signal ended it before anything was delivered: released, as the refusal says.
     fn cut(refusal: Refusal) -> Ending {
         Ending {
             state: State::Cancelled,
-            settle: Settle::Estimate,
+            settle: Settle::Nothing,
             last: Last::Refusal(refusal),
         }
     }

@@ -403,7 +403,7 @@ impl<'a> Stream<'a> {
         );
         Ending {
             state: State::Cancelled,
-            settle: Settle::Estimate,
+            settle: Settle::UsageOfDelivered,
             last: self.last_words(error),
         }
     }

@@ -10,5 +10,8 @@ mod concurrency;
 mod demo;
 mod hangups;
 mod harness;
+mod keys;
 mod price;
+mod prices;
+mod shutdown;
 mod streaming;
