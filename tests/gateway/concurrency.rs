@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use codex_gateway::simulator::playwright::{Pace, standard};
 use codex_gateway::simulator::{Gate, Playwright, Request, Step};
@@ -18,6 +19,9 @@ use crate::price::{catalogue, expected_charge};
 const DOLLAR_MODEL: &str = "one-dollar";
 const DOLLAR_PRICE: &str = r#"{"kind":"text","rates":{"input":"0","output":"62500"},"max_output":128000}"#;
 const DOLLAR: i64 = 1_000_000_000;
+
+/// No call takes so long to be decided.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A call that costs exactly $1 and says so beforehand.
 fn dollar_call() -> Value {
@@ -47,11 +51,13 @@ fn rush(clients: &[Client], count: usize, path: &'static str, body: &Value) -> J
     calls
 }
 
-/// The next answers, in the order they come.
+/// The next answers, in the order they come; while the gate is closed only refusals do.
 async fn next(calls: &mut JoinSet<Answer>, count: usize) -> Vec<Answer> {
     let mut answers = Vec::new();
-    for _ in 0..count {
-        answers.push(calls.join_next().await.expect("a call is left").expect("it ended"));
+    while answers.len() < count {
+        let next = tokio::time::timeout(PATIENCE, calls.join_next()).await;
+        let next = next.unwrap_or_else(|_| panic!("{} of {count} calls are answered, and no more", answers.len()));
+        answers.push(next.expect("a call is left").expect("it ended"));
     }
     answers
 }
