@@ -11,6 +11,7 @@ mod demo;
 mod hangups;
 mod harness;
 mod keys;
+mod network;
 mod price;
 mod prices;
 mod shutdown;
