@@ -436,6 +436,7 @@ impl Receipt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::usage_log::State;
     use crate::call::Endpoint;
     use crate::money::Usd;
     use crate::pricing::{Class, ListName};
