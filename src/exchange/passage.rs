@@ -149,6 +149,9 @@ mod tests {
     /// Files up to here are cut at every offset.
     const EVERY_OFFSET: usize = 12 * 1024;
 
+    /// A long stream is cut this often at once, so that all its offsets need no more runs than this.
+    const CUT_EVERY: usize = 1024;
+
     /// What left at once, and what waited for the settlement.
     #[derive(Debug)]
     struct Sent {
@@ -231,7 +234,8 @@ mod tests {
             assert_eq!(taken_out.all(), without_usage(&text), "{name}");
         }
         let bytes: Vec<usize> = (0..stream.len()).collect();
-        let cuts = (0..stream.len()).map(|at| vec![at]).chain([bytes]);
+        let cuts = (0..CUT_EVERY.min(stream.len())).map(|at| (at..stream.len()).step_by(CUT_EVERY).collect());
+        let cuts = cuts.chain([bytes]);
         for cut in cuts {
             let sent = relayed(stream, &cut, endpoint, UsageEvent::IsTakenOut);
             let place = || format!("{name} cut into {} at {:?}", cut.len() + 1, cut.first());

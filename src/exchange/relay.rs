@@ -322,11 +322,10 @@ impl<'a> Stream<'a> {
     /// Sends a piece, unless it is held back because the end has begun, or left out.
     async fn forward(&mut self, bytes: Bytes, seen: Seen, whole_event: bool) {
         let had_begun = self.passage.end_has_begun();
+        // What waits is delivered too: a compressed answer may come in one piece with its end.
+        self.watch.delivered |= seen.delivers && !self.client.is_gone();
         match self.passage.place(bytes, seen, whole_event) {
-            Some(bytes) => {
-                self.watch.delivered |= seen.delivers && !self.client.is_gone();
-                self.client.send(bytes).await;
-            }
+            Some(bytes) => self.client.send(bytes).await,
             None if !had_begun && self.passage.end_has_begun() => {
                 self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
             }

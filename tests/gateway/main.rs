@@ -11,4 +11,5 @@ mod demo;
 mod hangups;
 mod harness;
 mod price;
+mod replay;
 mod streaming;
