@@ -436,10 +436,10 @@ impl Receipt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::usage_log::State;
     use crate::call::Endpoint;
     use crate::money::Usd;
     use crate::pricing::{Class, ListName};
+    use crate::store::usage_log::State;
     use crate::store::{KeyId, UserId};
     use crate::usage::Tier;
     use crate::usage::Tokens;

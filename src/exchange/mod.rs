@@ -17,6 +17,7 @@ mod admission;
 mod client;
 mod ending;
 mod offer;
+mod passage;
 mod relay;
 mod settlement;
 mod upstream;

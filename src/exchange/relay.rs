@@ -11,16 +11,17 @@ use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, He
 use reqwest::Response;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::passage::{Passage, UsageEvent};
 use super::{
     Admitted, Answer, Body, Client, DRAIN, Ending, Gateway, LONGEST_CALL, Last, Settle, Watch, ending, upstream,
     while_wanted,
 };
-use crate::call::Endpoint;
+use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
 use crate::meter::{End, Reading, Seen};
 use crate::refusal::{Refusal, UpstreamFault};
-use crate::sse::{MAX_EVENT_BYTES, Piece, Splitter};
+use crate::sse::{MAX_EVENT_BYTES, Piece};
 use crate::store::usage_log::State;
 use crate::tokens::{Encoding, Known};
 use crate::usage::Tokens;
@@ -161,15 +162,10 @@ struct Stream<'a> {
     response: Response,
     client: &'a mut Client,
     watch: &'a mut Watch,
-    splitter: Splitter,
+    passage: Passage,
     /// `Some` when the answer came compressed; its bytes pass as they come, the meter reads what they decode to.
     decoder: Option<Decoder>,
     limit: Limit,
-    /// The end: a terminal event and what followed it.
-    held_back: Vec<Bytes>,
-    held_back_bytes: usize,
-    /// Whether parts of an unfinished event have left.
-    inside_event: bool,
     idle_until: Instant,
     keep_alive_at: Instant,
     stop_at: Instant,
@@ -190,11 +186,8 @@ impl<'a> Stream<'a> {
             keep_alive_at: now + KEEP_ALIVE,
             stop_at: now + LONGEST_CALL,
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
-            splitter: Splitter::new(),
+            passage: Passage::new(usage_event(&admitted.call)),
             limit: Limit::new(&admitted.target.model, admitted.output_bound),
-            held_back: Vec::new(),
-            held_back_bytes: 0,
-            inside_event: false,
             gateway,
             admitted,
             response,
@@ -252,7 +245,7 @@ impl<'a> Stream<'a> {
     }
 
     fn between_events(&self) -> bool {
-        self.decoder.is_none() && self.held_back.is_empty() && self.splitter.between_events()
+        self.decoder.is_none() && self.passage.between_events()
     }
 
     /// Passes what came; `Some` when that ends the stream.
@@ -264,14 +257,13 @@ impl<'a> Stream<'a> {
         let now = Instant::now();
         self.idle_until = now + self.gateway.upstreams[self.admitted.target.upstream].idle_timeout();
         self.keep_alive_at = now + KEEP_ALIVE;
-        ending.or_else(|| (self.held_back_bytes > AFTER_END_BYTES).then(|| self.over()))
+        ending.or_else(|| (self.passage.end_bytes() > AFTER_END_BYTES).then(|| self.over()))
     }
 
     /// Event by event.
     async fn pass_events(&mut self, chunk: Bytes) -> Option<Ending> {
-        self.splitter.push(chunk);
-        while let Some(piece) = self.splitter.next_piece() {
-            let seen = self.look_at(&piece);
+        self.passage.push(chunk);
+        while let Some((piece, seen)) = self.next_piece() {
             if seen.delivers && self.limit.is_passed(self.watch).await {
                 return Some(self.limited().await);
             }
@@ -285,12 +277,11 @@ impl<'a> Stream<'a> {
     async fn pass_coded(&mut self, mut decoder: Decoder, chunk: Bytes) -> Option<Ending> {
         let mut seen = Seen::default();
         match decoder.push(&chunk) {
-            Ok(plain) => self.splitter.push(plain),
+            Ok(plain) => self.passage.push(plain),
             Err(_) => seen.delivers = true,
         }
         self.decoder = Some(decoder);
-        while let Some(piece) = self.splitter.next_piece() {
-            let of_piece = self.look_at(&piece);
+        while let Some((_, of_piece)) = self.next_piece() {
             seen.terminal = seen.terminal.or(of_piece.terminal);
             seen.delivers |= of_piece.delivers;
         }
@@ -301,33 +292,24 @@ impl<'a> Stream<'a> {
         None
     }
 
-    fn look_at(&mut self, piece: &Piece) -> Seen {
-        let Some(event) = &piece.event else {
-            // A part of an event too long to wait for.
-            return Seen {
-                delivers: true,
-                ..Seen::default()
-            };
-        };
-        self.watch.events += 1;
-        self.watch.meter.observe(event)
+    fn next_piece(&mut self) -> Option<(Piece, Seen)> {
+        let (piece, seen) = self.passage.next_piece(&mut self.watch.meter)?;
+        self.watch.events += u64::from(piece.event.is_some());
+        Some((piece, seen))
     }
 
-    /// Sends a piece, or holds it back because the end has begun, or leaves out the usage nobody asked for.
+    /// Sends a piece, unless it is held back because the end has begun, or left out.
     async fn forward(&mut self, bytes: Bytes, seen: Seen, whole_event: bool) {
-        let call = &self.admitted.call;
-        if seen.usage_only && upstream::asks_for_usage(call.endpoint) && !call.include_usage {
-            return;
+        let had_begun = self.passage.end_has_begun();
+        // What waits is delivered too: a compressed answer may come in one piece with its end.
+        self.watch.delivered |= seen.delivers && !self.client.is_gone();
+        match self.passage.place(bytes, seen, whole_event) {
+            Some(bytes) => self.client.send(bytes).await,
+            None if !had_begun && self.passage.end_has_begun() => {
+                self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
+            }
+            None => {}
         }
-        if seen.terminal.is_some() && self.held_back.is_empty() {
-            self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
-        } else if self.held_back.is_empty() {
-            self.inside_event = !whole_event;
-            self.watch.delivered |= seen.delivers && !self.client.is_gone();
-            return self.client.send(bytes).await;
-        }
-        self.held_back_bytes += bytes.len();
-        self.held_back.push(bytes);
     }
 
     async fn keep_alive(&mut self) -> Option<Ending> {
@@ -348,10 +330,10 @@ impl<'a> Stream<'a> {
 
     /// The upstream closed cleanly: the rest is the last event, and leaves like a terminal one.
     async fn ended(&mut self) -> Ending {
-        while let Some(rest) = self.splitter.finish() {
-            self.look_at(&rest);
+        while let Some((rest, seen)) = self.passage.last_piece(&mut self.watch.meter) {
+            self.watch.events += u64::from(rest.event.is_some());
             if self.decoder.is_none() {
-                self.held_back.push(rest.bytes);
+                self.passage.place_last(rest.bytes, seen);
             }
         }
         match ended_as(self.admitted.call.endpoint, self.watch.meter.reading()) {
@@ -362,7 +344,7 @@ impl<'a> Stream<'a> {
 
     /// It ended as its own bytes say.
     fn complete(&mut self, end: End) -> Ending {
-        let pieces = std::mem::take(&mut self.held_back);
+        let pieces = self.passage.take_end();
         if self.client.is_gone() {
             return Ending::left(Settle::Usage);
         }
@@ -432,11 +414,9 @@ impl<'a> Stream<'a> {
     async fn listen_for_usage(&mut self) {
         let until = Instant::now() + AFTER_END;
         while self.watch.meter.reading().usage.is_none() {
-            while let Some(piece) = self.splitter.next_piece() {
-                self.look_at(&piece);
-            }
+            while self.next_piece().is_some() {}
             match timeout_at(until, self.response.chunk()).await {
-                Ok(Ok(Some(chunk))) => self.splitter.push(chunk),
+                Ok(Ok(Some(chunk))) => self.passage.push(chunk),
                 _ => return,
             }
         }
@@ -445,12 +425,20 @@ impl<'a> Stream<'a> {
     /// Our own end of the stream, after an event that may be unfinished.
     fn last_words(&self, words: Bytes) -> Last {
         let blank_line = Bytes::from_static(b"\n\n");
-        match (self.inside_event, &self.decoder) {
+        match (self.passage.inside_event(), &self.decoder) {
             // Nothing of ours can be put into a compressed stream: it ends without an end.
             (_, Some(_)) => Last::Nothing,
             (true, None) => Last::Pieces(vec![blank_line, words]),
             (false, None) => Last::Pieces(vec![words]),
         }
+    }
+}
+
+/// Whether the gateway asks for usage in the client's place, and takes it out of the answer again.
+fn usage_event(call: &Call) -> UsageEvent {
+    match upstream::asks_for_usage(call.endpoint) && !call.include_usage {
+        true => UsageEvent::IsTakenOut,
+        false => UsageEvent::Passes,
     }
 }
 

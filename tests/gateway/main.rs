@@ -15,6 +15,7 @@ mod keys;
 mod network;
 mod price;
 mod prices;
+mod replay;
 mod routing;
 mod shutdown;
 mod streaming;
