@@ -156,6 +156,8 @@ pub(crate) struct Watch {
     events: u64,
     /// Whether something visible has left for the client.
     delivered: bool,
+    /// Bytes of visible output that an estimate counts, where that is not all that was seen.
+    counted_bytes: Option<u64>,
     attempts: u32,
     status: Option<StatusCode>,
     upstream_request_id: Option<String>,
@@ -169,6 +171,7 @@ impl Watch {
             meter: Meter::new(admitted.call.endpoint, admitted.dialect),
             events: 0,
             delivered: false,
+            counted_bytes: None,
             attempts: 0,
             status: None,
             upstream_request_id: None,

@@ -292,9 +292,10 @@ impl<'a> Stream<'a> {
     async fn pass_events(&mut self, chunk: Bytes) -> Option<Ending> {
         self.splitter.push(chunk);
         while let Some(piece) = self.splitter.next_piece() {
+            let before = self.watch.meter.visible_bytes();
             let seen = self.look_at(&piece);
             if seen.delivers && self.limit.is_passed(self.watch).await {
-                return Some(self.limited().await);
+                return Some(self.limited(before).await);
             }
             self.forward(piece.bytes, seen, piece.event.is_some()).await;
         }
@@ -310,13 +311,14 @@ impl<'a> Stream<'a> {
             Err(_) => seen.delivers = true,
         }
         self.decoder = Some(decoder);
+        let before = self.watch.meter.visible_bytes();
         while let Some(piece) = self.splitter.next_piece() {
             let of_piece = self.look_at(&piece);
             seen.terminal = seen.terminal.or(of_piece.terminal);
             seen.delivers |= of_piece.delivers;
         }
         if seen.delivers && self.limit.is_passed(self.watch).await {
-            return Some(self.limited().await);
+            return Some(self.limited(before).await);
         }
         self.forward(chunk, seen, true).await;
         None
@@ -429,8 +431,9 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// The output went beyond the limit that the hold pays for.
-    async fn limited(&mut self) -> Ending {
+    /// The output goes beyond the limit that the hold pays for; so many visible bytes were within it.
+    async fn limited(&mut self, within: u64) -> Ending {
+        self.watch.counted_bytes = Some(within);
         let end = ending::limited(
             self.admitted.call.endpoint,
             self.watch.meter.reading(),
