@@ -10,5 +10,6 @@ mod concurrency;
 mod demo;
 mod hangups;
 mod harness;
+mod limits;
 mod price;
 mod streaming;
