@@ -295,6 +295,14 @@ impl Ending {
         }
     }
 
+    /// The answer came whole, but its client has left.
+    fn unread(end: End) -> Ending {
+        Ending {
+            state: State::Left,
+            ..Ending::of(end, Last::Nothing)
+        }
+    }
+
     /// The answer came whole, as its own bytes say.
     fn of(end: End, last: Last) -> Ending {
         let (state, settle) = match end {

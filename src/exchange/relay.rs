@@ -128,18 +128,16 @@ async fn whole(
         return Ending::fault(UpstreamFault::Undecodable);
     };
     watch.meter.observe_body(&plain);
+    let end = watch.meter.reading().end.unwrap_or(End::Completed);
     if client.is_gone() {
-        return Ending::left(Settle::Usage);
+        return Ending::unread(end);
     }
     let answer = Answer {
         status,
         headers,
         body: Body::Whole(body),
     };
-    Ending::of(
-        watch.meter.reading().end.unwrap_or(End::Completed),
-        Last::Answer(answer),
-    )
+    Ending::of(end, Last::Answer(answer))
 }
 
 /// What happens next in a stream.
@@ -333,7 +331,10 @@ impl<'a> Stream<'a> {
     }
 
     async fn keep_alive(&mut self) -> Option<Ending> {
+        let before = Instant::now();
         self.client.send(ending::keep_alive(self.admitted.call.endpoint)).await;
+        // The upstream's clock stands still while the client makes us wait.
+        self.idle_until += before.elapsed();
         self.keep_alive_at = Instant::now() + KEEP_ALIVE;
         None
     }
@@ -366,7 +367,7 @@ impl<'a> Stream<'a> {
     fn complete(&mut self, end: End) -> Ending {
         let pieces = std::mem::take(&mut self.held_back);
         if self.client.is_gone() {
-            return Ending::left(Settle::Usage);
+            return Ending::unread(end);
         }
         Ending::of(end, Last::Pieces(pieces))
     }

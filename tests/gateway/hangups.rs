@@ -338,3 +338,40 @@ async fn an_endless_answer_is_drained_no_further_than_its_limit() {
         assert!((1_000..=1_064).contains(&output), "{output} tokens of a limit of 1,000");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_nobody_stayed_for_costs_nothing() {
+    let gate = Gate::closed();
+    let error = json!({"code": "server_error", "message": "It broke."});
+    let failed = json!({"id": "resp_1", "object": "response", "status": "failed", "error": error});
+    let event = json!({"type": "response.failed", "response": failed});
+    let (unary, streamed) = (
+        Script::json(http::StatusCode::OK, &failed),
+        Script::sse(vec![Step::event(&event, 0)]),
+    );
+    let gated = gate.clone();
+    let playwright: Playwright = Arc::new(move |request: &Request| {
+        let script = if request.streamed() { &streamed } else { &unary };
+        script
+            .clone()
+            .first(Step::Wait(gated.clone()))
+            .using(ServedUsage::default())
+    });
+    let harness = Harness::builder().playwright(playwright).start().await;
+    for (number, stream) in [false, true].into_iter().enumerate() {
+        let body = response(&prompt(), &json!({"stream": stream}));
+        leave_after(&harness, &gate, number, "/v1/responses", &body, 0).await;
+        gate.let_through(1);
+        harness
+            .simulator
+            .ended(u64::try_from(number).expect("a small number"))
+            .await;
+    }
+    let books = harness.finish().await;
+    let ends: Vec<_> = books
+        .exchanges
+        .iter()
+        .map(|row| (row.state, row.charge.nanos()))
+        .collect();
+    assert_eq!(ends, [(State::Left, 0); 2]);
+}
