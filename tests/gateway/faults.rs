@@ -1,12 +1,15 @@
 //! What an upstream does wrong is told as the client can use it, and charged only as far as something was delivered.
 
+use std::io::Write as _;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
 use codex_gateway::simulator::playwright::{Pace, standard};
-use codex_gateway::simulator::{Playwright, Request, Script, Step, Wire, always};
+use codex_gateway::simulator::{Gate, Playwright, Request, Script, Step, Wire, always};
 use codex_gateway::store::usage_log::{Basis, State};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
@@ -532,7 +535,7 @@ async fn the_end_of_a_stream_does_not_wait_for_an_upstream_that_keeps_its_connec
     let playwright = Arc::new(move |request: &Request| {
         let script = inner(request);
         let end = script.steps.len();
-        script.at(end, Step::Wait(codex_gateway::simulator::Gate::closed()))
+        script.at(end, Step::Wait(Gate::closed()))
     });
     let harness = Harness::builder().playwright(playwright).start().await;
     for path in PATHS {
@@ -584,4 +587,104 @@ async fn the_time_a_client_takes_is_not_the_upstreams_silence() {
     assert!(arrived.ends_with(b"data: [DONE]\n\n"));
     let books = harness.finish().await;
     assert_eq!(books.only().state, State::Completed);
+}
+
+/// Compresses an answer step by step, as an upstream does that ignores `identity`.
+fn compressed(script: Script) -> Script {
+    let mut coder = GzEncoder::new(Vec::new(), Compression::default());
+    let mut taken = 0;
+    let mut steps = Vec::new();
+    for step in &script.steps {
+        let Step::Send { bytes, output_tokens } = step else {
+            steps.push(step.clone());
+            continue;
+        };
+        coder.write_all(bytes).and_then(|()| coder.flush()).expect("memory");
+        let bytes = coder.get_ref()[taken..].to_vec().into();
+        taken = coder.get_ref().len();
+        steps.push(Step::Send {
+            bytes,
+            output_tokens: *output_tokens,
+        });
+    }
+    steps.push(Step::send(coder.finish().expect("memory")[taken..].to_vec()));
+    let mut script = Script { steps, ..script }.header("content-encoding", "gzip");
+    script.headers.retain(|(name, _)| name != "content-length");
+    script
+}
+
+/// The steps of a script that are written, in bytes, but for the last: the end of the coding.
+fn until_trailer(served: &[u8]) -> usize {
+    // The last block, and the checksum and length.
+    const TRAILER: usize = 10;
+    served.len() - TRAILER
+}
+
+fn compressing(play: Playwright) -> Playwright {
+    Arc::new(move |request: &Request| compressed(play(request)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_comes_compressed_passes_as_it_is_and_is_read_all_the_same() {
+    let harness = Harness::builder()
+        .playwright(compressing(standard(Pace::default())))
+        .start()
+        .await;
+    let asked = json!({"stream": true, "stream_options": {"include_usage": true}});
+    for (path, more) in [
+        ("/v1/chat/completions", json!({})),
+        ("/v1/responses", json!({})),
+        ("/v1/chat/completions", asked),
+        ("/v1/responses", json!({"stream": true})),
+    ] {
+        let mut answer = harness.client.send(path, &body(path, "Hello", &more)).await;
+        assert_eq!(answer.headers()["content-encoding"], "gzip");
+        let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+        let mut arrived = Vec::new();
+        while let Some(piece) = answer.chunk().await.expect("a piece") {
+            arrived.extend_from_slice(&piece);
+            let served = harness.served().pop().expect("a call upstream");
+            if served.ended.is_some() && arrived.len() >= until_trailer(&served.sent) {
+                assert_eq!(
+                    harness.receipt(&id).basis,
+                    Basis::Reported,
+                    "{path}: the end waits for the charge"
+                );
+            }
+        }
+        assert_eq!(
+            arrived,
+            harness.served().pop().expect("a call upstream").sent,
+            "{path}: byte for byte"
+        );
+        assert_eq!(harness.receipt(&id).state, State::Completed, "{path}");
+    }
+    let usages = harness.served().into_iter().filter_map(|served| served.usage);
+    let expected: i128 = usages
+        .map(|usage| expected_charge(&usage, &catalogue("openai", MODEL), "1"))
+        .sum();
+    assert_eq!(harness.finish().await.charged(), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_stream_does_not_pass_its_limit_either() {
+    let inner = standard(Pace::default());
+    let playwright = compressing(Arc::new(move |request: &Request| {
+        let script = inner(request);
+        let end = script.steps.len() - 4;
+        script.at(end, Step::Wait(Gate::closed()))
+    }));
+    let harness = Harness::builder().playwright(playwright).start().await;
+    let asked = json!({"stream": true, "max_completion_tokens": 200});
+    let answer = harness
+        .client
+        .send("/v1/chat/completions", &chat("sim:overrun", &asked))
+        .await;
+    drain(answer).await.1.expect("a clean end");
+    let books = harness.finish().await;
+    let row = books.only();
+    assert_eq!((row.state, row.basis), (State::Limited, Basis::Estimated));
+    let output = row.usage.output_tokens.get();
+    // Compressed pieces pass whole, so it may be fewer.
+    assert!((200..=264).contains(&output), "{output}");
 }
