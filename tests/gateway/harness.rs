@@ -77,7 +77,12 @@ impl Harness {
 
     /// Another user with a key.
     pub fn add_client(&self, name: &str, balance: &str) -> Client {
-        add_client(&self.store, &self.base_url(), name, balance, "0")
+        add_client(&self.store, &self.base_url(), name, balance, "0", None)
+    }
+
+    /// Another user, whose key says what happens when its client leaves.
+    pub fn add_client_who(&self, name: &str, balance: &str, on_hangup: OnHangup) -> Client {
+        add_client(&self.store, &self.base_url(), name, balance, "0", Some(on_hangup))
     }
 
     /// Where the server listens.
@@ -240,7 +245,14 @@ impl Builder {
         set_prices(&store, &self.prices);
         (self.tweak)(&mut config);
         let server = server::start(config, store.clone()).await.expect("the server starts");
-        let client = add_client(&store, &server.base_url(), "alice", &self.balance, &self.credit_line);
+        let client = add_client(
+            &store,
+            &server.base_url(),
+            "alice",
+            &self.balance,
+            &self.credit_line,
+            None,
+        );
         Harness {
             client,
             store,
@@ -308,7 +320,14 @@ fn set_prices(store: &Store, prices: &[(String, String)]) {
     }
 }
 
-fn add_client(store: &Store, base_url: &str, name: &str, balance: &str, credit_line: &str) -> Client {
+fn add_client(
+    store: &Store,
+    base_url: &str,
+    name: &str,
+    balance: &str,
+    credit_line: &str,
+    on_hangup: Option<OnHangup>,
+) -> Client {
     let usd = |text: &str| text.parse::<Usd>().expect("an amount");
     let new = NewUser {
         id: UserId(Uuid::now_v7()),
@@ -330,7 +349,7 @@ fn add_client(store: &Store, base_url: &str, name: &str, balance: &str, credit_l
         expires_at: None,
         models: Vec::new(),
         ips: Vec::new(),
-        on_hangup: None,
+        on_hangup,
     };
     let issued = committed(store.issue_key(&new, &operator(), time::now()));
     Client {
