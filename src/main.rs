@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use codex_gateway::cli::{self, Cli, failure};
+use codex_gateway::cli::{self, Cli, failure, output};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             let (exit, text) = failure::describe(&error);
-            eprintln!("error: {text}");
+            output::tell(&format!("error: {text}\n"));
             ExitCode::from(exit as u8)
         }
     }
@@ -22,9 +22,7 @@ fn main() -> ExitCode {
 
 /// Help and versions are no failures; clap says which is which.
 fn usage(error: &clap::Error) -> ExitCode {
-    let printed = error.print();
-    match (printed, u8::try_from(error.exit_code())) {
-        (Ok(()), Ok(code)) => ExitCode::from(code),
-        _ => ExitCode::FAILURE,
-    }
+    // Who closed the pipe has seen enough.
+    error.print().unwrap_or(());
+    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

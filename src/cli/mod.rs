@@ -176,7 +176,9 @@ fn start_logging(global: &Global, command: &Command) {
             std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
                 && std::io::IsTerminal::is_terminal(&std::io::stderr()),
         )
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // It would report a stderr that nobody reads on stderr, and panic.
+        .log_internal_errors(false);
     let started = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
@@ -190,7 +192,7 @@ impl Global {
     /// A message for people, on stderr, unless `--quiet`.
     pub fn say(&self, message: &str) {
         if !self.quiet {
-            eprintln!("{message}");
+            output::tell(&format!("{message}\n"));
         }
     }
 

@@ -24,6 +24,11 @@ pub fn print(text: &str) -> anyhow::Result<Pipe> {
     }
 }
 
+/// Writes to stderr. A message that nobody can read stops no work.
+pub fn tell(text: &str) {
+    io::stderr().lock().write_all(text.as_bytes()).unwrap_or(());
+}
+
 /// Whether somebody still reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pipe {

@@ -2,7 +2,7 @@
 
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::stop::StopSignals;
-use crate::cli::{Global, block_on};
+use crate::cli::{Global, block_on, output};
 use crate::config::{Config, Flag, Pricing, UpstreamConfig};
 use crate::server::{self, Server, StartError};
 use crate::store::{Create, Store};
@@ -57,7 +57,9 @@ async fn serve(config: Config, global: &Global) -> anyhow::Result<()> {
     let store = Store::open(&config.database, Create::IfMissing).map_err(Failure::from)?;
     let introduction = introduction(&config);
     let server = server::start(config, store).await.map_err(not_started)?;
-    println!("listening on {}", server.base_url());
+    if let Err(error) = output::print(&format!("listening on {}\n", server.base_url())) {
+        global.say(&format!("listening on {} (stdout: {error})", server.base_url()));
+    }
     for line in introduction {
         global.say(&line);
     }

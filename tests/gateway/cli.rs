@@ -3,22 +3,28 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use assert_cmd::Command;
 use codex_gateway::call::{Endpoint, HostedTools};
 use codex_gateway::hold::{self, Ask, Policy};
 use codex_gateway::money::Usd;
 use codex_gateway::pricing::{Factor, ListName, SearchTool, Terms, bill};
+use codex_gateway::simulator::playwright::{Pace, standard};
+use codex_gateway::simulator::{Options, Simulator};
 use codex_gateway::store::ledger::{CloseHold, Excess, PlaceHold};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use codex_gateway::store::{Create, ExchangeId, Outcome, Store};
 use codex_gateway::time::now;
 use codex_gateway::usage::{Tier, Tokens, Usage};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
+
+use crate::books::Books;
+use crate::client::{MODEL, http};
 
 /// A home folder of its own, and nothing else in the environment.
 struct Home {
@@ -580,6 +586,82 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A program with its stdout and its stderr on pipes.
+fn piped(home: &Home, line: &str) -> Child {
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+    program.env_clear().env("HOME", home.path()).env("USER", "tester");
+    program.current_dir(home.path()).args(line.split_whitespace());
+    let child = program
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    child.spawn().expect("the program starts")
+}
+
+/// The exit code of a program that is asked to stop; it has to end in time.
+async fn stopped(mut child: Child) -> Option<i32> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    kill_process(pid.expect("a process"), Signal::TERM).expect("the signal is sent");
+    for _ in 0..2_000 {
+        if let Some(status) = child.try_wait().expect("a child") {
+            return status.code();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    child.kill().and_then(|()| child.wait()).expect("ended");
+    None
+}
+
+/// Settings with a simulated upstream.
+async fn simulated(home: &Home) -> Simulator {
+    let anywhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let simulator = Simulator::start(anywhere, standard(Pace::default()), Options::default());
+    let simulator = simulator.await.expect("a free port");
+    home.settings(&format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\n[[upstream]]\nname = \"first\"\nbase_url = \"{}\"\nprices = \"openai\"\n",
+        simulator.base_url()
+    ));
+    simulator
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_messages_nobody_reads_serves_settles_and_stops() {
+    let home = Home::with_alice();
+    let _simulator = simulated(&home).await;
+    let key = home.json("key issue alice")["key"].as_str().expect("a key").to_owned();
+    let mut child = piped(&home, "serve -v");
+    drop(child.stderr.take());
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+    out.read_line(&mut line).expect("text");
+    drop(out);
+    let url = line.trim_end().strip_prefix("listening on ").expect("an address");
+    let ask = |key: String, model: &str| {
+        let call = http().post(format!("{url}/v1/chat/completions")).bearer_auth(key);
+        let body = json!({"model": model, "messages": [{"role": "user", "content": "Hello"}]});
+        let call = call.header("content-type", "application/json").body(body.to_string());
+        async { call.send().await.expect("an answer").status().as_u16() }
+    };
+    assert_eq!(ask("sk-gw-wrong".into(), MODEL).await, 401);
+    assert_eq!(ask(key.clone(), "no-such-model").await, 404);
+    assert_eq!(ask(key, MODEL).await, 200);
+    assert_eq!(stopped(child).await, Some(0));
+    let books = Books::checked(&home.database());
+    assert_eq!(books.only().state, State::Completed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_starts_although_nobody_reads_its_address() {
+    let home = Home::with_alice();
+    let _simulator = simulated(&home).await;
+    let mut child = piped(&home, "serve");
+    drop(child.stdout.take());
+    let mut said = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let introduced = said.any(|line| line.expect("text").starts_with("database  "));
+    assert!(introduced, "it says where its books are");
+    assert_eq!(stopped(child).await, Some(0));
 }
 
 /// One settled exchange of alice's and, when asked, one hold that stays open.
