@@ -481,6 +481,17 @@ pub struct PriceSpec {
     pub from: Timestamp,
     /// The rates.
     pub price: Price,
+    /// What becomes of it when the catalogue says the same.
+    pub same: Same,
+}
+
+/// What becomes of a price that is the catalogue's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Same {
+    /// It is written: it holds when a later catalogue says something else.
+    Pin,
+    /// It is left out: the catalogue goes on deciding.
+    Skip,
 }
 
 /// What writing a price would change.
@@ -492,18 +503,37 @@ pub struct PriceChange {
     pub fields: Vec<(String, Option<String>, Option<String>)>,
 }
 
-/// What of the prices differs from those in force when they would begin; a price that differs in nothing is left out.
+/// What of the prices differs from those in force when they would begin. A price that is the operator's already is
+/// left out; one that is only the catalogue's so far, as it says itself.
 ///
 /// # Errors
 /// The database failed.
 pub fn price_changes(store: &Store, specs: Vec<PriceSpec>) -> Done<Vec<PriceChange>> {
     let mut changes = Vec::new();
-    for spec in specs {
+    for spec in &specs {
         let before = store.price(&spec.list, &spec.model, spec.from)?;
-        let fields = differences(before.as_ref().map(|row| row.price.as_ref()), &spec.price);
-        if !fields.is_empty() {
-            changes.push(PriceChange { spec, fields });
+        let mut fields = differences(before.as_ref().map(|row| row.price.as_ref()), &spec.price);
+        if let (Some(row), true) = (&before, fields.is_empty()) {
+            let comes_between = |other: &PriceSpec| {
+                (&other.list, &other.model) == (&spec.list, &spec.model) && (row.from..spec.from).contains(&other.from)
+            };
+            let field = |name: &str, before: String, after: String| (name.to_owned(), Some(before), Some(after));
+            fields.push(match (row.source, spec.same) {
+                (PriceSource::Operator, _) if specs.iter().any(comes_between) => {
+                    field("from", row.from.to_string(), spec.from.to_string())
+                }
+                (PriceSource::Operator, _) | (PriceSource::Catalogue, Same::Skip) => continue,
+                (PriceSource::Catalogue, Same::Pin) => field(
+                    "by",
+                    row.source.word().to_owned(),
+                    PriceSource::Operator.word().to_owned(),
+                ),
+            });
         }
+        changes.push(PriceChange {
+            spec: spec.clone(),
+            fields,
+        });
     }
     Ok(changes)
 }

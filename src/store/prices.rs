@@ -37,7 +37,8 @@ pub struct PriceRow {
 }
 
 impl PriceSource {
-    const fn word(self) -> &'static str {
+    /// `catalogue`, `operator`.
+    pub const fn word(self) -> &'static str {
         match self {
             PriceSource::Catalogue => "catalogue",
             PriceSource::Operator => "operator",
@@ -191,6 +192,18 @@ impl Store {
         })?;
         rows.dedup_by(|next, best| (&next.list, &next.model) == (&best.list, &best.model));
         Ok(rows)
+    }
+
+    /// All that operators wrote, past and to come, of one list or all, by list, model and date.
+    pub fn operator_prices(&self, list: Option<&ListName>) -> Result<Vec<PriceRow>, StoreError> {
+        self.read("reading the operator's prices", |conn| {
+            conn.prepare_cached(
+                "SELECT list, model, from_at, source, price FROM model_pricing
+                 WHERE (?1 IS NULL OR list = ?1) AND source = 'operator' ORDER BY list, model, from_at",
+            )?
+            .query_map([list.map(ListName::as_str)], price_row)?
+            .collect()
+        })
     }
 
     /// Writes operator rows, all or none, with their audit rows. A row of the same list, model and date is replaced.

@@ -418,6 +418,68 @@ fn the_operators_price_wins_over_the_catalogue() {
 }
 
 #[test]
+fn a_price_equal_to_the_catalogues_can_be_pinned() {
+    let home = Home::with_alice();
+    let pinned = home.json("price set gpt-4o --input 2.5");
+    assert_eq!(
+        (&pinned["items"][0]["field"], &pinned["items"][0]["after"]),
+        (&json!("by"), &json!("operator"))
+    );
+    assert_eq!(
+        home.json("price list gpt-4o --list openai")["items"][0]["source"],
+        "operator"
+    );
+    assert!(home.run("price set gpt-4o --input 2.5").err.contains("nothing differs"));
+    let other = Home::with_alice();
+    let moved = other.run_with("price import - --yes --json", &[], &home.ok("price export"));
+    let moved: Value = serde_json::from_str(&moved.out).expect("JSON");
+    assert_eq!(
+        moved["items"].as_array().map(Vec::len),
+        Some(1),
+        "the pin moves, the catalogue does not: {moved}"
+    );
+}
+
+#[test]
+fn an_export_holds_what_was_and_what_will_be() {
+    let home = Home::with_alice();
+    for (from, rate) in [("2026-01-01", "1"), ("2026-02-01", "2"), ("2099-01-01", "1")] {
+        home.ok(&format!("price set mine --input {rate} --output 1 --from {from}"));
+    }
+    let export = home.ok("price export");
+    assert!(
+        home.run_with("price import -", &[], &export)
+            .err
+            .contains("nothing differs")
+    );
+    let other = Home::with_alice();
+    other.ok("price set mine --input 1 --output 1 --from 2025-01-01");
+    assert_eq!(other.run_with("price import - --yes", &[], &export).code, 0);
+    let mine = |home: &Home| {
+        let all: Value = serde_json::from_str(&home.ok("price export")).expect("JSON");
+        let rows = all["prices"].as_array().expect("a list").iter();
+        let mine = rows.filter(|row| row["model"] == "mine");
+        mine.map(|row| (row["from"].clone(), row["price"]["rates"]["input"].clone()))
+            .collect::<Vec<_>>()
+    };
+    let (theirs, ours) = (mine(&other), mine(&home));
+    assert_eq!(
+        theirs[1..],
+        ours[1..],
+        "what is the same since 2025 need not be there twice"
+    );
+    assert_eq!(ours.len(), 3);
+    let third = Home::with_alice();
+    assert_eq!(
+        third
+            .run_with("price import - --yes --from 2026-03-01 --list openai", &[], &export)
+            .code,
+        0
+    );
+    assert_eq!(mine(&third), [(json!("2026-03-01T00:00:00Z"), json!("2"))]);
+}
+
+#[test]
 fn an_import_shows_the_differences_and_writes_only_with_consent() {
     let home = Home::with_alice();
     home.ok("price set mine --input 2.5 --output 10");

@@ -1,5 +1,6 @@
 //! `gateway price import`: our own export or LiteLLM's price map, shown first, written with consent.
 
+use std::cmp::Reverse;
 use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 
@@ -8,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{litellm, show_changes};
-use crate::admin::{self, PriceSpec};
+use crate::admin::{self, PriceSpec, Same};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::output;
 use crate::cli::values::When;
@@ -44,8 +45,17 @@ struct ImportRow<'a> {
     list: String,
     model: String,
     from: Timestamp,
+    /// A row of the catalogue's is there to be read: it is written only where it says something else.
+    source: Option<Source>,
     #[serde(borrow)]
     price: &'a RawValue,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Source {
+    Operator,
+    Catalogue,
 }
 
 pub(super) fn run(
@@ -105,7 +115,10 @@ fn not_imported(why: impl std::fmt::Display) -> Failure {
 }
 
 fn of_export(text: &str, from: Option<Timestamp>) -> Result<Vec<PriceSpec>, Failure> {
-    let doc: ImportDoc<'_> = serde_json::from_str(text).map_err(not_imported)?;
+    let mut doc: ImportDoc<'_> = serde_json::from_str(text).map_err(not_imported)?;
+    if let Some(at) = from {
+        keep_what_holds(at, &mut doc.prices);
+    }
     let spec = |row: ImportRow<'_>| {
         let price = Price::from_json(row.price.get()).map_err(|why| not_imported(format!("{}: {why}", row.model)))?;
         Ok(PriceSpec {
@@ -113,9 +126,20 @@ fn of_export(text: &str, from: Option<Timestamp>) -> Result<Vec<PriceSpec>, Fail
             model: row.model,
             from: from.unwrap_or(row.from),
             price,
+            same: match row.source {
+                Some(Source::Catalogue) => Same::Skip,
+                Some(Source::Operator) | None => Same::Pin,
+            },
         })
     };
     doc.prices.into_iter().map(spec).collect()
+}
+
+/// With one date for all, a model is there once: with the row that the file has in force then, else its last.
+fn keep_what_holds(at: Timestamp, rows: &mut Vec<ImportRow<'_>>) {
+    let rank = |row: &ImportRow<'_>| (row.from > at, row.source, Reverse(row.from));
+    rows.sort_by(|a, b| (&a.list, &a.model, rank(a)).cmp(&(&b.list, &b.model, rank(b))));
+    rows.dedup_by(|next, best| (&next.list, &next.model) == (&best.list, &best.model));
 }
 
 fn of_litellm(text: &str, from: Timestamp, global: &Global) -> Result<Vec<PriceSpec>, Failure> {
@@ -128,6 +152,7 @@ fn of_litellm(text: &str, from: Timestamp, global: &Global) -> Result<Vec<PriceS
         model,
         from,
         price,
+        same: Same::Skip,
     };
     Ok(read.prices.into_iter().map(spec).collect())
 }

@@ -49,7 +49,7 @@ pub enum PriceCommand {
         #[arg(long)]
         yes: bool,
     },
-    /// Print the prices in force as JSON that `import` reads
+    /// Print the prices in force, and all of the operator's with their dates, as JSON that `import` reads
     Export {
         /// Only this list
         #[arg(long, value_name = "NAME", value_parser = list_name)]
@@ -93,16 +93,9 @@ impl PriceView {
             list: row.list.to_string(),
             model: row.model.clone(),
             from: row.from,
-            source: source(row.source),
+            source: row.source.word(),
             price: RawValue::from_string(row.price.to_json())?,
         })
-    }
-}
-
-fn source(source: PriceSource) -> &'static str {
-    match source {
-        PriceSource::Catalogue => "catalogue",
-        PriceSource::Operator => "operator",
     }
 }
 
@@ -155,7 +148,7 @@ fn price_row(row: &PriceRow) -> Vec<String> {
         rate(output_class),
         also(&row.price),
         output::time(row.from).split(' ').next().unwrap_or_default().to_owned(),
-        source(row.source).to_owned(),
+        row.source.word().to_owned(),
     ]
 }
 
@@ -184,10 +177,11 @@ struct Export {
 }
 
 fn export(list: Option<&ListName>, global: &Global) -> anyhow::Result<()> {
-    let rows = global
-        .store(Create::Never)?
-        .prices(list, None, now())
-        .map_err(Failure::from)?;
+    let store = global.store(Create::Never)?;
+    let mut rows = store.prices(list, None, now()).map_err(Failure::from)?;
+    rows.retain(|row| row.source == PriceSource::Catalogue);
+    rows.extend(store.operator_prices(list).map_err(Failure::from)?);
+    rows.sort_by(|a, b| (&a.list, &a.model, a.from).cmp(&(&b.list, &b.model, b.from)));
     let prices = rows.iter().map(PriceView::new).collect::<Result<Vec<_>, _>>()?;
     output::json(&Export { prices })
 }

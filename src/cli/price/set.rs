@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{list_name, show_changes};
-use crate::admin::{self, PriceSpec};
+use crate::admin::{self, PriceSpec, Same};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::values::When;
 use crate::cli::{Global, actor, open};
@@ -108,11 +108,12 @@ pub(super) fn run(args: &SetArgs, global: &Global) -> anyhow::Result<()> {
         model: args.model.clone(),
         from,
         price,
+        same: Same::Pin,
     };
     let changes = admin::price_changes(&store, vec![spec]).map_err(Failure::from)?;
     admin::set_prices(&store, &changes, &actor(), at).map_err(Failure::from)?;
     if changes.is_empty() {
-        global.say("nothing differs from the price in force");
+        global.say("nothing differs from your price in force");
     }
     show_changes(&changes, global)
 }
