@@ -13,7 +13,7 @@ use crate::money::Usd;
 use crate::pricing::{ListName, Price};
 use crate::route::nearest;
 use crate::store::keys::{Key, NewKey};
-use crate::store::ledger::{Credit, CreditRefused, Entry};
+use crate::store::ledger::{Credit, CreditRefused, Entry, MAX_BALANCE};
 use crate::store::prices::PriceSource;
 use crate::store::usage_log::ExchangeRow;
 use crate::store::users::{NewUser, User, UserStatus, UserTaken};
@@ -177,11 +177,13 @@ fn check_text(what: &str, text: &str) -> Done<()> {
 pub fn add_user(store: &Store, spec: &UserSpec, by: &Actor, now: Timestamp) -> Done<User> {
     check_user_name(&spec.name)?;
     spec.email.as_deref().map_or(Ok(()), check_email)?;
-    if spec.balance.is_negative() || spec.credit_line.is_negative() {
-        return invalid(
-            "neither a balance nor a credit line starts below zero",
-            "write an amount like 5 or 0.25",
-        );
+    for (what, amount) in [("balance", spec.balance), ("credit line", spec.credit_line)] {
+        if amount.is_negative() || amount > MAX_BALANCE {
+            return invalid(
+                format!("a {what} of {amount:#} cannot be given"),
+                format!("write an amount like 5 or 0.25, from 0 to {MAX_BALANCE}"),
+            );
+        }
     }
     let new = NewUser {
         id: UserId(new_id(now)?),
@@ -286,28 +288,29 @@ pub fn credit(store: &Store, who: &str, spec: &CreditSpec, by: &Actor, now: Time
         reference: spec.reference.clone(),
         note: spec.note.clone(),
     };
-    done(store.credit(&credit, by, now), |why| credit_refused(who, why))
+    done(store.credit(&credit, by, now), |why| credit_refused(&found, why))
 }
 
-fn credit_refused(who: &str, why: CreditRefused) -> AdminError {
+fn credit_refused(found: &User, why: CreditRefused) -> AdminError {
     match why {
-        CreditRefused::NoUser => no_user(who),
+        CreditRefused::NoUser => no_user(&found.name),
         CreditRefused::BelowHeld(user) => AdminError::NotAllowed {
             what: format!(
-                "the balance would fall below what is held: {:#} available of {:#}, {:#} held by running calls",
-                user.available(),
-                user.balance,
-                user.held
+                "the balance of {:#} would fall below what is held by running calls, {:#}",
+                user.balance, user.held
             ),
-            fix: format!("take out at most {:#}", user.available()),
+            fix: match user.unheld() {
+                most if most > Usd::ZERO => format!("take out at most {most}"),
+                _ => "nothing can be taken out now; a credit line is not paid out".into(),
+            },
         },
         CreditRefused::OtherReference(entry) => AdminError::Exists {
             what: "different credit with the reference",
             name: entry.reference.unwrap_or_default(),
         },
         CreditRefused::TooLarge => AdminError::Invalid {
-            what: "the balance would not fit".into(),
-            fix: "at most 9223372036.854775807 dollars".into(),
+            what: format!("the balance of {:#} would become too large", found.balance),
+            fix: format!("credit at most {}", MAX_BALANCE.saturating_sub(found.balance)),
         },
     }
 }

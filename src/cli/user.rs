@@ -23,10 +23,10 @@ pub enum UserCommand {
         #[arg(long)]
         email: Option<String>,
         /// The first credit
-        #[arg(long, value_name = "USD", default_value = "0")]
+        #[arg(long, value_name = "USD", default_value = "0", allow_negative_numbers = true)]
         balance: Usd,
         /// How far below zero the balance may go
-        #[arg(long, value_name = "USD", default_value = "0")]
+        #[arg(long, value_name = "USD", default_value = "0", allow_negative_numbers = true)]
         credit_line: Usd,
     },
     /// All users and their balances

@@ -21,8 +21,8 @@ use crate::usage::{Tokens, Usage};
 
 pub use super::verify::{Finding, Verification};
 
-/// The largest balance, in dollars four billion: sums of balance and credit line still fit.
-const MAX_BALANCE: Usd = Usd::from_nanos(4_000_000_000_000_000_000);
+/// The largest balance, and the largest credit line, in dollars four billion: their sum still fits.
+pub const MAX_BALANCE: Usd = Usd::from_nanos(4_000_000_000_000_000_000);
 
 /// The domain of a hold's digest.
 pub(super) const HOLD_DOMAIN: &str = "codex-gateway hold 1";
@@ -620,7 +620,7 @@ pub(super) fn credit(
         Some(balance) if balance <= MAX_BALANCE => balance,
         _ => return Ok(Err(CreditRefused::TooLarge)),
     };
-    if credit.amount.is_negative() && user.available().saturating_add(credit.amount).is_negative() {
+    if credit.amount.is_negative() && user.unheld().saturating_add(credit.amount).is_negative() {
         return Ok(Err(CreditRefused::BelowHeld(user)));
     }
     let new = NewEntry {

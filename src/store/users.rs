@@ -41,6 +41,11 @@ pub struct User {
 }
 
 impl User {
+    /// balance − open holds: what may be taken out, for the credit line is there to be called with, not to be paid out.
+    pub fn unheld(&self) -> Usd {
+        self.balance.saturating_sub(self.held)
+    }
+
     /// balance + credit line − open holds.
     pub fn available(&self) -> Usd {
         self.balance.saturating_add(self.credit_line).saturating_sub(self.held)

@@ -251,7 +251,7 @@ fn money_is_only_taken_out_by_an_adjustment() {
     assert_eq!(home.balance("alice"), "4");
     assert!(
         home.fails("user credit alice -4.000000001 --adjust", 4)
-            .contains("$4.00")
+            .contains("take out at most 4\n")
     );
     let entries = home.json("ledger list alice");
     let amounts: Vec<&Value> = entries["items"]
@@ -261,6 +261,38 @@ fn money_is_only_taken_out_by_an_adjustment() {
         .map(|entry| &entry["amount"])
         .collect();
     assert_eq!(amounts, [&json!("-1"), &json!("5")]);
+}
+
+#[test]
+fn a_credit_line_is_not_paid_out() {
+    let home = Home::new();
+    home.ok("user add alice --balance 5 --credit-line 10");
+    let error = home.fails("user credit alice -6 --adjust", 4);
+    assert!(error.contains("take out at most 5\n"), "{error}");
+    home.ok("user credit alice -5 --adjust");
+    let error = home.fails("user credit alice -1 --adjust", 4);
+    assert!(error.contains("a credit line is not paid out"), "{error}");
+    assert_eq!(home.json("user show alice")["available"], "10");
+}
+
+#[test]
+fn an_amount_that_no_balance_holds_is_refused_with_the_largest() {
+    let home = Home::with_alice();
+    for line in [
+        "user add bob --balance 4000000000.000000001",
+        "user add bob --credit-line 9000000000",
+        "user add bob --balance -5",
+        "user add bob --credit-line -5",
+    ] {
+        let error = home.fails(line, 2);
+        assert!(error.contains("from 0 to 4000000000\n"), "{line}: {error}");
+    }
+    let error = home.fails("user credit alice 4000000000", 2);
+    assert!(error.contains("credit at most 3999999995\n"), "{error}");
+    home.ok("user credit alice 3999999995");
+    home.ok("user add bob --balance 4000000000 --credit-line 4000000000");
+    assert_eq!(home.json("user show bob")["available"], "8000000000");
+    assert_eq!(home.json("ledger verify")["balanced"], true);
 }
 
 #[test]
@@ -935,8 +967,9 @@ async fn an_adjustment_never_takes_what_is_held() {
     let available = user["available"].as_str().expect("money");
     assert_ne!(user["held"], "0");
     let error = home.fails("user credit alice -4 --adjust", 4);
+    let unheld = format!("take out at most {available}\n");
     assert!(
-        error.contains("held by running calls") && error.contains(available),
+        error.contains("held by running calls") && error.contains(&unheld),
         "{error}"
     );
     home.ok(&format!("user credit alice -{available} --adjust"));
