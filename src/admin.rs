@@ -448,7 +448,7 @@ pub fn revoke_key(store: &Store, which: &str, by: &Actor, now: Timestamp) -> Don
 /// Issues a key in place of another, which stays valid until `old_until`.
 ///
 /// # Errors
-/// There is no such key, or it is not valid any more; the database failed.
+/// There is no such key, it is not valid any more, or it was rotated before; the database failed.
 pub fn rotate_key(store: &Store, which: &str, old_until: Timestamp, by: &Actor, now: Timestamp) -> Done<Issued> {
     let old = key(store, which)?;
     let secret = new_secret()?;
@@ -464,8 +464,14 @@ pub fn rotate_key(store: &Store, which: &str, old_until: Timestamp, by: &Actor, 
         on_hangup: old.on_hangup,
     };
     let refused = |()| AdminError::NotAllowed {
-        what: format!("the key {} is revoked or expired", old.prefix),
-        fix: format!("issue a new one: gateway key issue {}", old.user_name),
+        what: format!(
+            "the key {} is revoked or expired, or has been rotated before",
+            old.prefix
+        ),
+        fix: format!(
+            "rotate the key in its place (gateway key list {0}), or issue another: gateway key issue {0}",
+            old.user_name
+        ),
     };
     let key = done(store.rotate_key(old.id, &new, old_until, by, now), refused)?;
     Ok(Issued { secret, key })

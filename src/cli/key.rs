@@ -151,8 +151,12 @@ fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Resul
             url,
         });
     }
+    let end = match key.expires_at {
+        Some(end) => format!("valid until {} UTC", output::time(end)),
+        None => "valid until it is revoked".to_owned(),
+    };
     global.say(&format!(
-        "key '{}' of {}; shown this once, only its hash is kept:",
+        "key '{}' of {}, {end}; shown this once, only its hash is kept:",
         output::plain(&key.name),
         key.user_name
     ));

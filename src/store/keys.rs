@@ -222,6 +222,10 @@ fn rotate(
     let Some(key) = by_id(tx, old)?.filter(|key| is_valid(key, now) == Validity::Valid) else {
         return Ok(Err(()));
     };
+    // Its end is that of its grace, which is none for its heir to have.
+    if audit::last_state(tx, "key.rotate", &old.to_string())?.is_some() {
+        return Ok(Err(()));
+    }
     let until = key.expires_at.map_or(old_until, |end| end.min(old_until));
     let sql = "UPDATE api_keys SET expires_at = ?2 WHERE id = ?1";
     change(tx, &key, "key.rotate", (sql, until), (by, now))?;
@@ -283,7 +287,7 @@ impl Store {
     }
 
     /// Issues `new` with the old key's permissions, and lets the old one end at `old_until`, in one transaction.
-    /// The refusal is: no such key, or it is not valid any more.
+    /// The refusal is: no such key, or it is not valid any more, or it has an heir already.
     pub fn rotate_key(
         &self,
         old: KeyId,

@@ -391,6 +391,20 @@ fn a_rotated_key_keeps_its_permissions_and_its_grace() {
 }
 
 #[test]
+fn a_key_is_rotated_once_and_its_heir_has_its_own_end() {
+    let home = Home::with_alice();
+    let old = home.json("key issue alice --expires 2099-01-01");
+    let id = |of: &Value| of["id"].as_str().expect("an id").to_owned();
+    let heir = home.json(&format!("key rotate {} --grace 1h", id(&old)));
+    assert_eq!(heir["expires_at"], "2099-01-01T00:00:00Z");
+    let error = home.fails(&format!("key rotate {} --grace 1h", id(&old)), 4);
+    assert!(error.contains("has been rotated before"), "{error}");
+    let ran = home.run(&format!("key rotate {}", id(&heir)));
+    assert!(ran.err.contains("valid until 2099-01-01 00:00:00 UTC"), "{}", ran.err);
+    assert!(home.run("key issue alice").err.contains("valid until it is revoked"));
+}
+
+#[test]
 fn a_suspended_user_is_shown_as_such() {
     let home = Home::with_alice();
     home.ok("key issue alice");
