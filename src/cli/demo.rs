@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::failure::{Exit, Failure};
-use super::request::Receipt;
+use super::request::{self, Receipt};
 use super::stop::StopSignals;
 use super::{Global, actor, block_on, output, runtime};
 use crate::admin::{self, KeySpec, UserSpec};
@@ -163,7 +163,7 @@ impl Stage {
             answer: said(&text, row.streamed),
             request: body,
             receipt,
-            charge: row.charge,
+            charge: request::charge(&row),
         })
     }
 

@@ -1,6 +1,6 @@
 //! `gateway request …`: single exchanges, and the receipt of one.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -13,21 +13,21 @@ use super::failure::Failure;
 use super::output::{self, Column, Items, Pipe};
 use super::usage::FilterArgs;
 use crate::admin;
+use crate::money::Usd;
 use crate::pricing::Line;
 use crate::store::usage_log::{Basis, ExchangeFilter, ExchangeRow};
-use crate::store::{Create, ExchangeId, Store};
+use crate::store::{Create, Store};
 use crate::time::now;
 use crate::usage::Usage;
 
 /// How often `tail` looks for new rows.
 const TAIL_EVERY: Duration = Duration::from_millis(500);
 
-/// How many of the newest requests `tail` looks at each time. A request is recorded when it ends and listed by when it
-/// began, so one that outlasts this many younger ones is not shown.
-const TAIL_WINDOW: u32 = 500;
+/// How many new requests `tail` reads at a time, at most.
+const TAIL_MOST: u32 = 500;
 
 /// How many past requests `tail` begins with.
-const TAIL_FIRST: usize = 10;
+const TAIL_FIRST: u32 = 10;
 
 /// What to do with requests.
 #[derive(Debug, Subcommand)]
@@ -69,7 +69,7 @@ pub fn run(command: RequestCommand, global: &Global) -> anyhow::Result<()> {
             }
             output::print(&receipt.text()).map(drop)
         }
-        RequestCommand::Tail { filter: which } => tail(&store, &filter(&store, &which, TAIL_WINDOW)?, global),
+        RequestCommand::Tail { filter: which } => tail(&store, filter(&store, &which, TAIL_MOST)?, global),
     }
 }
 
@@ -93,41 +93,72 @@ pub fn filter(store: &Store, which: &FilterArgs, limit: u32) -> anyhow::Result<E
     })
 }
 
-/// Names of users and keys, looked up once each.
-struct Names<'a> {
-    store: &'a Store,
-    known: std::collections::BTreeMap<uuid::Uuid, String>,
+/// Who calls with a key.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The user's name.
+    pub user: String,
+    /// What is shown of the key.
+    pub prefix: String,
+    /// The key's name.
+    pub key: String,
 }
 
-impl<'a> Names<'a> {
-    fn new(store: &'a Store) -> Names<'a> {
-        Names {
+impl Caller {
+    /// `alice/laptop`.
+    pub fn text(&self) -> String {
+        format!("{}/{}", self.user, output::plain(&self.key))
+    }
+}
+
+/// The callers with keys, each looked up once.
+pub struct Callers<'a> {
+    store: &'a Store,
+    known: BTreeMap<String, Caller>,
+}
+
+impl<'a> Callers<'a> {
+    /// Of a database; none is known yet.
+    pub fn new(store: &'a Store) -> Callers<'a> {
+        Callers {
             store,
-            known: std::collections::BTreeMap::new(),
+            known: BTreeMap::new(),
         }
     }
 
-    /// `alice/laptop`.
-    fn of(&mut self, row: &ExchangeRow) -> anyhow::Result<String> {
-        if let Some(name) = self.known.get(&row.key.0) {
-            return Ok(name.clone());
+    /// Who calls with the key of this id.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn of(&mut self, key: &str) -> anyhow::Result<Caller> {
+        if let Some(caller) = self.known.get(key) {
+            return Ok(caller.clone());
         }
-        let keys = self.store.find_keys(&row.key.0.to_string()).map_err(Failure::from)?;
-        let name = match keys.first() {
-            Some(key) => format!("{}/{}", key.user_name, output::plain(&key.name)),
-            None => row.key.0.to_string(),
+        let found = self.store.find_keys(key).map_err(Failure::from)?.pop();
+        let caller = match found {
+            Some(key) => Caller {
+                user: key.user_name,
+                prefix: key.prefix,
+                key: key.name,
+            },
+            None => Caller {
+                user: String::new(),
+                prefix: key.to_owned(),
+                key: String::new(),
+            },
         };
-        self.known.insert(row.key.0, name.clone());
-        Ok(name)
+        self.known.insert(key.to_owned(), caller.clone());
+        Ok(caller)
     }
 }
 
 fn list(store: &Store, filter: &ExchangeFilter, global: &Global) -> anyhow::Result<()> {
     let rows = store.exchanges(filter).map_err(Failure::from)?;
+    let mut callers = Callers::new(store);
     if global.json {
         let items = rows
             .iter()
-            .map(|row| Receipt::new(store, row))
+            .map(|row| Receipt::new(&mut callers, row))
             .collect::<Result<Vec<_>, _>>()?;
         return output::json(&Items { items });
     }
@@ -142,47 +173,48 @@ fn list(store: &Store, filter: &ExchangeFilter, global: &Global) -> anyhow::Resu
         Column::Right("charge"),
         Column::Left("id"),
     ];
-    let mut names = Names::new(store);
     let rows = rows
         .iter()
-        .map(|row| cells(row, &mut names))
+        .map(|row| cells(row, &mut callers))
         .collect::<Result<Vec<_>, _>>()?;
     output::table(&columns, rows)
 }
 
-fn cells(row: &ExchangeRow, names: &mut Names<'_>) -> anyhow::Result<Vec<String>> {
+fn cells(row: &ExchangeRow, callers: &mut Callers<'_>) -> anyhow::Result<Vec<String>> {
     Ok(vec![
         output::time(row.started_at),
-        names.of(row)?,
+        callers.of(&row.key.to_string())?.text(),
         output::plain(&row.model),
         row.state.name().to_owned(),
         output::count(row.usage.input_tokens.get()),
         output::count(row.usage.cached_tokens.get()),
         output::count(row.usage.output_tokens.get()),
-        format!("{:#}", row.charge),
+        format!("{:#}", charge(row)),
         row.id.0.to_string(),
     ])
 }
 
-fn tail(store: &Store, filter: &ExchangeFilter, global: &Global) -> anyhow::Result<()> {
-    let mut names = Names::new(store);
-    let mut seen: VecDeque<ExchangeId> = VecDeque::new();
-    let mut first = true;
+/// What the user paid: the priced amount without what could not be collected, as the ledger's entry says.
+pub fn charge(row: &ExchangeRow) -> Usd {
+    row.charge.saturating_sub(row.uncollected)
+}
+
+fn tail(store: &Store, filter: ExchangeFilter, global: &Global) -> anyhow::Result<()> {
+    let mut callers = Callers::new(store);
+    let mut place = None;
     loop {
-        let mut rows = store.exchanges(filter).map_err(Failure::from)?;
-        rows.retain(|row| !seen.contains(&row.id));
-        seen.extend(rows.iter().map(|row| row.id));
-        let excess = seen.len().saturating_sub(2 * usize::try_from(TAIL_WINDOW)?);
-        seen.drain(..excess);
-        if first {
-            rows.truncate(TAIL_FIRST);
-            first = false;
-        }
-        for row in rows.iter().rev() {
+        let limit = if place.is_some() { filter.limit } else { TAIL_FIRST };
+        let which = ExchangeFilter {
+            limit,
+            ..filter.clone()
+        };
+        let rows = store.exchanges_written(&which, place).map_err(Failure::from)?;
+        place = Some(rows.last().map_or(place.unwrap_or(0), |(place, _)| *place));
+        for (_, row) in &rows {
             let line = if global.json {
-                serde_json::to_string(&Receipt::new(store, row)?)?
+                serde_json::to_string(&Receipt::new(&mut callers, row)?)?
             } else {
-                cells(row, &mut names)?.join("  ")
+                cells(row, &mut callers)?.join("  ")
             };
             if output::print(&format!("{line}\n"))? == Pipe::Closed {
                 return Ok(());
@@ -214,7 +246,11 @@ pub struct Receipt {
     lines: Vec<Line>,
     uplift: Option<String>,
     markup: String,
+    /// By the price list.
     cost: String,
+    /// With the markup.
+    priced: String,
+    /// What the user paid of it.
     charge: String,
     uncollected: String,
     hold: String,
@@ -238,28 +274,23 @@ impl Receipt {
     /// There is none; the database failed.
     pub fn find(store: &Store, which: &str) -> anyhow::Result<Receipt> {
         let row = admin::exchange(store, which).map_err(Failure::from)?;
-        Receipt::new(store, &row)
+        Receipt::new(&mut Callers::new(store), &row)
     }
 
-    fn new(store: &Store, row: &ExchangeRow) -> anyhow::Result<Receipt> {
-        let key = store.find_keys(&row.key.0.to_string()).map_err(Failure::from)?.pop();
-        let (user, prefix, name) = match key {
-            Some(key) => (key.user_name, key.prefix, key.name),
-            None => (row.user.0.to_string(), row.key.0.to_string(), String::new()),
-        };
-        Ok(Receipt::of(row, user, prefix, name))
+    fn new(callers: &mut Callers<'_>, row: &ExchangeRow) -> anyhow::Result<Receipt> {
+        Ok(Receipt::of(row, callers.of(&row.key.to_string())?))
     }
 
-    fn of(row: &ExchangeRow, user: String, key: String, key_name: String) -> Receipt {
+    fn of(row: &ExchangeRow, caller: Caller) -> Receipt {
         Receipt {
             id: row.id.0.to_string(),
             state: row.state.name(),
             estimated: row.basis == Basis::Estimated,
             endpoint: row.endpoint.path(),
             streamed: row.streamed,
-            user,
-            key,
-            key_name,
+            user: caller.user,
+            key: caller.prefix,
+            key_name: caller.key,
             model: row.model.clone(),
             priced_model: row.priced_model.clone(),
             answered_model: row.answered_model.clone(),
@@ -272,7 +303,8 @@ impl Receipt {
             uplift: row.uplift.clone(),
             markup: row.markup.clone(),
             cost: row.cost.to_string(),
-            charge: row.charge.to_string(),
+            priced: row.charge.to_string(),
+            charge: charge(row).to_string(),
             uncollected: row.uncollected.to_string(),
             hold: row.held.to_string(),
             output_limit: row.output_limit.map(|limit| limit.get()),
@@ -301,7 +333,7 @@ impl Receipt {
         let estimated = if self.estimated { ", estimated" } else { "" };
         format!(
             "{:#}  {}  {}/{}  {} UTC  {}{estimated}",
-            self.row.charge,
+            charge(&self.row),
             output::plain(&self.model),
             self.user,
             output::plain(&self.key_name),
@@ -338,8 +370,14 @@ impl Receipt {
                 (Some(uplift), true) => format!("{tokens} × regional uplift {uplift} {markup}"),
                 (Some(uplift), false) => format!("({tokens} × regional uplift {uplift} + fees {fees}) {markup}"),
             };
+            // What is priced is what is charged, unless not all of it was there.
+            let label = if self.row.uncollected == Usd::ZERO {
+                "charge"
+            } else {
+                "priced"
+            };
             lines.push(format!(
-                "  charge              {formula} = {:#}, rounded once",
+                "  {label}              {formula} = {:#}, rounded once",
                 self.row.charge
             ));
         }
@@ -373,7 +411,7 @@ impl Receipt {
         lines.push(format!(
             "  held                {:#}, charged {:#}, balance after it {:#}",
             row.held,
-            row.charge.saturating_sub(row.uncollected),
+            charge(row),
             row.balance_after
         ));
         if let Some(limit) = self.output_limit {
@@ -437,10 +475,9 @@ impl Receipt {
 mod tests {
     use super::*;
     use crate::call::Endpoint;
-    use crate::money::Usd;
     use crate::pricing::{Class, ListName};
     use crate::store::usage_log::State;
-    use crate::store::{KeyId, UserId};
+    use crate::store::{ExchangeId, KeyId, UserId};
     use crate::usage::Tier;
     use crate::usage::Tokens;
 
@@ -497,8 +534,16 @@ mod tests {
         }
     }
 
+    fn caller() -> Caller {
+        Caller {
+            user: "alice".into(),
+            prefix: "sk-gw-x".into(),
+            key: "laptop".into(),
+        }
+    }
+
     fn receipt(row: &ExchangeRow) -> String {
-        Receipt::of(row, "alice".into(), "sk-gw-x".into(), "laptop".into()).text()
+        Receipt::of(row, caller()).text()
     }
 
     #[test]
@@ -525,18 +570,35 @@ mod tests {
     fn an_estimate_says_what_it_cannot_see() {
         let mut row = row();
         row.basis = Basis::Estimated;
-        row.uncollected = Usd::from_nanos(5);
         let text = receipt(&row);
         assert!(
             text.contains("cannot see hidden reasoning") && text.contains("completed, estimated"),
             "{text}"
         );
-        assert!(text.contains("not collected       $0.000000005"), "{text}");
+    }
+
+    #[test]
+    fn a_charge_is_what_the_user_paid() {
+        let mut row = row();
+        row.uncollected = Usd::from_nanos(305_920);
+        let text = receipt(&row);
+        for part in [
+            "$0.035  gpt-6.1-sol",
+            "  priced              (",
+            "= $0.03530592, rounded once",
+            "not collected       $0.00030592",
+            "charged $0.035, balance",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let document = serde_json::to_value(Receipt::of(&row, caller())).expect("JSON");
+        let amounts = ["priced", "charge", "uncollected"].map(|name| document[name].clone());
+        assert_eq!(amounts, ["0.03530592", "0.035", "0.00030592"]);
     }
 
     #[test]
     fn the_document_has_the_documented_names() {
-        let document = serde_json::to_value(Receipt::of(&row(), "a".into(), "k".into(), "n".into())).expect("JSON");
+        let document = serde_json::to_value(Receipt::of(&row(), caller())).expect("JSON");
         for name in [
             "state",
             "estimated",

@@ -558,6 +558,31 @@ impl Store {
             .exists(params![item_id, user, upstream])
         })
     }
+
+    /// Exchanges that match in the order they were written, each with its place in it: the last ones, or those behind a
+    /// place. The filter's limit holds; of more than that the last, or those right behind the place.
+    pub fn exchanges_written(
+        &self,
+        filter: &ExchangeFilter,
+        behind: Option<i64>,
+    ) -> Result<Vec<(i64, ExchangeRow)>, StoreError> {
+        let (conditions, mut values) = conditions(filter);
+        values.push(Value::Integer(behind.unwrap_or(0)));
+        let order = if behind.is_some() { "ASC" } else { "DESC" };
+        let sql = format!(
+            "SELECT u.rowid AS place, * FROM usage_logs u WHERE {conditions} AND u.rowid > ?{} ORDER BY u.rowid {order}
+             LIMIT {}",
+            values.len(),
+            filter.limit
+        );
+        let mut rows: Vec<(i64, ExchangeRow)> = self.read("reading new exchanges", |conn| {
+            conn.prepare_cached(&sql)?
+                .query_map(params_from_iter(&values), |row| Ok((row.get("place")?, exchange(row)?)))?
+                .collect()
+        })?;
+        rows.sort_by_key(|(place, _)| *place);
+        Ok(rows)
+    }
 }
 
 #[cfg(test)]
