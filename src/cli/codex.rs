@@ -438,7 +438,7 @@ async fn check_alive(url: &str) -> Result<(), Failure> {
 }
 
 fn no_gateway(url: &str, why: &str) -> Failure {
-    let fix = "gateway serve   (in another terminal; or name its address: gateway codex --url URL …)";
+    let fix = "gateway serve   (in another terminal; or name where it runs: --url URL)";
     failure(Exit::Upstream, format!("no gateway runs at {url}"), why, fix)
 }
 

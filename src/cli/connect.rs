@@ -5,14 +5,15 @@
 //! `model_catalog_url`, gives no warning, and needs no other program, whatever directory Codex is started from.
 
 use std::fs;
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::codex::{self, KEY_VARIABLE, failure};
 use super::failure::{Exit, Failure};
-use super::{Global, block_on, runtime};
+use super::prompt::{self, Consent};
+use super::{Global, block_on, output, runtime};
 
 /// The profile's name: `codex -p gateway`.
 const PROFILE: &str = "gateway";
@@ -44,18 +45,27 @@ pub struct CodexProfile {
     /// The gateway's address, such as `https://gw.example.com`
     #[arg(long, value_name = "URL", required_unless_present = "undo")]
     pub url: Option<String>,
-    /// Read the key from stdin and keep it in the profile; without this Codex reads it from CODEX_GATEWAY_API_KEY
+    /// Keep the key in the profile: asked for on a terminal, else read from stdin, which is consent to write it.
+    /// Without this Codex reads it from CODEX_GATEWAY_API_KEY
     #[arg(long, conflicts_with = "undo")]
     pub key_stdin: bool,
     /// Write nothing; print the profile
     #[arg(long, conflicts_with = "undo")]
     pub print: bool,
-    /// Do not ask before writing
+    /// Do not ask before writing; without a terminal and a key on stdin nothing is written unless this is given
     #[arg(long)]
     pub yes: bool,
     /// Bring back what was there before
     #[arg(long)]
     pub undo: bool,
+}
+
+impl CodexProfile {
+    /// Whoever hands the key in by a pipe has said what it is for; everybody else is asked.
+    fn agreed(&self, global: &Global) -> io::Result<bool> {
+        let piped = self.key_stdin && !io::stdin().is_terminal();
+        prompt::agreed("Write it?", Consent::from(self.yes || piped), global)
+    }
 }
 
 /// Sets up Codex, or undoes it. Data goes to stdout (`--print`), everything else to stderr.
@@ -64,10 +74,10 @@ pub struct CodexProfile {
 /// No home directory, an unusable key or address, a gateway that does not answer, a file that cannot be written.
 pub fn run(args: &ConnectArgs, global: &Global) -> anyhow::Result<()> {
     let App::Codex(args) = &args.app;
-    block_on(async { Ok(connect(args, global).await?) })
+    block_on(connect(args, global))
 }
 
-async fn connect(args: &CodexProfile, global: &Global) -> Result<(), Failure> {
+async fn connect(args: &CodexProfile, global: &Global) -> anyhow::Result<()> {
     let home = codex::codex_home().ok_or_else(no_home)?;
     let place = Place::in_home(&home);
     if args.undo {
@@ -76,30 +86,28 @@ async fn connect(args: &CodexProfile, global: &Global) -> Result<(), Failure> {
     }
     let url = codex::base(args.url.as_deref().unwrap_or_default());
     check_url(&url)?;
-    let key = if args.key_stdin {
-        Some(read_key(io::stdin().lock())?)
-    } else {
-        None
+    let key = match args.key_stdin {
+        true if io::stdin().is_terminal() => Some(check_key(&prompt::secret(&format!("Key for {url} (not shown)"))?)?),
+        true => Some(read_key(io::stdin().lock())?),
+        false => None,
     };
     let choices = Choices::ask(&url, key.as_deref(), global).await?;
     let profile = profile(&url, key.as_deref(), &choices);
     if args.print {
-        return io::stdout()
-            .write_all(profile.as_bytes())
-            .map_err(|error| failed("the profile was not printed", &error));
+        return output::print(&profile).map(drop);
     }
     global.say(&format!(
         "This goes into {} (config.toml stays as it is):\n",
         place.profile.display()
     ));
     global.say(&shown(&profile, key.as_deref()));
-    if !args.yes && !agreed(args.key_stdin) {
-        global.say("Nothing was written.");
+    if !args.agreed(global)? {
         return Ok(());
     }
     place.write(&profile)?;
     global.say(&format!(
-        "Use it:   codex -p {PROFILE}\nUndo:     gateway connect codex --undo"
+        "Use it:   codex -p {PROFILE}\nUndo:     {} connect codex --undo",
+        output::program()
     ));
     Ok(())
 }
@@ -254,30 +262,22 @@ fn shown(profile: &str, key: Option<&str>) -> String {
     profile.replace(key, &format!("{start}…"))
 }
 
-/// A person at the terminal is asked; a script has said what it wants.
-fn agreed(stdin_held_the_key: bool) -> bool {
-    if stdin_held_the_key || !io::stdin().is_terminal() {
-        return true;
-    }
-    let mut answer = String::new();
-    let asked = io::stderr()
-        .write_all(b"Continue? [Y/n] ")
-        .and_then(|()| io::stdin().lock().read_line(&mut answer));
-    asked.is_ok() && matches!(answer.trim(), "" | "y" | "Y" | "yes")
-}
-
 fn read_key(input: impl Read) -> Result<String, Failure> {
     let mut text = String::new();
     input
         .take(MAX_KEY)
         .read_to_string(&mut text)
         .map_err(|error| failed("no key was read", &error))?;
+    check_key(&text)
+}
+
+fn check_key(text: &str) -> Result<String, Failure> {
     let key = text.trim();
     let printable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
     let fix = "printf %s \"$KEY\" | gateway connect codex --url URL --key-stdin";
     printable
         .then(|| key.to_owned())
-        .ok_or_else(|| failure(Exit::Usage, "no key was read", "stdin held no key", fix))
+        .ok_or_else(|| failure(Exit::Usage, "no key was read", "what was given is no key", fix))
 }
 
 fn check_url(url: &str) -> Result<(), Failure> {

@@ -60,7 +60,7 @@ fn refuse_second() -> Result<(), Failure> {
     let failure = Failure::new(Exit::Exists, what).why("gateway codex finds one running demo, not two");
     Err(failure.fix(format!(
         "use that one: {} codex, or stop it: kill {}",
-        program(),
+        output::program(),
         other.pid
     )))
 }
@@ -137,7 +137,7 @@ impl Stage {
             calls,
             balance: user.balance.to_string(),
             held: user.held.to_string(),
-            next: format!("{} demo --serve", program()),
+            next: format!("{} demo --serve", output::program()),
         })
     }
 
@@ -168,8 +168,8 @@ impl Stage {
     }
 
     fn invitation(&self) -> Invitation {
-        let (program, url) = (program(), self.server.base_url());
-        let database = quoted(&self.database().display().to_string());
+        let (program, url) = (output::program(), self.server.base_url());
+        let database = output::shell_word(&self.database().display().to_string());
         let curl = |path: &str, body: &Value| {
             format!(
                 "curl{} {url}{path} -H 'Authorization: Bearer {}' -H 'Content-Type: application/json' -d '{body}'",
@@ -424,21 +424,6 @@ impl Note {
     }
 }
 
-/// The program as it was started, fit to be pasted.
-fn program() -> String {
-    let started = std::env::args_os().next();
-    quoted(&started.map_or_else(|| "gateway".into(), |path| path.to_string_lossy().into_owned()))
-}
-
-/// A text as one word of a shell.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
 /// What curl needs to reach this machine when the environment names a proxy.
 fn past_proxies() -> &'static str {
     let set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -449,12 +434,6 @@ fn past_proxies() -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_path_is_one_word_of_a_shell() {
-        assert_eq!(quoted("./target/release/gateway"), "./target/release/gateway");
-        assert_eq!(quoted("/my files/it's"), r"'/my files/it'\''s'");
-    }
 
     #[test]
     fn an_answer_is_read_from_either_form() {

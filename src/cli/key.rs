@@ -165,7 +165,10 @@ fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Resul
         "for Codex, where {} works (it asks for the key):",
         key.user_name
     ));
-    global.say(&format!("  gateway connect codex --url {url} --key-stdin"));
+    global.say(&format!(
+        "  {} connect codex --url {url} --key-stdin",
+        output::program()
+    ));
     global.say("for other OpenAI clients:");
     global.say(&format!("  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=THE_KEY"));
     Ok(())

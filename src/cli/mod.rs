@@ -9,6 +9,7 @@ pub mod key;
 pub mod ledger;
 pub mod output;
 pub mod price;
+pub mod prompt;
 pub mod request;
 pub mod runtime;
 mod serve;

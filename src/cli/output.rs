@@ -127,6 +127,21 @@ pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
+/// The program as it was started, fit to be pasted: it need not be on the path.
+pub fn program() -> String {
+    let started = std::env::args_os().next();
+    shell_word(&started.map_or_else(|| "gateway".into(), |path| path.to_string_lossy().into_owned()))
+}
+
+/// A text as one word of a shell.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// `user show`.
 #[derive(Debug, Serialize)]
 pub struct UserView {
@@ -258,6 +273,12 @@ mod tests {
             vec![vec!["alice".into(), "$5.00".into()], vec!["bo".into(), "$12.50".into()]],
         );
         assert_eq!(text, "user   balance\nalice    $5.00\nbo      $12.50");
+    }
+
+    #[test]
+    fn a_path_is_one_word_of_a_shell() {
+        assert_eq!(shell_word("./target/release/gateway"), "./target/release/gateway");
+        assert_eq!(shell_word("/my files/it's"), r"'/my files/it'\''s'");
     }
 
     #[test]

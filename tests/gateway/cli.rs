@@ -330,12 +330,9 @@ fn a_key_alone_stands_on_stdout_and_what_to_do_with_it_on_stderr() {
     let ran = home.run("key issue alice");
     let key = ran.out.strip_suffix('\n').expect("one line");
     assert!(key.starts_with("sk-gw-") && !key.contains(char::is_whitespace), "{key}");
-    assert!(
-        ran.err
-            .contains("gateway connect codex --url http://127.0.0.1:8080 --key-stdin"),
-        "{}",
-        ran.err
-    );
+    let program = env!("CARGO_BIN_EXE_gateway");
+    let paste = format!("  {program} connect codex --url http://127.0.0.1:8080 --key-stdin\n");
+    assert!(ran.err.contains(&paste), "as it was started: {}", ran.err);
     let quiet = home.run("key issue alice --quiet");
     assert_eq!(quiet.err, "");
     let names = home.json("key list alice");
@@ -754,7 +751,12 @@ async fn a_server_whose_messages_nobody_reads_serves_settles_and_stops() {
     };
     assert_eq!(ask("sk-gw-wrong".into(), MODEL).await, 401);
     assert_eq!(ask(key.clone(), "no-such-model").await, 404);
+    let connected = key.clone();
     assert_eq!(ask(key, MODEL).await, 200);
+    let connect = home.run_with(&format!("connect codex --url {url} --key-stdin"), &[], &connected);
+    assert_eq!(connect.code, 0, "{}", connect.err);
+    let profile = fs::read_to_string(home.path().join(".codex/gateway.config.toml")).expect("a profile");
+    assert!(profile.contains(&connected) && !connect.err.contains(&connected));
     assert_eq!(stopped(child).await, Some(0));
     let books = Books::checked(&home.database());
     assert_eq!(books.only().state, State::Completed);
@@ -770,6 +772,32 @@ async fn a_server_starts_although_nobody_reads_its_address() {
     let introduced = said.any(|line| line.expect("text").starts_with("database  "));
     assert!(introduced, "it says where its books are");
     assert_eq!(stopped(child).await, Some(0));
+}
+
+#[test]
+fn a_client_is_set_up_with_consent_only_and_a_piped_key_is_consent() {
+    let home = Home::new();
+    let profile = home.path().join(".codex/gateway.config.toml");
+    let connect = "connect codex --url http://127.0.0.1:9";
+    let asked = home.run(connect);
+    assert_eq!(asked.code, 0, "{}", asked.err);
+    assert!(asked.err.contains("nothing was written; add --yes"), "{}", asked.err);
+    assert!(!profile.exists());
+    home.ok(&format!("{connect} --yes"));
+    assert!(profile.exists());
+    let ran = home.run_with(&format!("{connect} --key-stdin"), &[], "sk-gw-x\n");
+    assert_eq!(ran.code, 7, "{}", ran.err);
+    assert!(
+        ran.err.contains("gateway serve") && ran.err.contains("--url URL"),
+        "{}",
+        ran.err
+    );
+    let mut child = piped(&home, &format!("{connect} --print"));
+    drop(child.stdout.take());
+    assert!(
+        child.wait().expect("it ends").success(),
+        "who closed the pipe has seen enough"
+    );
 }
 
 /// One settled exchange of alice's and, when asked, one hold that stays open.

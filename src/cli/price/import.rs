@@ -1,7 +1,7 @@
 //! `gateway price import`: our own export or LiteLLM's price map, shown first, written with consent.
 
 use std::cmp::Reverse;
-use std::io::{IsTerminal, Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -12,6 +12,7 @@ use super::{litellm, show_changes};
 use crate::admin::{self, PriceSpec, Same};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::output;
+use crate::cli::prompt::{self, Consent};
 use crate::cli::values::When;
 use crate::cli::{Global, actor};
 use crate::pricing::{ListName, Price};
@@ -20,19 +21,6 @@ use crate::time::now;
 
 /// The largest file that is imported, in bytes.
 const MAX_IMPORT: u64 = 64 << 20;
-
-/// Whether to ask before writing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Consent {
-    Given,
-    Ask,
-}
-
-impl From<bool> for Consent {
-    fn from(yes: bool) -> Consent {
-        if yes { Consent::Given } else { Consent::Ask }
-    }
-}
 
 #[derive(Deserialize)]
 struct ImportDoc<'a> {
@@ -82,7 +70,7 @@ pub(super) fn run(
         global.say("nothing differs from the prices in force");
         return Ok(());
     }
-    if !agreed(changes.len(), consent, global)? {
+    if !prompt::agreed(&format!("write {} prices?", changes.len()), consent, global)? {
         return Ok(());
     }
     admin::set_prices(&store, &changes, &actor(), at).map_err(Failure::from)?;
@@ -103,7 +91,10 @@ fn read_import(file: &Path) -> anyhow::Result<String> {
         }
         Ok(_) => Ok(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            Err(failure(Exit::NotFound, error.to_string()).into())
+            let failure = failure(Exit::NotFound, error.to_string());
+            Err(failure
+                .fix("name what `gateway price export` wrote, or LiteLLM's price map; - reads stdin")
+                .into())
         }
         Err(error) => Err(failure(Exit::Failed, error.to_string()).into()),
     }
@@ -173,24 +164,4 @@ fn keeping_what_the_map_does_not_know(store: &Store, specs: Vec<PriceSpec>) -> R
         .map(keep)
         .collect::<Result<_, crate::store::StoreError>>()
         .map_err(Failure::from)
-}
-
-/// Asks on a terminal; elsewhere nothing is written without `--yes`.
-fn agreed(prices: usize, consent: Consent, global: &Global) -> anyhow::Result<bool> {
-    if consent == Consent::Given {
-        return Ok(true);
-    }
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        global.say(&format!("nothing was written; add --yes to write {prices} prices"));
-        return Ok(false);
-    }
-    eprint!("write {prices} prices? [y/N] ");
-    std::io::stderr().flush()?;
-    let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer)?;
-    let yes = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
-    if !yes {
-        global.say("nothing was written");
-    }
-    Ok(yes)
 }

@@ -1,0 +1,128 @@
+//! What is asked of a person at the terminal: consent, and a secret.
+
+use std::io::{self, BufRead, IsTerminal, Read};
+
+use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
+
+use super::failure::{Exit, Failure};
+use super::{Global, output};
+
+/// Whether a person can be asked: both what is typed and what is shown go through a terminal.
+pub fn is_possible() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// What was said before anybody is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consent {
+    /// `--yes`.
+    Given,
+    /// Nothing.
+    Ask,
+}
+
+impl From<bool> for Consent {
+    fn from(yes: bool) -> Consent {
+        if yes { Consent::Given } else { Consent::Ask }
+    }
+}
+
+/// Asks on a terminal; elsewhere it is no without `--yes`. No is said as such.
+///
+/// # Errors
+/// The answer cannot be read.
+pub fn agreed(question: &str, consent: Consent, global: &Global) -> io::Result<bool> {
+    if consent == Consent::Given {
+        return Ok(true);
+    }
+    if !is_possible() {
+        global.say("nothing was written; add --yes to write without being asked");
+        return Ok(false);
+    }
+    output::tell(&format!("{question} [y/N] "));
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer)?;
+    let yes = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
+    if !yes {
+        global.say("nothing was written");
+    }
+    Ok(yes)
+}
+
+/// Asks for a line on the terminal and does not show it.
+///
+/// # Errors
+/// Ctrl-C, or a terminal that cannot be read.
+pub fn secret(question: &str) -> Result<String, Failure> {
+    let failed = |why: String| Failure::new(Exit::Failed, "nothing was read from the terminal").why(why);
+    output::tell(&format!("{question}: "));
+    let silence = Silence::begin().map_err(|error| failed(error.to_string()))?;
+    let typed = typed_line(io::stdin().lock());
+    drop(silence);
+    output::tell("\n");
+    typed
+        .map_err(|error| failed(error.to_string()))?
+        .ok_or_else(|| failed("it was interrupted".into()))
+}
+
+/// The longest line that is read, in bytes.
+const MAX_LINE: usize = 4096;
+
+const INTERRUPT: u8 = 3;
+const END: u8 = 4;
+const BACKSPACE: [u8; 2] = [8, 127];
+
+/// A line as it is typed, key by key; `None` after Ctrl-C.
+fn typed_line(keys: impl Read) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    for key in keys.bytes().take(MAX_LINE) {
+        match key? {
+            INTERRUPT => return Ok(None),
+            END | b'\r' | b'\n' => break,
+            key if BACKSPACE.contains(&key) => drop(line.pop()),
+            key => line.push(key),
+        }
+    }
+    String::from_utf8(line).map(Some).map_err(io::Error::other)
+}
+
+/// A terminal that shows nothing and hands over each key, Ctrl-C too, until this is dropped: a signal in between would
+/// leave it silent.
+struct Silence {
+    before: Termios,
+}
+
+impl Silence {
+    fn begin() -> io::Result<Silence> {
+        let before = termios::tcgetattr(io::stdin())?;
+        let mut silent = before.clone();
+        silent
+            .local_modes
+            .remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
+        silent.special_codes[SpecialCodeIndex::VMIN] = 1;
+        silent.special_codes[SpecialCodeIndex::VTIME] = 0;
+        termios::tcsetattr(io::stdin(), OptionalActions::Flush, &silent)?;
+        Ok(Silence { before })
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no echo.
+        termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before).unwrap_or(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_key_by_key() {
+        let typed = |keys: &str| typed_line(keys.as_bytes()).expect("text");
+        assert_eq!(typed("sk-gw-a\nrest").as_deref(), Some("sk-gw-a"));
+        assert_eq!(typed("sk-gw-ab\u{7f}\r").as_deref(), Some("sk-gw-a"));
+        assert_eq!(typed("\u{8}\u{7f}x").as_deref(), Some("x"));
+        assert_eq!(typed("sk-gw\u{3}"), None);
+    }
+}
