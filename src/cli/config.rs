@@ -38,6 +38,8 @@ pub fn run(command: ConfigCommand, global: &Global) -> anyhow::Result<()> {
 struct Checked {
     valid: bool,
     file: Option<PathBuf>,
+    /// Why it is not.
+    error: Option<String>,
     upstreams: Vec<UpstreamView>,
 }
 
@@ -65,7 +67,21 @@ impl UpstreamView {
 
 fn check(global: &Global) -> anyhow::Result<()> {
     let file = global.settings_path();
-    let config = global.settings(Vec::new())?.complete().map_err(Failure::from)?;
+    let complete = |loaded: Loaded| Ok(loaded.complete().map_err(Failure::from)?);
+    let config = match global.settings(Vec::new()).and_then(complete) {
+        Ok(config) => config,
+        Err(error) => {
+            if global.json {
+                output::json(&Checked {
+                    valid: false,
+                    file,
+                    error: Some(error.to_string()),
+                    upstreams: Vec::new(),
+                })?;
+            }
+            return Err(error);
+        }
+    };
     if config.upstreams.is_empty() {
         global.say("no upstream: `gateway serve` needs an [[upstream]], or OPENAI_API_KEY in its environment");
     }
@@ -73,6 +89,7 @@ fn check(global: &Global) -> anyhow::Result<()> {
         return output::json(&Checked {
             valid: true,
             file,
+            error: None,
             upstreams: config.upstreams.iter().map(UpstreamView::new).collect(),
         });
     }
@@ -116,14 +133,22 @@ fn show(global: &Global) -> anyhow::Result<()> {
 struct Paths {
     config: Option<PathBuf>,
     looked_for: Vec<PathBuf>,
-    database: PathBuf,
+    /// Not known when the settings are not valid.
+    database: Option<PathBuf>,
 }
 
 fn path(global: &Global) -> anyhow::Result<()> {
+    let database = match global.settings(Vec::new()) {
+        Ok(loaded) => Some(loaded.config.database),
+        Err(error) => {
+            global.say(&format!("warning: {error}"));
+            None
+        }
+    };
     let paths = Paths {
         config: global.settings_path(),
         looked_for: settings_places(&environment()),
-        database: global.settings(Vec::new())?.config.database,
+        database,
     };
     if global.json {
         return output::json(&paths);
@@ -135,6 +160,12 @@ fn path(global: &Global) -> anyhow::Result<()> {
             "config",
             paths.config.map_or_else(none, |path| path.display().to_string()),
         ),
-        ("database", paths.database.display().to_string()),
+        (
+            "database",
+            paths.database.map_or_else(
+                || "not known: the settings are not valid".to_owned(),
+                |path| path.display().to_string(),
+            ),
+        ),
     ])
 }

@@ -218,7 +218,9 @@ impl Global {
             flags,
             read: &|path| read_text(path).map_err(|error| format!("{} cannot be read: {error}", path.display())),
         });
-        loaded.map_err(|error| Failure::from(error).into())
+        let mut loaded = loaded.map_err(Failure::from)?;
+        make_absolute(&mut loaded)?;
+        Ok(loaded)
     }
 
     /// The settings file: the named one, or the first there is.
@@ -251,6 +253,18 @@ impl Global {
         let path = self.settings(Vec::new())?.config.database;
         open(&path, create)
     }
+}
+
+/// Shows the database's path as a whole: a relative one, of a flag or a variable, is another one in each folder.
+fn make_absolute(loaded: &mut Loaded) -> anyhow::Result<()> {
+    let database = std::path::absolute(&loaded.config.database).context("there is no current folder")?;
+    let shown = loaded
+        .settings
+        .iter_mut()
+        .filter(|setting| setting.key == "database.path");
+    shown.for_each(|setting| setting.value = Some(database.display().to_string()));
+    loaded.config.database = database;
+    Ok(())
 }
 
 /// Opens a database, with failures in the words of the command line.

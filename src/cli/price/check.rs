@@ -28,10 +28,11 @@ pub(super) fn run(global: &Global) -> anyhow::Result<()> {
     for upstream in &config.upstreams {
         unpriced.extend(unpriced_of(&store, upstream)?);
     }
-    if config.upstreams.is_empty() {
-        global.say("no upstream is configured, so there is nothing to check");
-    }
-    report(&unpriced, global)?;
+    let fine = match config.upstreams.len() {
+        0 => "no upstream is configured, so there is nothing to check\n",
+        _ => "every configured model has a price\n",
+    };
+    report(&unpriced, fine, global)?;
     if unpriced.is_empty() {
         return Ok(());
     }
@@ -40,14 +41,14 @@ pub(super) fn run(global: &Global) -> anyhow::Result<()> {
     Err(failure.fix(unpriced[0].fix.clone()).into())
 }
 
-fn report(unpriced: &[Unpriced], global: &Global) -> anyhow::Result<()> {
+fn report(unpriced: &[Unpriced], fine: &str, global: &Global) -> anyhow::Result<()> {
     if global.json {
         return output::json(&Items {
             items: unpriced.iter().collect(),
         });
     }
     if unpriced.is_empty() {
-        return output::print("every configured model has a price\n").map(drop);
+        return output::print(fine).map(drop);
     }
     let columns = ["upstream", "list", "model without a price", "alias", "nearest"].map(Column::Left);
     let none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
