@@ -113,9 +113,15 @@ impl From<AdminError> for Failure {
             AdminError::Exists { what, name } => failure(Exit::Exists).fix(existing(what, &name)),
             AdminError::NotAllowed { fix, .. } => failure(Exit::NotAllowed).fix(fix),
             AdminError::Invalid { fix, .. } => failure(Exit::Usage).fix(fix),
-            AdminError::Storage(_) | AdminError::Unknown(_) => Failure {
+            AdminError::Storage(_) => Failure {
                 why,
-                ..failure(Exit::Failed)
+                ..failure(Exit::Failed).fix("see to the disk and the file (gateway config path), and do it again")
+            },
+            AdminError::Unknown(_) => Failure {
+                why,
+                ..failure(Exit::Failed).fix(
+                    "look: gateway ledger list USER, key list, price list; a credit with a --reference can be repeated",
+                )
             },
         }
     }
@@ -163,10 +169,12 @@ impl From<OpenError> for Failure {
             OpenError::InUse(_) => {
                 Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database")
             }
-            OpenError::Store(error) => Failure {
-                why: causes(&error),
-                ..Failure::new(Exit::Failed, what)
-            },
+            OpenError::Store(error) => {
+                let causes = causes(&error).map_or(String::new(), |causes| format!(": {causes}"));
+                Failure::new(Exit::Failed, "the database could not be used")
+                    .why(format!("{what}{causes}"))
+                    .fix("name a gateway's database, or a new file in a folder you may write to: --database FILE")
+            }
         }
     }
 }
@@ -207,7 +215,9 @@ mod tests {
         let failure = Failure::from(error);
         assert_eq!(failure.exit, Exit::Failed);
         assert!(
-            failure.to_string().ends_with("\n  why   reading users: disk I/O error"),
+            failure
+                .to_string()
+                .contains("\n  why   reading users: disk I/O error\n  fix   "),
             "{failure}"
         );
     }

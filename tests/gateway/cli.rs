@@ -614,6 +614,91 @@ fn price_check_names_configured_models_without_a_price() {
 }
 
 #[test]
+fn without_an_upstream_there_is_no_price_to_check() {
+    let home = Home::with_alice();
+    assert_eq!(
+        home.ok("price check"),
+        "no upstream is configured, so there is nothing to check\n"
+    );
+    assert_eq!(home.json("price check")["items"], json!([]));
+}
+
+#[test]
+fn settings_that_are_not_valid_are_a_document_too_and_their_place_is_still_shown() {
+    let home = Home::new();
+    home.settings("[billing]\nmark_up = 1.04\n");
+    let ran = home.run("config check --json");
+    let checked: Value = serde_json::from_str(&ran.out).expect("one document");
+    assert_eq!((ran.code, &checked["valid"]), (3, &json!(false)));
+    let error = checked["error"].as_str().expect("an error");
+    assert!(
+        error.contains("gateway.toml:2:1") && error.contains("did you mean `markup`?"),
+        "{error}"
+    );
+    assert!(home.ok("config path").contains("gateway.toml"));
+    let paths = home.json("config path");
+    assert_eq!(
+        (&paths["config"], &paths["database"]),
+        (&json!("gateway.toml"), &Value::Null)
+    );
+    home.settings("");
+    assert_eq!(home.json("config check")["error"], Value::Null);
+}
+
+#[test]
+fn a_relative_path_of_the_database_is_shown_as_a_whole() {
+    let home = Home::new();
+    let here = fs::canonicalize(home.path()).expect("a folder");
+    let whole = |name: &str| json!(here.join(name));
+    let of = |line: &str, env: &[(&str, &str)]| {
+        let ran = home.run_with(line, env, "");
+        serde_json::from_str::<Value>(&ran.out).expect("JSON")
+    };
+    let variable: &[(&str, &str)] = &[("GATEWAY_DATABASE__PATH", "a.db")];
+    assert_eq!(of("config path --json", variable)["database"], whole("a.db"));
+    assert_eq!(
+        of("config path --json --database b.db", variable)["database"],
+        whole("b.db")
+    );
+    let shown = of("config show --json", variable);
+    let mut items = shown["items"].as_array().expect("a list").iter();
+    assert_eq!(
+        items.find(|item| item["key"] == "database.path").expect("there")["value"],
+        whole("a.db")
+    );
+    fs::create_dir(home.path().join("sub")).expect("a folder");
+    fs::write(home.path().join("sub/own.toml"), "[database]\npath = \"c.db\"\n").expect("written");
+    assert_eq!(
+        of("config path --json --config sub/own.toml", &[])["database"],
+        whole("sub/c.db")
+    );
+}
+
+#[test]
+fn what_cannot_be_done_says_what_can() {
+    let home = Home::with_alice();
+    fs::write(
+        home.path().join("text"),
+        "not a database, and longer than a header of one".repeat(9),
+    )
+    .expect("written");
+    fs::create_dir(home.path().join("folder")).expect("a folder");
+    for (line, code, fix) in [
+        ("user list --database folder", 1, "--database FILE"),
+        ("user list --database text", 1, "--database FILE"),
+        ("user add bob --database /proc/x/y.db", 1, "a folder you may write to"),
+        ("price import nowhere.json", 5, "price export"),
+    ] {
+        let error = home.fails(line, code);
+        assert!(error.contains("\n  fix   ") && error.contains(fix), "{line}: {error}");
+    }
+    let far = home.run("user add bob --budget 5/day");
+    assert!(far.code == 2 && !far.err.contains("--quiet"), "{}", far.err);
+    let near = home.run("user add bob --balence 5");
+    assert!(near.code == 2 && near.err.contains("'--balance'"), "{}", near.err);
+}
+
+#[test]
 fn a_setting_that_is_not_valid_is_told_with_position_and_nearest_name() {
     let home = Home::with_alice();
     home.settings("# mine\n[billing]\nmark_up = 1.04\n");
