@@ -9,7 +9,7 @@ use rust_decimal::Decimal;
 use serde::Serialize;
 
 use super::Global;
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::output::{self, Column, Items, Pipe};
 use super::usage::FilterArgs;
 use crate::admin;
@@ -76,17 +76,30 @@ pub fn run(command: RequestCommand, global: &Global) -> anyhow::Result<()> {
 /// Which exchanges, with users and keys looked up.
 ///
 /// # Errors
-/// There is no such user or key.
+/// There is no such user or key, or the end is before the beginning.
 pub fn filter(store: &Store, which: &FilterArgs, limit: u32) -> anyhow::Result<ExchangeFilter> {
     let at = now();
+    let (since, until) = (
+        which.since.map(|when| when.ago(at)),
+        which.until.map(|when| when.ago(at)),
+    );
+    if let (Some(since), Some(until)) = (since, until)
+        && since > until
+    {
+        let (since, until) = (output::time(since), output::time(until));
+        let what = format!("nothing starts at {since} or later and before {until}");
+        return Err(Failure::new(Exit::Usage, what)
+            .fix("give --since the earlier time and --until the later one")
+            .into());
+    }
     let user = which.user.as_deref().map(|who| admin::user(store, who)).transpose();
     let key = which.key.as_deref().map(|key| admin::key(store, key)).transpose();
     Ok(ExchangeFilter {
         user: user.map_err(Failure::from)?.map(|user| user.id),
         key: key.map_err(Failure::from)?.map(|key| key.id),
         model: which.model.clone(),
-        since: which.since.map(|when| when.ago(at)),
-        until: which.until.map(|when| when.ago(at)),
+        since,
+        until,
         before: None,
         after: None,
         limit,

@@ -1,10 +1,12 @@
 //! `gateway usage`
 
 use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use serde_json::{Map, Value, json};
 
 use super::failure::Failure;
 use super::output::{self, Column};
+use super::request::Callers;
 use super::values::When;
 use super::{Global, request};
 use crate::money::Usd;
@@ -18,8 +20,8 @@ pub struct UsageArgs {
     #[command(flatten)]
     filter: FilterArgs,
     /// What to sum by
-    #[arg(long, value_enum, default_value_t = By::Day)]
-    by: By,
+    #[arg(long, value_enum, default_value = "day")]
+    by: GroupBy,
     /// Print comma-separated values, without the total
     #[arg(long, conflicts_with = "json")]
     csv: bool,
@@ -45,35 +47,57 @@ pub struct FilterArgs {
     pub until: Option<When>,
 }
 
-/// What to sum by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum By {
-    Day,
-    User,
-    Key,
-    Model,
-    Upstream,
-}
-
-impl By {
-    fn group(self) -> GroupBy {
-        match self {
-            By::Day => GroupBy::Day,
-            By::User => GroupBy::User,
-            By::Key => GroupBy::Key,
-            By::Model => GroupBy::Model,
-            By::Upstream => GroupBy::Upstream,
-        }
+impl ValueEnum for GroupBy {
+    fn value_variants<'a>() -> &'a [GroupBy] {
+        &[
+            GroupBy::Day,
+            GroupBy::User,
+            GroupBy::Key,
+            GroupBy::Model,
+            GroupBy::Upstream,
+        ]
     }
 
-    fn name(self) -> &'static str {
-        match self {
-            By::Day => "day",
-            By::User => "user",
-            By::Key => "key",
-            By::Model => "model",
-            By::Upstream => "upstream",
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        labels(*self).first().map(PossibleValue::new)
+    }
+}
+
+/// What a group is called; a key is told by its id, and named as people know it.
+fn labels(by: GroupBy) -> &'static [&'static str] {
+    match by {
+        GroupBy::Day => &["day"],
+        GroupBy::User => &["user"],
+        GroupBy::Key => &["key", "user", "key_name"],
+        GroupBy::Model => &["model"],
+        GroupBy::Upstream => &["upstream"],
+    }
+}
+
+/// One row of a report.
+struct Group {
+    /// One text for each of [`labels`].
+    texts: Vec<String>,
+    /// The texts for people.
+    shown: String,
+    sum: UsageSum,
+}
+
+impl Group {
+    fn new(sum: UsageSum, by: GroupBy, callers: &mut Callers<'_>) -> anyhow::Result<Group> {
+        if by != GroupBy::Key {
+            return Ok(Group {
+                texts: vec![sum.group.clone()],
+                shown: output::plain(&sum.group),
+                sum,
+            });
         }
+        let caller = callers.of(&sum.group)?;
+        Ok(Group {
+            shown: caller.text(),
+            texts: vec![sum.group.clone(), caller.user, caller.key],
+            sum,
+        })
     }
 }
 
@@ -83,17 +107,26 @@ impl By {
 /// The failure, with its exit code.
 pub fn run(args: UsageArgs, global: &Global) -> anyhow::Result<()> {
     let store = global.store(Create::Never)?;
-    let filter = request::filter(&store, &args.filter, u32::MAX)?;
-    let (sums, total) = store.usage(&filter, args.by.group()).map_err(Failure::from)?;
+    let (filter, by) = (request::filter(&store, &args.filter, u32::MAX)?, args.by);
+    let (sums, total) = store.usage(&filter, by).map_err(Failure::from)?;
+    let mut callers = Callers::new(&store);
+    let groups = sums.into_iter().map(|sum| Group::new(sum, by, &mut callers));
+    let groups = groups.collect::<anyhow::Result<Vec<_>>>()?;
     if global.json {
-        let items: Vec<Value> = sums.iter().map(|sum| Value::Object(view(sum, Some(args.by)))).collect();
-        return output::json(&json!({ "items": items, "total": view(&total, None) }));
+        let item = |group: &Group| {
+            let texts = group.texts.iter().map(|text| Value::from(text.as_str()));
+            let mut item: Map<_, _> = labels(by).iter().map(ToString::to_string).zip(texts).collect();
+            item.extend(view(&group.sum));
+            Value::Object(item)
+        };
+        let items: Vec<Value> = groups.iter().map(item).collect();
+        return output::json(&json!({ "items": items, "total": view(&total) }));
     }
     if args.csv {
-        return output::print(&csv(&sums, args.by)).map(drop);
+        return output::print(&csv(&groups, by)).map(drop);
     }
     let columns = [
-        Column::Left(args.by.name()),
+        Column::Left(labels(by)[0]),
         Column::Right("requests"),
         Column::Right("input"),
         Column::Right("cached"),
@@ -103,11 +136,8 @@ pub fn run(args: UsageArgs, global: &Global) -> anyhow::Result<()> {
         Column::Right("margin"),
         Column::Right("uncollected"),
     ];
-    let total = UsageSum {
-        group: "total".into(),
-        ..total
-    };
-    output::table(&columns, sums.iter().chain(std::iter::once(&total)).map(row).collect())
+    let rows = groups.iter().map(|group| row(&group.shown, &group.sum));
+    output::table(&columns, rows.chain(std::iter::once(row("total", &total))).collect())
 }
 
 /// What is left of the charge; below zero when not all was collected or the markup is below one.
@@ -115,67 +145,53 @@ fn margin(sum: &UsageSum) -> Usd {
     sum.charge.saturating_sub(sum.cost)
 }
 
-fn row(sum: &UsageSum) -> Vec<String> {
-    vec![
-        output::plain(&sum.group),
-        output::count(sum.exchanges),
-        output::count(sum.input_tokens),
-        output::count(sum.cached_tokens),
-        output::count(sum.output_tokens),
-        format!("{:#}", sum.cost),
-        format!("{:#}", sum.charge),
-        format!("{:#}", margin(sum)),
-        format!("{:#}", sum.uncollected),
-    ]
+fn row(name: &str, sum: &UsageSum) -> Vec<String> {
+    let counts = counts(sum).map(|(_, count)| output::count(count));
+    let money = money(sum).map(|(_, usd)| format!("{usd:#}"));
+    std::iter::once(name.to_owned()).chain(counts).chain(money).collect()
 }
 
-fn view(sum: &UsageSum, by: Option<By>) -> Map<String, Value> {
-    let mut map = Map::new();
-    if let Some(by) = by {
-        map.insert(by.name().to_owned(), sum.group.clone().into());
-    }
-    let counts = [
+fn counts(sum: &UsageSum) -> [(&'static str, u64); 4] {
+    [
         ("exchanges", sum.exchanges),
         ("input_tokens", sum.input_tokens),
         ("cached_tokens", sum.cached_tokens),
         ("output_tokens", sum.output_tokens),
-    ];
-    let money = [
+    ]
+}
+
+fn money(sum: &UsageSum) -> [(&'static str, Usd); 4] {
+    [
         ("cost", sum.cost),
         ("charge", sum.charge),
         ("margin", margin(sum)),
         ("uncollected", sum.uncollected),
-    ];
-    map.extend(counts.map(|(name, count)| (name.to_owned(), count.into())));
-    map.extend(money.map(|(name, usd)| (name.to_owned(), usd.to_string().into())));
-    map
+    ]
 }
 
-fn csv(sums: &[UsageSum], by: By) -> String {
-    let mut out = format!(
-        "{},exchanges,input_tokens,cached_tokens,output_tokens,cost,charge,margin,uncollected\n",
-        by.name()
-    );
-    for sum in sums {
-        let cells = [
-            quoted(&sum.group),
-            sum.exchanges.to_string(),
-            sum.input_tokens.to_string(),
-            sum.cached_tokens.to_string(),
-            sum.output_tokens.to_string(),
-            sum.cost.to_string(),
-            sum.charge.to_string(),
-            margin(sum).to_string(),
-            sum.uncollected.to_string(),
-        ];
-        out.push_str(&cells.join(","));
-        out.push('\n');
+fn view(sum: &UsageSum) -> Map<String, Value> {
+    let counts = counts(sum).map(|(name, count)| (name.to_owned(), count.into()));
+    let money = money(sum).map(|(name, usd)| (name.to_owned(), usd.to_string().into()));
+    counts.into_iter().chain(money).collect()
+}
+
+fn csv(groups: &[Group], by: GroupBy) -> String {
+    let empty = UsageSum::default();
+    let names = labels(by).iter().copied();
+    let names = names.chain(counts(&empty).map(|(name, _)| name));
+    let names: Vec<&str> = names.chain(money(&empty).map(|(name, _)| name)).collect();
+    let mut out = names.join(",") + "\n";
+    for Group { texts, sum, .. } in groups {
+        let cells = texts.iter().map(|text| csv_cell(text));
+        let cells = cells.chain(counts(sum).map(|(_, count)| count.to_string()));
+        let cells: Vec<String> = cells.chain(money(sum).map(|(_, usd)| usd.to_string())).collect();
+        out.push_str(&(cells.join(",") + "\n"));
     }
     out
 }
 
 /// A cell as RFC 4180 wants it. A text that a spreadsheet would run as a formula gets a quote in front.
-fn quoted(text: &str) -> String {
+fn csv_cell(text: &str) -> String {
     let text = match text.chars().next() {
         Some('=' | '+' | '-' | '@') => format!("'{text}"),
         _ => text.to_owned(),
@@ -205,18 +221,27 @@ mod tests {
 
     #[test]
     fn a_report_is_exact_in_every_form() {
-        let text = csv(&[sum("gpt-4o")], By::Model);
+        let group = |texts: &[&str], sum| Group {
+            texts: texts.iter().map(ToString::to_string).collect(),
+            shown: String::new(),
+            sum,
+        };
+        let text = csv(&[group(&["gpt-4o"], sum("gpt-4o"))], GroupBy::Model);
         let line = text.lines().nth(1);
         assert_eq!(line, Some("gpt-4o,2,1000,10,5,0.001,0.0012,0.0002,0"));
-        let json = Value::Object(view(&sum("gpt-4o"), Some(By::Model)));
-        assert_eq!((&json["model"], &json["margin"]), (&json!("gpt-4o"), &json!("0.0002")));
-        assert!(!view(&sum(""), None).contains_key("model"));
+        let text = csv(&[group(&["id", "alice", "a, b"], sum("id"))], GroupBy::Key);
+        assert_eq!(
+            text,
+            "key,user,key_name,exchanges,input_tokens,cached_tokens,output_tokens,cost,charge,margin,uncollected\n\
+             id,alice,\"a, b\",2,1000,10,5,0.001,0.0012,0.0002,0\n"
+        );
+        assert_eq!(view(&sum("gpt-4o"))["margin"], json!("0.0002"));
     }
 
     #[test]
     fn a_cell_is_neither_split_nor_run() {
-        assert_eq!(quoted("a,b"), "\"a,b\"");
-        assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
-        assert_eq!(quoted("=1+1"), "'=1+1");
+        assert_eq!(csv_cell("a,b"), "\"a,b\"");
+        assert_eq!(csv_cell("a\"b"), "\"a\"\"b\"");
+        assert_eq!(csv_cell("=1+1"), "'=1+1");
     }
 }

@@ -223,6 +223,9 @@ fn what_cannot_be_meant_is_wrong_usage() {
         "price set m --input -1 --output 1",
         "usage --by colour",
         "usage --csv --json",
+        "usage --since 2026-02-01 --until 2026-01-01",
+        "usage --since 1d --until 2d",
+        "request list --since 2026-02-01 --until 2026-01-01",
     ] {
         let ran = home.run(line);
         assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{line}: {}", ran.err);
@@ -1052,6 +1055,20 @@ async fn usage_adds_up_to_the_ledger_in_every_form() {
             (&json!("0.005"), &json!("0.001"), &json!(2))
         );
     }
+    let by_key = home.json("usage --by key")["items"][0].clone();
+    assert_eq!(
+        (&by_key["user"], &by_key["key_name"]),
+        (&json!("alice"), &json!("key 1"))
+    );
+    let key = home.json("key list")["items"][0]["id"].clone();
+    assert_eq!(by_key["key"], key);
+    let text = home.ok("usage --by key");
+    assert!(
+        text.lines()
+            .nth(1)
+            .is_some_and(|line| line.starts_with("alice/key 1  ")),
+        "{text}"
+    );
     let csv = home.ok("usage --csv --by model");
     assert_eq!(csv.lines().nth(1), Some("gpt-4o,2,2000,800,100,0.005,0.006,0.001,0"));
     assert_eq!(home.balance("alice"), "4.994");
