@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::codex::{self, KEY_VARIABLE, failure};
+use super::codex::access::{base, fetch_models};
+use super::codex::args::{codex_home, toml_text};
+use super::codex::model::{any_from_openai, bundled, codex_default, entries};
+use super::codex::{KEY_VARIABLE, failure, find_program};
 use super::failure::{Exit, Failure};
 use super::prompt::{self, Consent};
 use super::{Global, block_on, output, runtime};
@@ -78,13 +81,13 @@ pub fn run(args: &ConnectArgs, global: &Global) -> anyhow::Result<()> {
 }
 
 async fn connect(args: &CodexProfile, global: &Global) -> anyhow::Result<()> {
-    let home = codex::codex_home().ok_or_else(no_home)?;
+    let home = codex_home().ok_or_else(no_home)?;
     let place = Place::in_home(&home);
     if args.undo {
         global.say(&place.undo()?);
         return Ok(());
     }
-    let url = codex::base(args.url.as_deref().unwrap_or_default());
+    let url = base(args.url.as_deref().unwrap_or_default());
     check_url(&url)?;
     let key = match args.key_stdin {
         true if io::stdin().is_terminal() => Some(check_key(&prompt::secret(&format!("Key for {url} (not shown)"))?)?),
@@ -191,27 +194,25 @@ impl Choices {
                 openai: false,
             });
         };
-        let list = codex::fetch_models(url, key).await?;
-        let program = codex::find_program("codex", std::env::var_os("PATH").as_deref());
+        let list = fetch_models(url, key).await?;
+        let program = find_program("codex", std::env::var_os("PATH").as_deref());
         let bundle = match program {
-            Some(program) => codex::bundled(&program).await,
+            Some(program) => bundled(&program).await,
             None => Vec::new(),
         };
         global.say(&format!(
             "Asked {url} for its models: {} for Codex.",
-            codex::entries(&list).count()
+            entries(&list).count()
         ));
-        Ok(Choices::from_list(&list, &codex::codex_default(&bundle)))
+        Ok(Choices::from_list(&list, &codex_default(&bundle)))
     }
 
     fn from_list(list: &Value, own: &str) -> Choices {
-        let slugs: Vec<&str> = codex::entries(list)
-            .filter_map(|entry| entry["slug"].as_str())
-            .collect();
+        let slugs: Vec<&str> = entries(list).filter_map(|entry| entry["slug"].as_str()).collect();
         let first = slugs.first().map(|first| (*first).to_owned());
         let model = if slugs.contains(&own) { None } else { first };
         Choices {
-            openai: model.is_none() && codex::any_from_openai(list),
+            openai: model.is_none() && any_from_openai(list),
             model,
         }
     }
@@ -219,35 +220,41 @@ impl Choices {
 
 /// The profile's text.
 fn profile(url: &str, key: Option<&str>, choices: &Choices) -> String {
-    let quoted = codex::quoted;
     let mut lines = vec![format!("{MARK}; use it with: codex -p {PROFILE}")];
-    lines.extend(choices.model.iter().map(|model| format!("model = {}", quoted(model))));
-    lines.push(format!("model_provider = {}", quoted(PROFILE)));
+    lines.extend(
+        choices
+            .model
+            .iter()
+            .map(|model| format!("model = {}", toml_text(model))),
+    );
+    lines.push(format!("model_provider = {}", toml_text(PROFILE)));
     if !choices.openai {
         lines.push("# a hosted tool that only OpenAI has; \"live\" turns it on".to_owned());
         lines.push("web_search = \"disabled\"".to_owned());
     }
     lines.push(format!("\n[model_providers.{PROFILE}]"));
-    lines.push(format!("name = {}", quoted("Codex Gateway")));
-    lines.push(format!("base_url = {}", quoted(&format!("{url}/v1"))));
-    lines.push(format!("wire_api = {}", quoted("responses")));
+    lines.push(format!("name = {}", toml_text("Codex Gateway")));
+    lines.push(format!("base_url = {}", toml_text(&format!("{url}/v1"))));
+    lines.push(format!("wire_api = {}", toml_text("responses")));
     lines.push("supports_websockets = false".to_owned());
     if !choices.openai {
-        lines.push(format!("model_catalog_url = {}", quoted(&format!("{url}/v1/models"))));
+        lines.push(format!(
+            "model_catalog_url = {}",
+            toml_text(&format!("{url}/v1/models"))
+        ));
     }
     lines.extend(credential(key));
     lines.join("\n") + "\n"
 }
 
 fn credential(key: Option<&str>) -> Vec<String> {
-    let quoted = codex::quoted;
     match key {
-        Some(key) => vec![format!("experimental_bearer_token = {}", quoted(key))],
+        Some(key) => vec![format!("experimental_bearer_token = {}", toml_text(key))],
         None => vec![
-            format!("env_key = {}", quoted(KEY_VARIABLE)),
+            format!("env_key = {}", toml_text(KEY_VARIABLE)),
             format!(
                 "env_key_instructions = {}",
-                quoted("Ask who runs the gateway for a key (gateway key issue USER), and export it.")
+                toml_text("Ask who runs the gateway for a key (gateway key issue USER), and export it.")
             ),
         ],
     }

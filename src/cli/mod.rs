@@ -304,14 +304,16 @@ fn read_text(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
+/// What this machine calls itself.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// Who acts, for the audit log: `cli:USER@HOST`. It is what the system says, not a proof.
 pub fn actor() -> Actor {
     let user = ["SUDO_USER", "USER", "LOGNAME", "USERNAME"]
         .iter()
         .find_map(|name| std::env::var(name).ok());
-    let host =
-        std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
-    let host = host.ok().or_else(|| std::env::var("HOSTNAME").ok());
     let short = |text: Option<String>| {
         let text: String = text
             .unwrap_or_default()
@@ -322,7 +324,7 @@ pub fn actor() -> Actor {
             .collect();
         if text.is_empty() { "unknown".to_owned() } else { text }
     };
-    Actor(format!("cli:{}@{}", short(user), short(host)))
+    Actor(format!("cli:{}@{}", short(user), short(Some(host()))))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::store::keys::Key;
 use crate::store::ledger::Entry;
-use crate::store::users::{User, UserStatus};
+use crate::store::users::User;
 
 /// Writes to stdout. Who closed the pipe has seen enough: that is no failure.
 ///
@@ -163,21 +163,13 @@ impl UserView {
             id: user.id.0.to_string(),
             name: user.name.clone(),
             email: user.email.clone(),
-            status: status(user.status),
+            status: user.status.name(),
             balance: user.balance.to_string(),
             credit_line: user.credit_line.to_string(),
             held: user.held.to_string(),
             available: user.available().to_string(),
             created_at: user.created_at,
         }
-    }
-}
-
-/// `active`, `suspended`.
-pub fn status(status: UserStatus) -> &'static str {
-    match status {
-        UserStatus::Active => "active",
-        UserStatus::Suspended => "suspended",
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is asked of a person at the terminal: consent, and a secret.
 
-use std::io::{self, BufRead, IsTerminal, Read};
+use std::io::{self, BufRead, IsTerminal};
 
 use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 
@@ -73,7 +73,7 @@ const END: u8 = 4;
 const BACKSPACE: [u8; 2] = [8, 127];
 
 /// A line as it is typed, key by key; `None` after Ctrl-C.
-fn typed_line(keys: impl Read) -> io::Result<Option<String>> {
+fn typed_line(keys: impl BufRead) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     for key in keys.bytes().take(MAX_LINE) {
         match key? {

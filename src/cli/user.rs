@@ -128,7 +128,7 @@ fn show(user: &User, global: &Global) -> anyhow::Result<()> {
     let mut lines = vec![
         ("user", user.name.clone()),
         ("id", user.id.0.to_string()),
-        ("status", output::status(user.status).to_owned()),
+        ("status", user.status.name().to_owned()),
         ("balance", format!("{:#}", user.balance)),
         ("credit line", format!("{:#}", user.credit_line)),
         ("held", format!("{:#}", user.held)),
@@ -159,7 +159,7 @@ fn list(global: &Global) -> anyhow::Result<()> {
     let row = |user: &User| {
         vec![
             user.name.clone(),
-            output::status(user.status).to_owned(),
+            user.status.name().to_owned(),
             format!("{:#}", user.balance),
             format!("{:#}", user.credit_line),
             format!("{:#}", user.held),
@@ -176,7 +176,7 @@ fn set_status(who: &str, to: UserStatus, global: &Global) -> anyhow::Result<()> 
     if global.json {
         return output::json(&UserView::new(&user));
     }
-    global.say(&format!("user {} is {}", user.name, output::status(user.status)));
+    global.say(&format!("user {} is {}", user.name, user.status.name()));
     Ok(())
 }
 

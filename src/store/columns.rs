@@ -149,7 +149,10 @@ macro_rules! words {
     };
 }
 
-words!(UserStatus, "a status", Active => "active", Suspended => "suspended");
+words!(
+    UserStatus, "a status",
+    Active => UserStatus::Active.name(), Suspended => UserStatus::Suspended.name(),
+);
 words!(OnHangup, "what a hang-up does", Drain => "drain", Cancel => "cancel");
 words!(Basis, "a usage's basis", Reported => "reported", Estimated => "estimated");
 words!(Tier, "a tier",

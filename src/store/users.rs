@@ -19,6 +19,16 @@ pub enum UserStatus {
     Suspended,
 }
 
+impl UserStatus {
+    /// `active`, `suspended`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            UserStatus::Active => "active",
+            UserStatus::Suspended => "suspended",
+        }
+    }
+}
+
 /// A user and the state of the balance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
