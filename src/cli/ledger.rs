@@ -8,7 +8,8 @@ use super::failure::{Exit, Failure};
 use super::output::{self, Column, EntryView, Items};
 use crate::admin;
 use crate::store::Create;
-use crate::store::ledger::{Entry, Verification};
+use crate::store::entries::Entry;
+use crate::store::verify::{Finding, Verification};
 
 /// What to do with the ledger.
 #[derive(Debug, Subcommand)]
@@ -126,7 +127,7 @@ fn verify(global: &Global) -> anyhow::Result<()> {
 }
 
 fn view(found: &Verification) -> VerificationView {
-    let finding = |finding: &crate::store::ledger::Finding| FindingView {
+    let finding = |finding: &Finding| FindingView {
         table: finding.table,
         row: finding.row.clone(),
         problem: finding.problem.clone(),

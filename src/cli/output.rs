@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use crate::store::entries::Entry;
 use crate::store::keys::Key;
-use crate::store::ledger::Entry;
 use crate::store::users::User;
 
 /// Writes to stdout. Who closed the pipe has seen enough: that is no failure.

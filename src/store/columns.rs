@@ -201,6 +201,13 @@ pub(super) fn text(text: Option<&str>) -> Value {
     text.map_or(Value::Null, |text| Value::Text(text.to_owned()))
 }
 
+/// The names of columns, and as many numbered parameters: `a, b` and `?1, ?2`.
+pub(super) fn names_and_marks(names: &[&str], further: &[&str]) -> (String, String) {
+    let names = [names, further].concat();
+    let marks: Vec<String> = (1..=names.len()).map(|number| format!("?{number}")).collect();
+    (names.join(", "), marks.join(", "))
+}
+
 /// A span in whole microseconds.
 pub(super) fn micros(span: Duration) -> Value {
     Value::Integer(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))

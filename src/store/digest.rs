@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | `holds.hash` | `codex-gateway hold 1` | the columns in [`HOLD`](super::ledger::HOLD_COLUMNS), in that order |
 //! | `usage_logs.row_hash` | `codex-gateway usage 1` | the columns in [`USAGE`](super::usage_log::USAGE_COLUMNS), in that order; then `hold_hash` (the hold's `hash`), `hold_state` (its state) |
-//! | `ledger_entries.hash` | `codex-gateway entry 1` | `previous_hash` (the user's entry before it; for the first one 32 zero bytes), the columns in [`ENTRY`](super::ledger::ENTRY_COLUMNS), in that order; then `usage_hash` (the `row_hash` of a charge's usage row, else NULL) |
+//! | `ledger_entries.hash` | `codex-gateway entry 1` | `previous_hash` (the user's entry before it; for the first one 32 zero bytes), the columns in [`ENTRY`](super::entries::ENTRY_COLUMNS), in that order; then `usage_hash` (the `row_hash` of a charge's usage row, else NULL) |
 //!
 //! So an entry covers all entries of its user before it, its usage row, and, through it, its hold.
 

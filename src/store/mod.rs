@@ -4,9 +4,11 @@
 
 pub mod audit;
 mod cache;
+mod checkpoint;
 mod columns;
 mod connection;
 mod digest;
+pub mod entries;
 pub mod keys;
 pub mod ledger;
 mod lock;
@@ -15,7 +17,7 @@ pub mod prices;
 mod testing;
 pub mod usage_log;
 pub mod users;
-mod verify;
+pub mod verify;
 mod writer;
 
 use std::fmt;

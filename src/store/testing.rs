@@ -7,8 +7,9 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+use super::entries::Credit;
 use super::keys::{Key, NewKey};
-use super::ledger::{CloseHold, Credit, Excess, Hold, PlaceHold};
+use super::ledger::{CloseHold, Excess, Hold, PlaceHold};
 use super::usage_log::{Basis, ExchangeRow, State};
 use super::users::{NewUser, User};
 use super::{Actor, Create, ExchangeId, KeyId, Outcome, Store, UserId};

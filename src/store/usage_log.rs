@@ -1,5 +1,6 @@
 //! Usage rows: one per exchange that took a hold; the receipt, and the reports over many.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -7,7 +8,7 @@ use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::columns::{
-    Count, Json, Micros, Span, Word, broken, id_range, json, micros, text, to_the_microsecond, tokens,
+    Count, Json, Micros, Span, Word, broken, id_range, json, micros, names_and_marks, text, to_the_microsecond, tokens,
 };
 use super::digest::{Cells, Digest, Hash};
 use super::{ExchangeId, KeyId, Store, StoreError, UserId};
@@ -298,6 +299,12 @@ fn cells(row: &ExchangeRow) -> rusqlite::Result<Cells> {
     Ok(USAGE_COLUMNS.into_iter().zip(values).collect())
 }
 
+/// Writes a row: its cells, its hash.
+static INSERT: LazyLock<String> = LazyLock::new(|| {
+    let (names, marks) = names_and_marks(&USAGE_COLUMNS, &["row_hash"]);
+    format!("INSERT INTO usage_logs ({names}) VALUES ({marks})")
+});
+
 /// Writes an exchange's row, and returns its hash; part of the closing of its hold.
 pub(super) fn insert(tx: &Connection, row: &ExchangeRow, hold_hash: &Hash, hold_state: &str) -> rusqlite::Result<Hash> {
     let cells = cells(row)?;
@@ -307,20 +314,7 @@ pub(super) fn insert(tx: &Connection, row: &ExchangeRow, hold_hash: &Hash, hold_
     digest.field("hold_state", ValueRef::Text(hold_state.as_bytes()));
     let hash = digest.finish();
     let row_hash = Value::Blob(hash.to_vec());
-    tx.prepare_cached(
-        "INSERT INTO usage_logs (
-            exchange_id, user_id, key_id, endpoint, streamed, model, priced_model, answered_model, upstream, list,
-            price_from, tier, state, basis, input_tokens, cached_tokens, cache_write_tokens, cache_write_12h_tokens,
-            audio_input_tokens, output_tokens, reasoning_tokens, audio_output_tokens, web_searches, file_searches,
-            containers, image_text_input_tokens, image_input_tokens, image_text_output_tokens, image_output_tokens,
-            lines, uplift, markup, cost_nanos, charge_nanos, uncollected_nanos, held_nanos, output_limit,
-            balance_after_nanos, response_id, item_ids, upstream_request_id, upstream_status, attempts, started_at,
-            first_byte_us, duration_us, row_hash)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
-                 ?23, ?24, ?25, ?26, ?27, ?28, ?29, ?30, ?31, ?32, ?33, ?34, ?35, ?36, ?37, ?38, ?39, ?40, ?41, ?42,
-                 ?43, ?44, ?45, ?46, ?47)",
-    )?
-    .execute(params_from_iter(
+    tx.prepare_cached(&INSERT)?.execute(params_from_iter(
         cells.iter().map(|(_, value)| value).chain([&row_hash]),
     ))?;
     let mut index =

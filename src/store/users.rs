@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::audit::{self, Act};
 use super::columns::{Micros, Word, broken};
-use super::ledger::{self, Credit};
+use super::entries::{self, Credit};
 use super::{Actor, Outcome, Store, StoreError, Tried, UserId};
 use crate::money::Usd;
 
@@ -154,7 +154,7 @@ fn add(tx: &Connection, new: &NewUser, by: &Actor, now: Timestamp) -> Tried<User
         reference: None,
         note: Some("opening balance".to_owned()),
     };
-    match ledger::credit(tx, &opening, by, now)? {
+    match entries::credit(tx, &opening, by, now)? {
         Ok((_, user)) => Ok(Ok(user)),
         Err(refused) => Err(broken(format!("the opening balance was refused: {refused:?}"))),
     }

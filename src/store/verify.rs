@@ -7,7 +7,8 @@ use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, Row};
 
 use super::digest::{Digest, GENESIS, Hash};
-use super::ledger::{ENTRY_COLUMNS, ENTRY_DOMAIN, HOLD_COLUMNS, HOLD_DOMAIN, closed_state};
+use super::entries::{ENTRY_COLUMNS, ENTRY_DOMAIN};
+use super::ledger::{HOLD_COLUMNS, HOLD_DOMAIN, closed_state};
 use super::usage_log::{USAGE_COLUMNS, USAGE_DOMAIN};
 use super::{Store, StoreError, audit, keys, users};
 use crate::money::Usd;
@@ -40,6 +41,7 @@ pub struct Finding {
     /// What is wrong with it.
     pub problem: String,
 }
+
 /// A verification under way.
 struct Books<'a> {
     conn: &'a Connection,

@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -22,6 +22,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+use super::checkpoint::{Checkpoints, checkpoint};
 use super::ledger::{self, CloseHold, Closed, Hold, HoldRefused, PlaceHold};
 use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Trouble, connection, during, keys};
 
@@ -48,18 +49,6 @@ const TURN: Duration = Duration::from_millis(50);
 
 /// The gap: other connections ask every millisecond.
 const GAP: Duration = Duration::from_millis(2);
-
-/// A checkpoint is made at least so often,
-const CHECKPOINT: Duration = Duration::from_secs(10);
-
-/// and after so many operations (about 8 MiB of log).
-const CHECKPOINT_AFTER: usize = 1_000;
-
-/// Pages of log (4 KiB each) beyond which a checkpoint makes the writer wait, so that the log begins anew: 64 MiB.
-const LOG_LIMIT: i64 = 16_384;
-
-/// How long such a checkpoint waits for readers; the writer waits as long.
-const CHECKPOINT_WAIT: Duration = Duration::from_millis(100);
 
 /// How many holds one sweep closes in one transaction.
 const SWEEP: u32 = 64;
@@ -89,9 +78,9 @@ pub struct Place {
 /// Why a hold was not even tried.
 #[derive(Debug)]
 pub enum Busy {
-    /// The queue is full: 503, try again.
+    /// The queue is full: try again soon.
     QueueFull,
-    /// The writer has stopped after an unknown outcome: 503 until the process is restarted.
+    /// The writer has stopped after an unknown outcome: not before the process is restarted.
     Stopped,
 }
 
@@ -535,76 +524,6 @@ fn give_up(job: Job, error: StoreError) {
     }
 }
 
-/// The thread that moves what was committed from the log into the database, off the commit path.
-struct Checkpoints {
-    wake: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
-    since: usize,
-}
-
-impl Checkpoints {
-    fn start(store: &Store) -> Result<Checkpoints, StoreError> {
-        let conn = connection::open_writable(store.path())
-            .and_then(|conn| conn.busy_timeout(CHECKPOINT_WAIT).map(|()| conn))
-            .map_err(during("opening the connection for checkpoints"))?;
-        let (wake, woken) = mpsc::sync_channel(1);
-        let thread = thread::Builder::new()
-            .name("checkpoints".to_owned())
-            .spawn(move || run_checkpoints(&conn, &woken))
-            .map_err(|e| StoreError {
-                context: "starting the checkpoints".to_owned(),
-                source: Some(Box::new(e)),
-            })?;
-        Ok(Checkpoints {
-            wake: Some(wake),
-            thread: Some(thread),
-            since: 0,
-        })
-    }
-
-    /// Counts operations; after enough of them a checkpoint is due.
-    fn count(&mut self, operations: usize) {
-        self.since += operations;
-        if self.since < CHECKPOINT_AFTER {
-            return;
-        }
-        self.since = 0;
-        // A full channel means that one is due already.
-        if self.wake.as_ref().is_some_and(|wake| wake.try_send(()).is_err()) {
-            tracing::trace!("a checkpoint is due already");
-        }
-    }
-
-    fn stop(&mut self) {
-        self.wake = None;
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread for checkpoints panicked");
-        }
-    }
-}
-
-fn run_checkpoints(conn: &Connection, woken: &Receiver<()>) {
-    while !matches!(woken.recv_timeout(CHECKPOINT), Err(RecvTimeoutError::Disconnected)) {
-        let pages = checkpoint(conn, "PASSIVE");
-        if pages > LOG_LIMIT {
-            // Under steady load the log never ends by itself: hold the writer up for once.
-            checkpoint(conn, "RESTART");
-        }
-    }
-}
-
-/// Makes a checkpoint and returns the pages in the log. An error is told and passes: the log only grows.
-fn checkpoint(conn: &Connection, mode: &str) -> i64 {
-    let sql = format!("PRAGMA wal_checkpoint({mode})");
-    match conn.query_row(&sql, [], |row| row.get::<_, i64>(1)) {
-        Ok(pages) => pages,
-        Err(error) => {
-            tracing::warn!(%error, mode, "a checkpoint failed");
-            0
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::keys::Key;
@@ -802,11 +721,7 @@ mod tests {
             data_version: 0,
             turn_began: Instant::now(),
             retries_left: LAST_RETRIES,
-            checkpoints: Checkpoints {
-                wake: None,
-                thread: None,
-                since: 0,
-            },
+            checkpoints: Checkpoints::default(),
         }
     }
 

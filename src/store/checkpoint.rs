@@ -1,0 +1,94 @@
+//! Checkpoints: what was committed moves from the log into the database, on a thread of its own.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::{Store, StoreError, connection, during};
+
+/// A checkpoint is made at least so often,
+const CHECKPOINT: Duration = Duration::from_secs(10);
+
+/// and after so many operations (about 8 MiB of log).
+const CHECKPOINT_AFTER: usize = 1_000;
+
+/// Pages of log (4 KiB each) beyond which a checkpoint makes the writer wait, so that the log begins anew: 64 MiB.
+const LOG_LIMIT: i64 = 16_384;
+
+/// How long such a checkpoint waits for readers; the writer waits as long.
+const CHECKPOINT_WAIT: Duration = Duration::from_millis(100);
+
+/// The thread that moves what was committed from the log into the database, off the commit path.
+#[derive(Default)]
+pub(super) struct Checkpoints {
+    wake: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+    since: usize,
+}
+
+impl Checkpoints {
+    /// Starts the thread.
+    pub(super) fn start(store: &Store) -> Result<Checkpoints, StoreError> {
+        let conn = connection::open_writable(store.path())
+            .and_then(|conn| conn.busy_timeout(CHECKPOINT_WAIT).map(|()| conn))
+            .map_err(during("opening the connection for checkpoints"))?;
+        let (wake, woken) = mpsc::sync_channel(1);
+        let thread = thread::Builder::new()
+            .name("checkpoints".to_owned())
+            .spawn(move || run_checkpoints(&conn, &woken))
+            .map_err(|e| StoreError {
+                context: "starting the checkpoints".to_owned(),
+                source: Some(Box::new(e)),
+            })?;
+        Ok(Checkpoints {
+            wake: Some(wake),
+            thread: Some(thread),
+            since: 0,
+        })
+    }
+
+    /// Counts operations; after enough of them a checkpoint is due.
+    pub(super) fn count(&mut self, operations: usize) {
+        self.since += operations;
+        if self.since < CHECKPOINT_AFTER {
+            return;
+        }
+        self.since = 0;
+        // A full channel means that one is due already.
+        if self.wake.as_ref().is_some_and(|wake| wake.try_send(()).is_err()) {
+            tracing::trace!("a checkpoint is due already");
+        }
+    }
+
+    /// Ends the thread.
+    pub(super) fn stop(&mut self) {
+        self.wake = None;
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread for checkpoints panicked");
+        }
+    }
+}
+
+fn run_checkpoints(conn: &Connection, woken: &Receiver<()>) {
+    while !matches!(woken.recv_timeout(CHECKPOINT), Err(RecvTimeoutError::Disconnected)) {
+        let pages = checkpoint(conn, "PASSIVE");
+        if pages > LOG_LIMIT {
+            // Under steady load the log never ends by itself: hold the writer up for once.
+            checkpoint(conn, "RESTART");
+        }
+    }
+}
+
+/// Makes a checkpoint and returns the pages in the log. An error is told and passes: the log only grows.
+pub(super) fn checkpoint(conn: &Connection, mode: &str) -> i64 {
+    let sql = format!("PRAGMA wal_checkpoint({mode})");
+    match conn.query_row(&sql, [], |row| row.get::<_, i64>(1)) {
+        Ok(pages) => pages,
+        Err(error) => {
+            tracing::warn!(%error, mode, "a checkpoint failed");
+            0
+        }
+    }
+}

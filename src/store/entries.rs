@@ -1,0 +1,293 @@
+//! Entries: the immutable lines of the ledger, and what operators put into a balance.
+
+use std::sync::LazyLock;
+
+use jiff::Timestamp;
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+
+use super::audit::{self, Act};
+use super::columns::{Micros, names_and_marks, text};
+use super::digest::{Cells, Digest, GENESIS, Hash};
+use super::users::{self, User};
+use super::{Actor, ExchangeId, Outcome, Store, StoreError, Tried, UserId};
+use crate::money::Usd;
+
+/// The largest balance, and the largest credit line, in dollars four billion: their sum still fits.
+pub const MAX_BALANCE: Usd = Usd::from_nanos(4_000_000_000_000_000_000);
+
+/// The domain of an entry's digest.
+pub(super) const ENTRY_DOMAIN: &str = "codex-gateway entry 1";
+
+/// One immutable line of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number within the whole ledger, ascending.
+    pub seq: i64,
+    /// Whose.
+    pub user: UserId,
+    /// `credit`, `adjustment`, `charge`.
+    pub kind: String,
+    /// Signed: charges are negative.
+    pub amount: Usd,
+    /// The balance after it.
+    pub balance_after: Usd,
+    /// The exchange it charges for.
+    pub exchange: Option<ExchangeId>,
+    /// The operator's reference; the same one credits once.
+    pub reference: Option<String>,
+    /// The operator's note.
+    pub note: Option<String>,
+    /// When.
+    pub at: Timestamp,
+    /// SHA-256 over the entry, what it covers, and the user's hash before it.
+    pub hash: [u8; 32],
+}
+
+/// Money put into a balance.
+#[derive(Clone, Debug)]
+pub struct Credit {
+    /// Whose.
+    pub user: UserId,
+    /// How much; negative only as an adjustment.
+    pub amount: Usd,
+    /// Whether it is an adjustment.
+    pub adjustment: bool,
+    /// The operator's reference; the same one with the same amount credits once.
+    pub reference: Option<String>,
+    /// The operator's note.
+    pub note: Option<String>,
+}
+
+/// Why nothing was credited.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CreditRefused {
+    /// No such user.
+    NoUser,
+    /// The adjustment would push the balance below what is held.
+    BelowHeld(User),
+    /// The reference was used with another amount or user.
+    OtherReference(Box<Entry>),
+    /// The balance would not fit.
+    TooLarge,
+}
+
+/// What is hashed of an entry, between the hash before it and the usage row's.
+pub(super) const ENTRY_COLUMNS: [&str; 9] = [
+    "seq",
+    "user_id",
+    "kind",
+    "amount_nanos",
+    "balance_after_nanos",
+    "exchange_id",
+    "reference",
+    "note",
+    "at",
+];
+
+/// Reads an entry.
+pub(super) fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry {
+        seq: row.get("seq")?,
+        user: row.get("user_id")?,
+        kind: row.get("kind")?,
+        amount: row.get("amount_nanos")?,
+        balance_after: row.get("balance_after_nanos")?,
+        exchange: row.get("exchange_id")?,
+        reference: row.get("reference")?,
+        note: row.get("note")?,
+        at: row.get::<_, Micros>("at")?.0,
+        hash: row.get("hash")?,
+    })
+}
+
+/// An entry to append.
+pub(super) struct NewEntry<'a> {
+    pub(super) user: UserId,
+    pub(super) kind: &'static str,
+    pub(super) amount: Usd,
+    pub(super) balance_after: Usd,
+    pub(super) exchange: Option<ExchangeId>,
+    pub(super) usage_hash: Option<Hash>,
+    pub(super) reference: Option<&'a str>,
+    pub(super) note: Option<&'a str>,
+    pub(super) at: Timestamp,
+}
+
+/// Writes an entry: its cells, its hash. The WHERE holds every condition, whatever was read before.
+static INSERT: LazyLock<String> = LazyLock::new(|| {
+    let (names, marks) = names_and_marks(&ENTRY_COLUMNS, &["hash"]);
+    format!(
+        "INSERT INTO ledger_entries ({names}) SELECT {marks} FROM users
+         WHERE id = ?2 AND balance_nanos + ?4 = ?5 AND balance_nanos + credit_line_nanos - held_nanos + ?4 >= 0
+         RETURNING *"
+    )
+});
+
+/// Appends an entry; a trigger moves the balance with it.
+pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<Entry> {
+    let seq: i64 = tx
+        .prepare_cached("SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries")?
+        .query_row([], |row| row.get(0))?;
+    let previous: Option<Hash> = tx
+        .prepare_cached("SELECT hash FROM ledger_entries WHERE user_id = ?1 ORDER BY seq DESC LIMIT 1")?
+        .query_row([new.user], |row| row.get(0))
+        .optional()?;
+    let cells: Cells = vec![
+        ("seq", Value::Integer(seq)),
+        ("user_id", new.user.value()),
+        ("kind", text(Some(new.kind))),
+        ("amount_nanos", Value::Integer(new.amount.nanos())),
+        ("balance_after_nanos", Value::Integer(new.balance_after.nanos())),
+        ("exchange_id", new.exchange.map_or(Value::Null, ExchangeId::value)),
+        ("reference", text(new.reference)),
+        ("note", text(new.note)),
+        ("at", Value::Integer(new.at.as_microsecond())),
+    ];
+    let mut digest = Digest::new(ENTRY_DOMAIN);
+    digest.field("previous_hash", ValueRef::Blob(&previous.unwrap_or(GENESIS)));
+    digest.cells(&cells);
+    digest.field(
+        "usage_hash",
+        new.usage_hash
+            .as_ref()
+            .map_or(ValueRef::Null, |hash| ValueRef::Blob(hash)),
+    );
+    let hash = Value::Blob(digest.finish().to_vec());
+    tx.prepare_cached(&INSERT)?.query_row(
+        params_from_iter(cells.iter().map(|(_, value)| value).chain([&hash])),
+        entry,
+    )
+}
+
+/// Credits or adjusts; part of a transaction.
+pub(super) fn credit(
+    tx: &Connection,
+    credit: &Credit,
+    by: &Actor,
+    now: Timestamp,
+) -> Tried<(Entry, User), CreditRefused> {
+    if let Some(first) = credited_before(tx, credit)? {
+        return Ok(first);
+    }
+    let Some(user) = users::by_id(tx, credit.user)? else {
+        return Ok(Err(CreditRefused::NoUser));
+    };
+    let balance_after = match user.balance.checked_add(credit.amount) {
+        Some(balance) if balance <= MAX_BALANCE => balance,
+        _ => return Ok(Err(CreditRefused::TooLarge)),
+    };
+    if credit.amount.is_negative() && user.unheld().saturating_add(credit.amount).is_negative() {
+        return Ok(Err(CreditRefused::BelowHeld(user)));
+    }
+    let new = NewEntry {
+        user: credit.user,
+        kind: if credit.adjustment { "adjustment" } else { "credit" },
+        amount: credit.amount,
+        balance_after,
+        exchange: None,
+        usage_hash: None,
+        reference: credit.reference.as_deref(),
+        note: credit.note.as_deref(),
+        at: now,
+    };
+    let entry = append(tx, &new)?;
+    let after = User {
+        balance: balance_after,
+        ..user.clone()
+    };
+    record_credit(tx, &entry, (&user, &after), by)?;
+    Ok(Ok((entry, after)))
+}
+
+fn record_credit(tx: &Connection, entry: &Entry, (before, after): (&User, &User), by: &Actor) -> rusqlite::Result<()> {
+    let after = serde_json::json!({ "balance": after.balance, "entry": entry.seq, "amount": entry.amount });
+    let act = Act {
+        by,
+        at: entry.at,
+        action: if entry.kind == "credit" {
+            "ledger.credit"
+        } else {
+            "ledger.adjust"
+        },
+        subject: entry.user.to_string(),
+        before: Some(serde_json::json!({ "balance": before.balance }).to_string()),
+        after: after.to_string(),
+    };
+    audit::record(tx, &act)
+}
+
+/// The first answer to a credit that is repeated with its reference.
+fn credited_before(tx: &Connection, credit: &Credit) -> rusqlite::Result<Option<Result<(Entry, User), CreditRefused>>> {
+    let Some(reference) = &credit.reference else {
+        return Ok(None);
+    };
+    let first = tx
+        .prepare_cached("SELECT * FROM ledger_entries WHERE reference = ?1")?
+        .query_row([reference], entry)
+        .optional()?;
+    let Some(first) = first else {
+        return Ok(None);
+    };
+    if (first.user, first.amount) != (credit.user, credit.amount) {
+        return Ok(Some(Err(CreditRefused::OtherReference(Box::new(first)))));
+    }
+    let user = users::by_id(tx, credit.user)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    Ok(Some(Ok((first, user))))
+}
+
+impl Store {
+    /// Credits or adjusts; repeating with the same reference gives the first entry again.
+    pub fn credit(&self, what: &Credit, by: &Actor, now: Timestamp) -> Outcome<(Entry, User), CreditRefused> {
+        self.write("crediting a user", |tx| credit(tx, what, by, now))
+    }
+
+    /// A user's entries, newest first, from before `before`.
+    pub fn entries(&self, user: UserId, before: Option<i64>, limit: u32) -> Result<Vec<Entry>, StoreError> {
+        self.read("reading the ledger", |conn| {
+            conn.prepare_cached(
+                "SELECT * FROM ledger_entries WHERE user_id = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3",
+            )?
+            .query_map(params![user, before.unwrap_or(i64::MAX), limit], entry)?
+            .collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn a_reference_credits_once() {
+        let desk = Desk::new();
+        let (ada, bob) = (desk.user("ada", "0"), desk.user("bob", "0"));
+        let (first, _) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(1)));
+        let (again, user) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(2)));
+        assert_eq!((again, user.balance), (first.clone(), usd("3")));
+        for other in [
+            top_up(&ada, "4", Some("invoice 1")),
+            top_up(&bob, "3", Some("invoice 1")),
+        ] {
+            let why = refused(desk.store.credit(&other, &by(), at(3)));
+            assert_eq!(why, CreditRefused::OtherReference(Box::new(first.clone())));
+        }
+        desk.assert_books_balance();
+    }
+
+    #[test]
+    fn an_adjustment_never_takes_what_is_held() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        desk.set_aside(&ask(exchange(), &key, "2"));
+        let why = refused(desk.store.credit(&top_up(&ada, "-3.000000001", None), &by(), at(1)));
+        assert_eq!(why, CreditRefused::BelowHeld(desk.now(&ada)));
+        done(desk.store.credit(&top_up(&ada, "-3", None), &by(), at(1)));
+        assert_eq!(desk.now(&ada).available(), Usd::ZERO);
+        let why = refused(desk.store.credit(&top_up(&ada, "9000000000", None), &by(), at(1)));
+        assert_eq!(why, CreditRefused::TooLarge);
+        desk.assert_books_balance();
+    }
+}
