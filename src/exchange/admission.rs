@@ -1,11 +1,12 @@
 //! Admission: route, price and hold, or a refusal. Nothing is sent upstream without a hold.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::{Gateway, Request};
-use crate::call::{Call, Endpoint, Reference};
+use crate::call::{Call, Echo, Endpoint, Reference};
 use crate::config::{OnHangup, Pricing};
 use crate::hold::{self, Ask, Quote};
 use crate::pricing::{Factor, Kind, ListName, Price, SearchTool, Terms};
@@ -18,10 +19,13 @@ use crate::store::{Busy, ExchangeId, Outcome, Place, StoreError};
 use crate::time::{Stopwatch, now};
 use crate::tokens::{self, Encoding};
 use crate::usage::Tier;
-use crate::usage::{Dialect, Tokens};
+use crate::usage::{Dialect, Tokens, Usage};
 
 /// A model reads at most this when its price does not say.
 const MAX_INPUT: u32 = 1_050_000;
+
+/// Different answers and items that one call may lean on; each is looked up.
+const MAX_REFERENCES: usize = 1_000;
 
 /// What a legacy completion without `max_tokens` generates at OpenAI; other servers are told.
 const COMPLETION_DEFAULT: Tokens = Tokens::saturating(16);
@@ -45,7 +49,7 @@ pub struct Admitted {
     pub(super) place: Place,
     /// How its usage is written.
     pub dialect: Dialect,
-    /// The longest answer that the hold pays for, in tokens, all choices together.
+    /// The longest visible answer that the hold pays for, in tokens, all choices together.
     pub output_bound: Tokens,
     /// The limit to write into the request, when the client stated none and the hold pays for no more.
     pub limit_to_write: Option<Tokens>,
@@ -140,7 +144,10 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
     };
     let per_choice = hold.output_limit.or(quote.stated).unwrap_or(quote.max_output);
     Ok(Admitted {
-        output_bound: per_choice.saturating_mul(call.choices),
+        output_bound: match call.echo {
+            Echo::No => per_choice.saturating_mul(call.choices),
+            Echo::Prompt => per_choice.saturating_add(bound.tokens).saturating_mul(call.choices),
+        },
         limit_to_write: hold
             .output_limit
             .or(quote.stated)
@@ -281,38 +288,45 @@ async fn unpriced(gateway: &Gateway, call: &Call, target: &Target, list: &ListNa
 }
 
 /// The tokens of the answers the call leans on; each must be this user's, at this upstream.
-async fn referred(gateway: &Gateway, key: &Key, call: &Call, upstream: &str) -> Result<Option<Tokens>, Refusal> {
-    let mut earlier = None;
-    for reference in &call.refers_to {
-        let (user, upstream) = (key.user_id, upstream.to_owned());
-        match reference.clone() {
-            Reference::Response(id) => {
-                let wanted = id.clone();
-                let made = gateway
-                    .store
-                    .blocking(move |store| store.response_made_by(user, &upstream, &wanted))
-                    .await;
-                let row = made.map_err(|error| storage(&error))?;
-                let row = row.ok_or(Refusal::NotYours {
-                    param: "previous_response_id",
-                    id,
-                })?;
-                earlier = Some(row.usage.input_tokens.saturating_add(row.usage.output_tokens));
-            }
-            Reference::Item(id) => {
-                let wanted = id.clone();
-                let made = gateway
-                    .store
-                    .blocking(move |store| store.item_made_by(user, &upstream, &wanted))
-                    .await;
-                if !made.map_err(|error| storage(&error))? {
-                    return Err(Refusal::NotYours { param: "input", id });
-                }
-                earlier = Some(Tokens::MAX);
-            }
-        }
+async fn referred(gateway: &Gateway, key: &Key, call: &Call, upstream: &str) -> Result<Tokens, Refusal> {
+    if call.refers_to.is_empty() {
+        return Ok(Tokens::ZERO);
     }
-    Ok(earlier)
+    let wanted: BTreeSet<Reference> = call.refers_to.iter().cloned().collect();
+    if wanted.len() > MAX_REFERENCES {
+        return Err(Refusal::TooManyReferences { most: MAX_REFERENCES });
+    }
+    let (user, upstream) = (key.user_id, upstream.to_owned());
+    let looked_up = gateway.store.blocking(move |store| {
+        let mut earlier = Tokens::ZERO;
+        for reference in wanted {
+            let read_again = match &reference {
+                Reference::Response(id) => store.response_made_by(user, &upstream, id)?.map(|row| row.usage),
+                Reference::Item(id) => store.item_made_by(user, &upstream, id)?.then(|| Usage {
+                    input_tokens: Tokens::MAX,
+                    ..Usage::default()
+                }),
+            };
+            let Some(usage) = read_again else {
+                return Ok(Err(not_yours(reference)));
+            };
+            earlier = earlier
+                .saturating_add(usage.input_tokens)
+                .saturating_add(usage.output_tokens);
+        }
+        Ok(Ok(earlier))
+    });
+    looked_up.await.map_err(|error: StoreError| storage(&error))?
+}
+
+fn not_yours(reference: Reference) -> Refusal {
+    match reference {
+        Reference::Response(id) => Refusal::NotYours {
+            param: "previous_response_id",
+            id,
+        },
+        Reference::Item(id) => Refusal::NotYours { param: "input", id },
+    }
 }
 
 /// How much the model may have to read.
@@ -333,10 +347,9 @@ enum Counted {
 
 impl InputBound {
     /// By bytes; the model's largest input where hosted tools may add to it.
-    fn of(call: &Call, price: &Price, earlier: Option<Tokens>) -> InputBound {
+    fn of(call: &Call, price: &Price, earlier: Tokens) -> InputBound {
         let largest = price.max_input.or(price.context_window).unwrap_or(MAX_INPUT);
         let largest = Tokens::saturating(u64::from(largest));
-        let earlier = earlier.unwrap_or(Tokens::ZERO);
         let by_bytes = tokens::bound_by_bytes(&call.input).saturating_add(earlier);
         let (tokens, counted) = if call.reads_more_than_the_body() {
             (largest, Counted::Final)
@@ -374,6 +387,7 @@ impl InputBound {
             input: self.tokens,
             rejected: Tokens::saturating(call.input.prediction_bytes),
             stated: stated(call),
+            cache_ttl: call.cache_ttl,
             choices: call.choices,
             tools: &call.tools,
         };

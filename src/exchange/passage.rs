@@ -128,11 +128,8 @@ impl Passage {
 fn look_at(piece: &Piece, meter: &mut Meter) -> Seen {
     match &piece.event {
         Some(event) => meter.observe(event),
-        // A part of an event too long to wait for.
-        None => Seen {
-            delivers: true,
-            ..Seen::default()
-        },
+        // A part of an event too long to wait for: nothing is delivered before its end.
+        None => Seen::default(),
     }
 }
 

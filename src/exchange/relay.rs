@@ -11,11 +11,9 @@ use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, He
 use reqwest::Response;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::client::Client;
 use super::passage::{Passage, UsageEvent};
-use super::{
-    Admitted, Answer, Body, Client, DRAIN, Ending, Gateway, LONGEST_CALL, Last, Settle, Watch, ending, upstream,
-    while_wanted,
-};
+use super::{Admitted, Answer, Body, Ending, Gateway, Last, Settle, Watch, ending, upstream, while_wanted};
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
@@ -59,7 +57,7 @@ pub(super) async fn relay(
     let streams = response
         .headers()
         .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
     let coding = response
         .headers()
         .get(CONTENT_ENCODING)
@@ -166,7 +164,10 @@ struct Stream<'a> {
     limit: Limit,
     idle_until: Instant,
     keep_alive_at: Instant,
-    stop_at: Instant,
+    /// When the end has begun: how long what follows is waited for.
+    end_by: Option<Instant>,
+    /// Whether it is known that the client is gone.
+    left: bool,
 }
 
 impl<'a> Stream<'a> {
@@ -182,7 +183,8 @@ impl<'a> Stream<'a> {
         Stream {
             idle_until: now + gateway.upstreams[admitted.target.upstream].idle_timeout(),
             keep_alive_at: now + KEEP_ALIVE,
-            stop_at: now + LONGEST_CALL,
+            end_by: None,
+            left: false,
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
             passage: Passage::new(usage_event(&admitted.call)),
             limit: Limit::new(&admitted.target.model, admitted.output_bound),
@@ -199,19 +201,21 @@ impl<'a> Stream<'a> {
             self.response.status(),
             stream_headers(self.response.headers(), self.admitted),
         );
-        let mut present = true;
         loop {
-            if std::mem::replace(&mut present, !self.client.is_gone())
-                && self.client.is_gone()
-                && let Some(ending) = self.client_left()
-            {
-                return ending;
+            if self.client.is_gone() && !self.left {
+                self.left = true;
+                if self.admitted.on_hangup == OnHangup::Cancel {
+                    return Ending::left(Settle::Usage);
+                }
             }
             let ending = match self.next().await {
                 Step::Chunk(chunk) => self.pass(chunk).await,
-                Step::Silent => self.keep_alive().await,
+                Step::Silent => {
+                    self.keep_alive().await;
+                    None
+                }
                 Step::ClientLeft => None,
-                Step::UpstreamEnded => Some(self.ended().await),
+                Step::UpstreamEnded => Some(self.ended()),
                 Step::UpstreamBroke => Some(self.broke()),
                 Step::Over => Some(self.over()),
                 Step::Cut => Some(self.cut()),
@@ -223,11 +227,16 @@ impl<'a> Stream<'a> {
     }
 
     async fn next(&mut self) -> Step {
-        let quiet = matches!(self.client, Client::Streaming(_)) && self.between_events();
+        let quiet = self.client.is_streaming() && self.between_events();
+        let end_by = self
+            .end_by
+            .unwrap_or(self.client.deadline())
+            .min(self.client.deadline());
         tokio::select! {
             biased;
             () = self.gateway.cutoff.cancelled() => Step::Cut,
             () = self.client.left() => Step::ClientLeft,
+            () = sleep_until(end_by) => Step::Over,
             chunk = self.response.chunk() => match chunk {
                 Ok(Some(chunk)) => Step::Chunk(chunk),
                 Ok(None) => Step::UpstreamEnded,
@@ -236,7 +245,6 @@ impl<'a> Stream<'a> {
                     Step::UpstreamBroke
                 }
             },
-            () = sleep_until(self.stop_at) => Step::Over,
             () = sleep_until(self.idle_until) => Step::UpstreamBroke,
             () = sleep_until(self.keep_alive_at), if quiet => Step::Silent,
         }
@@ -265,6 +273,10 @@ impl<'a> Stream<'a> {
             let before = self.watch.meter.visible_bytes();
             let (piece, seen) = self.next_piece()?;
             if seen.delivers && self.limit.is_passed(self.watch).await {
+                if self.passage.inside_event() {
+                    // The most of it has left; it has to be ended before ours can follow.
+                    self.forward(piece.bytes, seen, true).await;
+                }
                 return Some(self.limited(before).await);
             }
             self.forward(piece.bytes, seen, piece.event.is_some()).await;
@@ -306,33 +318,22 @@ impl<'a> Stream<'a> {
         match self.passage.place(bytes, seen, whole_event) {
             Some(bytes) => self.client.send(bytes).await,
             None if !had_begun && self.passage.end_has_begun() => {
-                self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
+                self.end_by = Some(Instant::now() + AFTER_END);
             }
             None => {}
         }
     }
 
-    async fn keep_alive(&mut self) -> Option<Ending> {
+    async fn keep_alive(&mut self) {
         let before = Instant::now();
         self.client.send(ending::keep_alive(self.admitted.call.endpoint)).await;
         // The upstream's clock stands still while the client makes us wait.
         self.idle_until += before.elapsed();
         self.keep_alive_at = Instant::now() + KEEP_ALIVE;
-        None
-    }
-
-    fn client_left(&mut self) -> Option<Ending> {
-        match self.admitted.on_hangup {
-            OnHangup::Cancel => Some(Ending::left(Settle::Estimate)),
-            OnHangup::Drain => {
-                self.stop_at = self.stop_at.min(Instant::now() + DRAIN);
-                None
-            }
-        }
     }
 
     /// The upstream closed cleanly: the rest is the last event, and leaves like a terminal one.
-    async fn ended(&mut self) -> Ending {
+    fn ended(&mut self) -> Ending {
         while let Some((rest, seen)) = self.passage.last_piece(&mut self.watch.meter) {
             self.watch.events += u64::from(rest.event.is_some());
             if self.decoder.is_none() {
@@ -358,7 +359,7 @@ impl<'a> Stream<'a> {
     fn over(&mut self) -> Ending {
         match self.watch.meter.reading().end {
             Some(end) => self.complete(end),
-            None if self.client.is_gone() => Ending::left(Settle::Estimate),
+            None if self.client.is_gone() => Ending::left(Settle::Usage),
             None => self.broke(),
         }
     }
@@ -417,8 +418,11 @@ impl<'a> Stream<'a> {
     /// The usage may come at once: many upstreams send the rest in one piece.
     async fn listen_for_usage(&mut self) {
         let until = Instant::now() + AFTER_END;
-        while self.watch.meter.reading().usage.is_none() {
+        while self.decoder.is_none() {
             while self.next_piece().is_some() {}
+            if self.watch.meter.reading().usage.is_some() {
+                return;
+            }
             match timeout_at(until, self.response.chunk()).await {
                 Ok(Ok(Some(chunk))) => self.passage.push(chunk),
                 _ => return,
@@ -426,14 +430,12 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Our own end of the stream, after an event that may be unfinished.
+    /// Our own end of the stream. Inside an event nothing can be said: a blank line would dispatch what is there of it.
+    /// Nor can anything be put into a compressed stream.
     fn last_words(&self, words: Bytes) -> Last {
-        let blank_line = Bytes::from_static(b"\n\n");
-        match (self.passage.inside_event(), &self.decoder) {
-            // Nothing of ours can be put into a compressed stream: it ends without an end.
-            (_, Some(_)) => Last::Nothing,
-            (true, None) => Last::Pieces(vec![blank_line, words]),
-            (false, None) => Last::Pieces(vec![words]),
+        match self.passage.inside_event() || self.decoder.is_some() {
+            true => Last::Abort,
+            false => Last::Pieces(vec![words]),
         }
     }
 }
@@ -446,10 +448,10 @@ fn usage_event(call: &Call) -> UsageEvent {
     }
 }
 
-/// How a stream ended that was closed cleanly. Some vendors send no `[DONE]`: a chat stream is whole when its usage or
-/// its last choice has come. A response without its terminal event is not.
+/// How a stream ended that was closed cleanly. Some vendors send no `[DONE]`: a chat stream is whole when a choice has
+/// finished or the usage has come alone. A response without its terminal event is not.
 fn ended_as(endpoint: Endpoint, reading: &Reading) -> Option<End> {
-    let whole = endpoint != Endpoint::Responses && (reading.usage.is_some() || reading.finished);
+    let whole = endpoint != Endpoint::Responses && reading.finished;
     reading.end.or(whole.then_some(End::Completed))
 }
 
@@ -507,7 +509,7 @@ impl Limit {
         }
         let (encoding, text) = (self.encoding, watch.meter.reading().visible.clone());
         let counted = tokio::task::spawn_blocking(move || encoding.count(&text)).await;
-        let tokens = counted.map_or(bytes, |tokens| tokens.get() + watch.meter.reading().visible_beyond);
+        let tokens = counted.map_or(0, |tokens| tokens.get() + watch.meter.reading().visible_beyond);
         self.count_at = bytes + self.most.saturating_sub(tokens);
         tokens > self.most
     }

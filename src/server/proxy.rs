@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::{App, auth};
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, DecodeError};
-use crate::exchange::{self, Answer};
+use crate::exchange::{self, Aborted, Answer};
 use crate::refusal::Refusal;
 use crate::store::ExchangeId;
 
@@ -104,8 +104,8 @@ fn respond(answer: Answer) -> Response<Body> {
     response
 }
 
-type Piece = Result<Bytes, std::convert::Infallible>;
+type Piece = Result<Bytes, Aborted>;
 
-async fn next_piece(mut pieces: mpsc::Receiver<Bytes>) -> Option<(Piece, mpsc::Receiver<Bytes>)> {
-    pieces.recv().await.map(|piece| (Ok(piece), pieces))
+async fn next_piece(mut pieces: mpsc::Receiver<Piece>) -> Option<(Piece, mpsc::Receiver<Piece>)> {
+    pieces.recv().await.map(|piece| (piece, pieces))
 }
