@@ -61,7 +61,7 @@ def price(row):
         return None
     if row.get("image_in") not in (None, row.get("input")) or isinstance(row.get("web_search_per_1k_calls"), dict):
         return None
-    if "search-preview" in row["model"] or "deep-research" in row["model"]:
+    if "search-preview" in row["model"] or "search-api" in row["model"] or "deep-research" in row["model"]:
         return None
     made = {"kind": kind}
     steps = row.get("tiered_by_input")

@@ -104,7 +104,7 @@ const VALUED: [&str; 19] = [
 /// Start Codex through this gateway; changes no file.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CodexArgs {
-    /// The gateway's address, such as https://gw.example.com
+    /// The gateway's address, such as `https://gw.example.com`
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
     /// Whose balance pays, when the key is issued from this machine's database

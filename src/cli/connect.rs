@@ -41,7 +41,7 @@ pub enum App {
 /// How Codex is set up.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CodexProfile {
-    /// The gateway's address, such as https://gw.example.com
+    /// The gateway's address, such as `https://gw.example.com`
     #[arg(long, value_name = "URL", required_unless_present = "undo")]
     pub url: Option<String>,
     /// Read the key from stdin and keep it in the profile; without this Codex reads it from CODEX_GATEWAY_API_KEY

@@ -139,7 +139,7 @@ struct IssuedView<'a> {
 /// The one time the key is shown: it alone on stdout, what to do with it on stderr.
 fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Result<()> {
     let key = &issued.key;
-    let url = public_url(config);
+    let url = config.server.url();
     if global.json {
         return output::json(&IssuedView {
             id: key.id.0.to_string(),
@@ -165,14 +165,6 @@ fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Resul
     global.say("for other OpenAI clients:");
     global.say(&format!("  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=THE_KEY"));
     Ok(())
-}
-
-/// Where clients reach the gateway, as the settings say, without `/v1`.
-fn public_url(config: &Config) -> String {
-    match &config.server.public_url {
-        Some(url) => url.strip_suffix("/v1").unwrap_or(url).to_owned(),
-        None => format!("http://{}", config.server.listen),
-    }
 }
 
 fn restrictions(key: &Key) -> String {

@@ -7,7 +7,6 @@ mod demo;
 pub mod failure;
 pub mod key;
 pub mod ledger;
-mod litellm;
 pub mod output;
 pub mod price;
 pub mod request;

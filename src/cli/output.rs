@@ -36,7 +36,7 @@ pub enum Pipe {
 /// Writes one JSON document.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn json(document: &impl Serialize) -> anyhow::Result<()> {
     print(&format!("{}\n", serde_json::to_string_pretty(document)?)).map(drop)
 }
@@ -60,7 +60,7 @@ pub enum Column {
 /// A plain table.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn table(columns: &[Column], rows: Vec<Vec<String>>) -> anyhow::Result<()> {
     print(&format!("{}\n", render(columns, rows))).map(drop)
 }
@@ -87,7 +87,7 @@ fn render(columns: &[Column], rows: Vec<Vec<String>>) -> String {
 /// Names and values, a line each.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn fields(lines: &[(&str, String)]) -> anyhow::Result<()> {
     let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let text: String = lines

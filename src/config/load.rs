@@ -263,7 +263,7 @@ mod tests {
             "proxy = \"me:sk-secret@host\"",
             "headers = { Authorization = \"sk-secret\" }",
             "headers = \"sk-secret\"",
-            "models = [\"[\"]\nheaders = { x = \"sk-secret\" }",
+            "models = [\"\"]\nheaders = { x = \"sk-secret\" }",
         ] {
             let text = refusal(&format!("{base}{wrong}"));
             assert!(!text.contains("sk-secret"), "{text}");
@@ -364,6 +364,18 @@ mod tests {
         );
         assert_eq!(path("[database]\npath = \"gw.db\"", &[]), Path::new("/etc/gw/gw.db"));
         assert_eq!(path("", &[("GATEWAY_DATABASE__PATH", "/x.db")]), Path::new("/x.db"));
+    }
+
+    #[test]
+    fn clients_are_told_an_address_that_they_can_reach() {
+        let url = |text: &str| load(text).expect(text).config.server.url();
+        assert_eq!(url(""), "http://127.0.0.1:8080");
+        assert_eq!(url("[server]\nlisten = \"0.0.0.0:9\""), "http://127.0.0.1:9");
+        assert_eq!(url("[server]\nlisten = \"[::]:9\""), "http://[::1]:9");
+        assert_eq!(
+            url("[server]\npublic_url = \"https://gw.example/v1/\""),
+            "https://gw.example"
+        );
     }
 
     const EXAMPLE: &str = include_str!("../../gateway.toml.example");

@@ -1,5 +1,6 @@
 //! Raw values to typed ones: every name is known, every value is parsed at its place, and its origin noted.
 
+use crate::route::nearest;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -88,19 +89,6 @@ pub(super) fn unknown_fix(table: Option<&str>, keys: &[&str], wanted: &str) -> S
         Some((name, _)) => format!("`{wanted}` belongs into [{name}]"),
         None => format!("known here: {}", keys.join(", ")),
     }
-}
-
-/// The name among `names` nearest to `wanted`, if one is near enough to be meant.
-pub(super) fn nearest<'n>(wanted: &str, names: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
-    let plain = |text: &str| text.to_ascii_lowercase().replace(['_', '-'], "");
-    let wanted = plain(wanted);
-    let far = wanted.len() / 3 + 1;
-    names
-        .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(&wanted, &plain(name)), name))
-        .filter(|(distance, _)| *distance <= far)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, name)| name)
 }
 
 /// Raw values.

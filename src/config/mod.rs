@@ -10,7 +10,7 @@ mod upstreams;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -79,6 +79,23 @@ pub struct ServerConfig {
     pub body_timeout: Duration,
     /// How long streams may go on after SIGTERM (300 s).
     pub drain_timeout: Duration,
+}
+
+impl ServerConfig {
+    /// Where clients reach the gateway, without a slash or `/v1` at the end. Without a `public_url` it is the address
+    /// it listens on, as seen from this machine.
+    pub fn url(&self) -> String {
+        if let Some(url) = &self.public_url {
+            return url.strip_suffix("/v1").unwrap_or(url).to_owned();
+        }
+        let mut addr = self.listen;
+        match addr.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(ip) if ip.is_unspecified() => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
+            IpAddr::V4(_) | IpAddr::V6(_) => {}
+        }
+        format!("http://{addr}")
+    }
 }
 
 /// What happens to an answer whose client has left.

@@ -39,6 +39,15 @@ impl Client {
         matches!(self, Client::Gone)
     }
 
+    /// Whether the client has left, as far as is known now.
+    pub(super) fn has_left(&self) -> bool {
+        match self {
+            Client::Waiting(reply) => reply.is_closed(),
+            Client::Streaming(pieces) => pieces.is_closed(),
+            Client::Gone => true,
+        }
+    }
+
     /// Resolves once, when the client leaves; from then on it is gone.
     pub(super) async fn left(&mut self) {
         match self {
@@ -76,21 +85,35 @@ impl Client {
         }
     }
 
-    /// Sends what is left after the settlement, and with it the end.
-    pub(super) async fn finish(mut self, last: Last, closed: &Closed) {
-        match (last, self) {
-            (Last::Answer(mut answer), Client::Waiting(reply)) => {
+    /// Sends what is left after the settlement, and with it the end. `broken` is the end of a stream that has none.
+    pub(super) async fn finish(mut self, last: Last, broken: Bytes, closed: &Closed) {
+        match last {
+            Last::Refusal(refusal) => self.fail(refusal, broken).await,
+            Last::Answer(mut answer) => {
                 add_money(&mut answer.headers, closed);
-                drop(reply.send(Ok(answer)));
+                if let Client::Waiting(reply) = self {
+                    drop(reply.send(Ok(answer)));
+                }
             }
-            (Last::Refusal(refusal), client) => client.refuse(refusal),
-            (Last::Pieces(pieces), client @ Client::Streaming(_)) => {
-                self = client;
+            Last::Pieces(pieces) => {
                 for piece in pieces {
                     self.send(piece).await;
                 }
             }
-            (Last::Answer(_) | Last::Pieces(_) | Last::Nothing, _) => {}
+            Last::Nothing => {}
+        }
+    }
+
+    /// Refuses a client that waits; a stream is ended as a broken one.
+    pub(super) async fn fail(mut self, refusal: Refusal, broken: Bytes) {
+        match self {
+            Client::Waiting(_) => self.refuse(refusal),
+            Client::Streaming(_) => {
+                // It may stand inside an event.
+                self.send(Bytes::from_static(b"\n\n")).await;
+                self.send(broken).await;
+            }
+            Client::Gone => {}
         }
     }
 
@@ -106,7 +129,7 @@ impl Client {
 fn add_money(headers: &mut HeaderMap, closed: &Closed) {
     for (name, amount) in [
         ("x-gateway-cost", closed.charged),
-        ("x-gateway-balance", closed.balance),
+        ("x-gateway-balance", closed.available),
     ] {
         if let Ok(value) = amount.to_string().parse() {
             headers.insert(name, value);

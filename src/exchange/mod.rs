@@ -10,31 +10,34 @@
 //! ```
 //!
 //! The states are values, each made by the step before it and consumed by the one after. Money is set aside in
-//! [`Admitted`] and comes back in [`settlement::settle`], whatever happens between: a client that leaves, an upstream
+//! [`Admitted`] and comes back in `settlement::settle`, whatever happens between: a client that leaves, an upstream
 //! that breaks, a stop signal, a panic.
 
 mod admission;
 mod client;
 mod ending;
 mod offer;
+mod passage;
 mod relay;
 mod settlement;
 mod upstream;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::call::Call;
 use crate::config::{BillingConfig, OnHangup};
 use crate::meter::{End, Meter};
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, UpstreamFault};
 use crate::route::Routes;
 use crate::store::keys::Key;
 use crate::store::usage_log::State;
@@ -45,6 +48,12 @@ pub use admission::Admitted;
 pub use client::Client;
 pub use offer::{Offer, offered};
 pub use upstream::{Upstream, UpstreamError};
+
+/// No answer is passed on for longer, in all; the longest seen of reasoning models took an hour.
+pub const LONGEST_CALL: Duration = Duration::from_secs(4 * 3600);
+
+/// How long an answer without a client is read on, to learn what it cost.
+const DRAIN: Duration = Duration::from_secs(120);
 
 /// What all exchanges share.
 #[derive(Debug)]
@@ -113,24 +122,36 @@ pub fn start(gateway: &Arc<Gateway>, request: Request) -> oneshot::Receiver<Repl
 }
 
 async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
+    let endpoint = request.call.endpoint;
     let admitted = match admission::admit(&gateway, request).await {
         Ok(admitted) => admitted,
         Err(refusal) => return client.refuse(refusal),
     };
+    let id = admitted.id();
     let mut watch = Watch::new(&admitted);
     let answered = answer(&gateway, &admitted, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(exchange = %admitted.id(), "the exchange panicked; what was delivered is settled by estimate");
+        tracing::error!(exchange = %id, "the exchange panicked; what was delivered is settled by estimate");
+        let last = match client {
+            Client::Gone => Last::Nothing,
+            Client::Waiting(_) | Client::Streaming(_) => Last::Refusal(Refusal::Internal),
+        };
+        let settle = if watch.delivered {
+            Settle::Estimate
+        } else {
+            Settle::Nothing
+        };
         Ending {
             state: State::Failed,
-            settle: if watch.delivered { Settle::Estimate } else { Settle::Nothing },
-            last: Last::Refusal(Refusal::Internal),
+            settle,
+            last,
         }
     });
-    let last = ending.last;
-    match settlement::settle(&gateway, admitted, watch, ending.state, ending.settle).await {
-        Ok(closed) => client.finish(last, &closed).await,
-        Err(refusal) => client.refuse(refusal),
+    let words = ending::broken(endpoint, watch.meter.reading(), watch.events);
+    let Ending { state, settle, last } = ending;
+    match settlement::settle(&gateway, admitted, watch, state, settle).await {
+        Ok(closed) => client.finish(last, words, &closed).await,
+        Err(refusal) => client.fail(refusal, words).await,
     }
 }
 
@@ -138,19 +159,22 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
 #[derive(Debug)]
 pub(crate) struct Watch {
     meter: Meter,
+    /// Events seen of a stream.
+    events: u64,
     /// Whether something visible has left for the client.
     delivered: bool,
     attempts: u32,
     status: Option<StatusCode>,
     upstream_request_id: Option<String>,
     since_start: Stopwatch,
-    first_byte: Option<std::time::Duration>,
+    first_byte: Option<Duration>,
 }
 
 impl Watch {
     fn new(admitted: &Admitted) -> Watch {
         Watch {
             meter: Meter::new(admitted.call.endpoint, admitted.dialect),
+            events: 0,
             delivered: false,
             attempts: 0,
             status: None,
@@ -203,29 +227,47 @@ pub(crate) enum Last {
 
 /// Sends the call and passes the answer on, until only its end is left.
 async fn answer(gateway: &Gateway, admitted: &Admitted, client: &mut Client, watch: &mut Watch) -> Ending {
-    let upstream = &gateway.upstreams[admitted.target.upstream];
-    let waited = async {
-        let mut sending = std::pin::pin!(upstream.send(admitted, watch));
-        loop {
-            tokio::select! {
-                biased;
-                () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
-                () = client.left() => if admitted.on_hangup == OnHangup::Cancel {
-                    return Err(Ending::left(Settle::Estimate));
-                },
-                sent = &mut sending => return sent.map_err(Ending::fault),
-            }
-        }
-    };
-    match waited.await {
+    if client.has_left() {
+        // Nothing was sent, so nothing can cost.
+        return Ending::left(Settle::Nothing);
+    }
+    let sending = gateway.upstreams[admitted.target.upstream].send(admitted, watch);
+    match while_wanted(gateway, admitted, client, sending).await {
+        Ok(Ok(response)) => relay::relay(gateway, admitted, response, client, watch).await,
+        Ok(Err(fault)) => Ending::fault(fault),
         Err(ending) => ending,
-        Ok(response) => relay::relay(gateway, admitted, response, client, watch).await,
+    }
+}
+
+/// Waits for something of the upstream's, as long as the client, the clock and a stop signal let it.
+async fn while_wanted<T>(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    client: &mut Client,
+    wanted: impl Future<Output = T>,
+) -> Result<T, Ending> {
+    let mut wanted = std::pin::pin!(wanted);
+    let mut stop_at = Instant::now() + LONGEST_CALL;
+    loop {
+        tokio::select! {
+            biased;
+            () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
+            () = client.left() => match admitted.on_hangup {
+                OnHangup::Cancel => return Err(Ending::left(Settle::Estimate)),
+                OnHangup::Drain => stop_at = stop_at.min(Instant::now() + DRAIN),
+            },
+            () = sleep_until(stop_at) => return Err(match client {
+                Client::Gone => Ending::left(Settle::Estimate),
+                Client::Waiting(_) | Client::Streaming(_) => Ending::fault(UpstreamFault::Timeout),
+            }),
+            done = &mut wanted => return Ok(done),
+        }
     }
 }
 
 impl Ending {
     /// The upstream did not do its part before anything was delivered: released.
-    fn fault(fault: crate::refusal::UpstreamFault) -> Ending {
+    fn fault(fault: UpstreamFault) -> Ending {
         Ending {
             state: State::Failed,
             settle: Settle::Nothing,

@@ -9,24 +9,25 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::Response;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::{Admitted, Answer, Body, Client, Ending, Gateway, Last, Settle, Watch, ending, upstream};
-use crate::call::Endpoint;
+use super::passage::{Passage, UsageEvent};
+use super::{
+    Admitted, Answer, Body, Client, DRAIN, Ending, Gateway, LONGEST_CALL, Last, Settle, Watch, ending, upstream,
+    while_wanted,
+};
+use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
 use crate::meter::{End, Reading, Seen};
 use crate::refusal::{Refusal, UpstreamFault};
-use crate::sse::{MAX_EVENT_BYTES, Piece, Splitter};
+use crate::sse::{MAX_EVENT_BYTES, Piece};
 use crate::store::usage_log::State;
 use crate::tokens::{Encoding, Known};
 use crate::usage::Tokens;
 
 /// A stream that is silent for so long gets a keep-alive; Codex gives up after 300 s without an event.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-
-/// How long an answer without a client is read on, to learn what it cost.
-const DRAIN: Duration = Duration::from_secs(120);
 
 /// After a terminal event an upstream closes at once; what else it sends until then belongs to the end.
 const AFTER_END: Duration = Duration::from_millis(250);
@@ -39,6 +40,9 @@ const LIMIT_SLACK: u64 = 64;
 
 /// An error's body is read up to here.
 const ERROR_BYTES: usize = 1 << 20;
+
+/// And within this time.
+const ERROR_TIME: Duration = Duration::from_secs(30);
 
 /// Passes the answer on until its end.
 pub(super) async fn relay(
@@ -81,7 +85,8 @@ async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response)
     let of = &gateway.upstreams[admitted.target.upstream];
     let status = response.status();
     let headers = upstream::returned_headers(response.headers());
-    let body = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout()).await;
+    let reading = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout());
+    let body = timeout(ERROR_TIME, reading).await.unwrap_or(Err(UpstreamFault::Broken));
     let known = body.as_ref().map_or(&[][..], |body| &body[..]);
     let last = match (of.fault(status, known), body) {
         (Some(fault), _) | (None, Err(fault)) => Last::Refusal(Refusal::Upstream(fault)),
@@ -109,55 +114,33 @@ async fn whole(
 ) -> Ending {
     let idle = gateway.upstreams[admitted.target.upstream].idle_timeout();
     let (status, headers) = (response.status(), answer_headers(response.headers(), admitted));
-    let read = async {
-        let mut reading = std::pin::pin!(upstream::read_whole(&mut response, gateway.max_response, idle));
-        let mut drain_until = far_away();
-        loop {
-            tokio::select! {
-                biased;
-                () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
-                () = client.left() => match admitted.on_hangup {
-                    OnHangup::Cancel => return Err(Ending::left(Settle::Estimate)),
-                    OnHangup::Drain => drain_until = Instant::now() + DRAIN,
-                },
-                () = sleep_until(drain_until) => return Err(Ending::left(Settle::Estimate)),
-                read = &mut reading => return read.map_err(|fault| Ending { state: State::Broken, ..Ending::fault(fault) }),
-            }
+    let reading = upstream::read_whole(&mut response, gateway.max_response, idle);
+    let body = match while_wanted(gateway, admitted, client, reading).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(fault)) => {
+            return Ending {
+                state: State::Broken,
+                ..Ending::fault(fault)
+            };
         }
-    };
-    let body = match read.await {
-        Ok(body) => body,
         Err(ending) => return ending,
     };
     let Ok(plain) = codec::decode(coding, body.clone(), gateway.max_response) else {
         return Ending::fault(UpstreamFault::Undecodable);
     };
     watch.meter.observe_body(&plain);
-    watch.delivered = !client.is_gone();
-    let end = watch.meter.reading().end.unwrap_or(End::Completed);
     if client.is_gone() {
         return Ending::left(Settle::Usage);
     }
-    let ending = Ending::of(
-        end,
-        Last::Answer(Answer {
-            status,
-            headers,
-            body: Body::Whole(body),
-        }),
-    );
-    match ending.state {
-        // A failure that came whole: its words are delivered, but nothing of an answer.
-        State::Failed => Ending {
-            settle: if watch.meter.reading().usage.is_some() {
-                Settle::Usage
-            } else {
-                Settle::Nothing
-            },
-            ..ending
-        },
-        _ => ending,
-    }
+    let answer = Answer {
+        status,
+        headers,
+        body: Body::Whole(body),
+    };
+    Ending::of(
+        watch.meter.reading().end.unwrap_or(End::Completed),
+        Last::Answer(answer),
+    )
 }
 
 /// What happens next in a stream.
@@ -166,7 +149,8 @@ enum Step {
     UpstreamEnded,
     UpstreamBroke,
     ClientLeft,
-    DrainOver,
+    /// The drain's time, the time after a terminal event, or the longest time for any call is over.
+    Over,
     Silent,
     Cut,
 }
@@ -178,16 +162,10 @@ struct Stream<'a> {
     response: Response,
     client: &'a mut Client,
     watch: &'a mut Watch,
-    splitter: Splitter,
+    passage: Passage,
     /// `Some` when the answer came compressed; its bytes pass as they come, the meter reads what they decode to.
     decoder: Option<Decoder>,
     limit: Limit,
-    /// The end: a terminal event and what followed it.
-    held_back: Vec<Bytes>,
-    held_back_bytes: usize,
-    /// Whether parts of an unfinished event have left.
-    inside_event: bool,
-    events: u64,
     idle_until: Instant,
     keep_alive_at: Instant,
     stop_at: Instant,
@@ -206,14 +184,10 @@ impl<'a> Stream<'a> {
         Stream {
             idle_until: now + gateway.upstreams[admitted.target.upstream].idle_timeout(),
             keep_alive_at: now + KEEP_ALIVE,
-            stop_at: far_away(),
+            stop_at: now + LONGEST_CALL,
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
-            splitter: Splitter::new(),
+            passage: Passage::new(usage_event(&admitted.call)),
             limit: Limit::new(&admitted.target.model, admitted.output_bound),
-            held_back: Vec::new(),
-            held_back_bytes: 0,
-            inside_event: false,
-            events: 0,
             gateway,
             admitted,
             response,
@@ -227,14 +201,21 @@ impl<'a> Stream<'a> {
             self.response.status(),
             stream_headers(self.response.headers(), self.admitted),
         );
+        let mut present = true;
         loop {
+            if std::mem::replace(&mut present, !self.client.is_gone())
+                && self.client.is_gone()
+                && let Some(ending) = self.client_left()
+            {
+                return ending;
+            }
             let ending = match self.next().await {
                 Step::Chunk(chunk) => self.pass(chunk).await,
                 Step::Silent => self.keep_alive().await,
-                Step::ClientLeft => self.client_left(),
+                Step::ClientLeft => None,
                 Step::UpstreamEnded => Some(self.ended().await),
                 Step::UpstreamBroke => Some(self.broke()),
-                Step::DrainOver => Some(self.over()),
+                Step::Over => Some(self.over()),
                 Step::Cut => Some(self.cut()),
             };
             if let Some(ending) = ending {
@@ -257,70 +238,78 @@ impl<'a> Stream<'a> {
                     Step::UpstreamBroke
                 }
             },
-            () = sleep_until(self.stop_at) => Step::DrainOver,
+            () = sleep_until(self.stop_at) => Step::Over,
             () = sleep_until(self.idle_until) => Step::UpstreamBroke,
             () = sleep_until(self.keep_alive_at), if quiet => Step::Silent,
         }
     }
 
     fn between_events(&self) -> bool {
-        self.decoder.is_none() && self.held_back.is_empty() && self.splitter.between_events()
+        self.decoder.is_none() && self.passage.between_events()
     }
 
     /// Passes what came; `Some` when that ends the stream.
     async fn pass(&mut self, chunk: Bytes) -> Option<Ending> {
-        let plain = match &mut self.decoder {
-            None => Ok(chunk.clone()),
-            Some(decoder) => decoder.push(&chunk),
+        let ending = match self.decoder.take() {
+            None => self.pass_events(chunk).await,
+            Some(decoder) => self.pass_coded(decoder, chunk).await,
         };
-        // What does not decode passes, and is settled by estimate.
-        let plain = plain.unwrap_or_default();
-        self.splitter.push(plain);
-        let mut seen_in_chunk = Seen::default();
-        while let Some(piece) = self.splitter.next_piece() {
-            let seen = self.look_at(&piece);
-            if self.decoder.is_some() {
-                seen_in_chunk.terminal = seen_in_chunk.terminal.or(seen.terminal);
-                seen_in_chunk.delivers |= seen.delivers;
-                continue;
-            }
+        let now = Instant::now();
+        self.idle_until = now + self.gateway.upstreams[self.admitted.target.upstream].idle_timeout();
+        self.keep_alive_at = now + KEEP_ALIVE;
+        ending.or_else(|| (self.passage.end_bytes() > AFTER_END_BYTES).then(|| self.over()))
+    }
+
+    /// Event by event.
+    async fn pass_events(&mut self, chunk: Bytes) -> Option<Ending> {
+        self.passage.push(chunk);
+        while let Some((piece, seen)) = self.next_piece() {
             if seen.delivers && self.limit.is_passed(self.watch).await {
                 return Some(self.limited().await);
             }
             self.forward(piece.bytes, seen, piece.event.is_some()).await;
         }
-        if self.decoder.is_some() {
-            self.forward(chunk, seen_in_chunk, true).await;
+        None
+    }
+
+    /// Compressed: the bytes pass as they come, and what they decode to is looked at. What does not decode is
+    /// delivered all the same, and settled by estimate.
+    async fn pass_coded(&mut self, mut decoder: Decoder, chunk: Bytes) -> Option<Ending> {
+        let mut seen = Seen::default();
+        match decoder.push(&chunk) {
+            Ok(plain) => self.passage.push(plain),
+            Err(_) => seen.delivers = true,
         }
-        let now = Instant::now();
-        self.idle_until = now + self.gateway.upstreams[self.admitted.target.upstream].idle_timeout();
-        self.keep_alive_at = now + KEEP_ALIVE;
-        (self.held_back_bytes > AFTER_END_BYTES).then(|| self.over())
+        self.decoder = Some(decoder);
+        while let Some((_, of_piece)) = self.next_piece() {
+            seen.terminal = seen.terminal.or(of_piece.terminal);
+            seen.delivers |= of_piece.delivers;
+        }
+        if seen.delivers && self.limit.is_passed(self.watch).await {
+            return Some(self.limited().await);
+        }
+        self.forward(chunk, seen, true).await;
+        None
     }
 
-    fn look_at(&mut self, piece: &Piece) -> Seen {
-        let Some(event) = &piece.event else {
-            return Seen::default();
-        };
-        self.events += 1;
-        self.watch.meter.observe(event)
+    fn next_piece(&mut self) -> Option<(Piece, Seen)> {
+        let (piece, seen) = self.passage.next_piece(&mut self.watch.meter)?;
+        self.watch.events += u64::from(piece.event.is_some());
+        Some((piece, seen))
     }
 
-    /// Sends a piece, or holds it back because the end has begun, or leaves out the usage nobody asked for.
+    /// Sends a piece, unless it is held back because the end has begun, or left out.
     async fn forward(&mut self, bytes: Bytes, seen: Seen, whole_event: bool) {
-        let call = &self.admitted.call;
-        if seen.usage_only && upstream::asks_for_usage(call.endpoint) && !call.include_usage {
-            return;
+        let had_begun = self.passage.end_has_begun();
+        // What waits is delivered too: a compressed answer may come in one piece with its end.
+        self.watch.delivered |= seen.delivers && !self.client.is_gone();
+        match self.passage.place(bytes, seen, whole_event) {
+            Some(bytes) => self.client.send(bytes).await,
+            None if !had_begun && self.passage.end_has_begun() => {
+                self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
+            }
+            None => {}
         }
-        if seen.terminal.is_some() && self.held_back.is_empty() {
-            self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
-        } else if self.held_back.is_empty() {
-            self.inside_event = !whole_event;
-            self.watch.delivered |= seen.delivers && !self.client.is_gone();
-            return self.client.send(bytes).await;
-        }
-        self.held_back_bytes += bytes.len();
-        self.held_back.push(bytes);
     }
 
     async fn keep_alive(&mut self) -> Option<Ending> {
@@ -341,10 +330,10 @@ impl<'a> Stream<'a> {
 
     /// The upstream closed cleanly: the rest is the last event, and leaves like a terminal one.
     async fn ended(&mut self) -> Ending {
-        while let Some(rest) = self.splitter.finish() {
-            self.look_at(&rest);
+        while let Some((rest, seen)) = self.passage.last_piece(&mut self.watch.meter) {
+            self.watch.events += u64::from(rest.event.is_some());
             if self.decoder.is_none() {
-                self.held_back.push(rest.bytes);
+                self.passage.place_last(rest.bytes, seen);
             }
         }
         match ended_as(self.admitted.call.endpoint, self.watch.meter.reading()) {
@@ -355,18 +344,19 @@ impl<'a> Stream<'a> {
 
     /// It ended as its own bytes say.
     fn complete(&mut self, end: End) -> Ending {
-        let pieces = std::mem::take(&mut self.held_back);
+        let pieces = self.passage.take_end();
         if self.client.is_gone() {
             return Ending::left(Settle::Usage);
         }
         Ending::of(end, Last::Pieces(pieces))
     }
 
-    /// No more is read: a terminal event was held back, or there is nobody to read it for.
+    /// No more is read: a terminal event was held back, there is nobody to read it for, or it takes too long.
     fn over(&mut self) -> Ending {
         match self.watch.meter.reading().end {
             Some(end) => self.complete(end),
-            None => Ending::left(Settle::Estimate),
+            None if self.client.is_gone() => Ending::left(Settle::Estimate),
+            None => self.broke(),
         }
     }
 
@@ -375,7 +365,11 @@ impl<'a> Stream<'a> {
         if let Some(end) = self.watch.meter.reading().end {
             return self.complete(end);
         }
-        let error = ending::broken(self.admitted.call.endpoint, self.watch.meter.reading(), self.events);
+        let error = ending::broken(
+            self.admitted.call.endpoint,
+            self.watch.meter.reading(),
+            self.watch.events,
+        );
         Ending {
             state: State::Broken,
             settle: Settle::UsageOfDelivered,
@@ -384,10 +378,14 @@ impl<'a> Stream<'a> {
     }
 
     fn cut(&mut self) -> Ending {
-        let error = ending::shut_down(self.admitted.call.endpoint, self.watch.meter.reading(), self.events);
+        let error = ending::shut_down(
+            self.admitted.call.endpoint,
+            self.watch.meter.reading(),
+            self.watch.events,
+        );
         Ending {
             state: State::Cancelled,
-            settle: Settle::Estimate,
+            settle: Settle::UsageOfDelivered,
             last: self.last_words(error),
         }
     }
@@ -397,7 +395,7 @@ impl<'a> Stream<'a> {
         let end = ending::limited(
             self.admitted.call.endpoint,
             self.watch.meter.reading(),
-            self.events,
+            self.watch.events,
             self.admitted.call.choices,
         );
         let left = self.client.is_gone();
@@ -416,11 +414,9 @@ impl<'a> Stream<'a> {
     async fn listen_for_usage(&mut self) {
         let until = Instant::now() + AFTER_END;
         while self.watch.meter.reading().usage.is_none() {
-            while let Some(piece) = self.splitter.next_piece() {
-                self.look_at(&piece);
-            }
-            match tokio::time::timeout_at(until, self.response.chunk()).await {
-                Ok(Ok(Some(chunk))) => self.splitter.push(chunk),
+            while self.next_piece().is_some() {}
+            match timeout_at(until, self.response.chunk()).await {
+                Ok(Ok(Some(chunk))) => self.passage.push(chunk),
                 _ => return,
             }
         }
@@ -429,7 +425,7 @@ impl<'a> Stream<'a> {
     /// Our own end of the stream, after an event that may be unfinished.
     fn last_words(&self, words: Bytes) -> Last {
         let blank_line = Bytes::from_static(b"\n\n");
-        match (self.inside_event, &self.decoder) {
+        match (self.passage.inside_event(), &self.decoder) {
             // Nothing of ours can be put into a compressed stream: it ends without an end.
             (_, Some(_)) => Last::Nothing,
             (true, None) => Last::Pieces(vec![blank_line, words]),
@@ -438,15 +434,19 @@ impl<'a> Stream<'a> {
     }
 }
 
+/// Whether the gateway asks for usage in the client's place, and takes it out of the answer again.
+fn usage_event(call: &Call) -> UsageEvent {
+    match upstream::asks_for_usage(call.endpoint) && !call.include_usage {
+        true => UsageEvent::IsTakenOut,
+        false => UsageEvent::Passes,
+    }
+}
+
 /// How a stream ended that was closed cleanly. Some vendors send no `[DONE]`: a chat stream is whole when its usage or
 /// its last choice has come. A response without its terminal event is not.
 fn ended_as(endpoint: Endpoint, reading: &Reading) -> Option<End> {
     let whole = endpoint != Endpoint::Responses && (reading.usage.is_some() || reading.finished);
     reading.end.or(whole.then_some(End::Completed))
-}
-
-fn far_away() -> Instant {
-    Instant::now() + Duration::from_secs(365 * 24 * 3600)
 }
 
 /// The upstream's headers that may be seen, and the output limit that the hold paid for, if it lowered one.

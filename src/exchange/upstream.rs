@@ -173,14 +173,8 @@ impl Upstream {
         };
         watch.first_byte_now();
         watch.status = Some(response.status());
-        let text = |name: &str| {
-            response
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .map(str::to_owned)
-        };
-        watch.upstream_request_id = text("x-request-id");
+        let id = response.headers().get("x-request-id");
+        watch.upstream_request_id = id.and_then(|value| value.to_str().ok()).map(str::to_owned);
         Ok(response)
     }
 

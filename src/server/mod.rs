@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::call::Endpoint;
 use crate::config::{Config, Pricing, UpstreamConfig};
-use crate::exchange::{Gateway, Upstream, UpstreamError};
+use crate::exchange::{Gateway, LONGEST_CALL, Upstream, UpstreamError};
 use crate::pricing::ListName;
 use crate::refusal::Refusal;
 use crate::route::{Catalogue, Routes, Served};
@@ -40,8 +40,8 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// How long the last answers may take to leave once their exchanges are settled.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// Holds older than this belong to no running call: first byte, longest stream and drain together are shorter.
-const SWEEP_AGE: Duration = Duration::from_secs(6 * 3600);
+/// Holds older than this belong to no running call: waiting for the head, the longest answer and the drain are shorter.
+const SWEEP_AGE: Duration = Duration::from_secs(2 * LONGEST_CALL.as_secs());
 
 /// How often such holds are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(600);

@@ -112,6 +112,8 @@ pub struct Closed {
     pub uncollected: Usd,
     /// The balance after it.
     pub balance: Usd,
+    /// What is available after it: credit line and other open holds counted in.
+    pub available: Usd,
 }
 
 /// One immutable line of the ledger.
@@ -408,6 +410,7 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
         charged,
         uncollected: row.uncollected,
         balance: row.balance_after,
+        available: user.available().saturating_sub(charged),
     })
 }
 
@@ -447,14 +450,16 @@ fn append_charge(tx: &Connection, row: &ExchangeRow, charged: Usd, usage_hash: H
 
 fn closed_before(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Closed> {
     tx.prepare_cached(
-        "SELECT charge_nanos - uncollected_nanos AS charged_nanos, uncollected_nanos, balance_after_nanos
-         FROM usage_logs WHERE exchange_id = ?1",
+        "SELECT l.charge_nanos - l.uncollected_nanos AS charged_nanos, l.uncollected_nanos, l.balance_after_nanos,
+                l.balance_after_nanos + u.credit_line_nanos - u.held_nanos AS available_nanos
+         FROM usage_logs l JOIN users u ON u.id = l.user_id WHERE l.exchange_id = ?1",
     )?
     .query_row([exchange], |row| {
         Ok(Closed {
             charged: row.get("charged_nanos")?,
             uncollected: row.get("uncollected_nanos")?,
             balance: row.get("balance_after_nanos")?,
+            available: row.get("available_nanos")?,
         })
     })
 }
@@ -753,7 +758,8 @@ mod tests {
             Closed {
                 charged: usd("0.75"),
                 uncollected: Usd::ZERO,
-                balance: usd("4.25")
+                balance: usd("4.25"),
+                available: usd("4.25"),
             }
         );
         assert_eq!(
@@ -1008,7 +1014,8 @@ mod tests {
             Closed {
                 charged: Usd::ZERO,
                 uncollected: Usd::ZERO,
-                balance: usd("7")
+                balance: usd("7"),
+                available: usd("7"),
             }
         );
         desk.assert_books_balance();
@@ -1115,7 +1122,14 @@ mod tests {
                 let answer = desk.close(*id, &asked);
                 assert_eq!(desk.close(*id, &asked), answer);
                 if let Some(first) = closed {
-                    assert_eq!(answer, *first);
+                    // What is available moves on; the rest is the first answer.
+                    assert_eq!(
+                        Closed {
+                            available: first.available,
+                            ..answer
+                        },
+                        *first
+                    );
                     return;
                 }
                 let (balance, held) = &mut model.users[*i];
@@ -1131,6 +1145,7 @@ mod tests {
                     charged: Usd::from_nanos(charged),
                     uncollected: Usd::from_nanos(charge - charged),
                     balance: Usd::from_nanos(*balance),
+                    available: Usd::from_nanos(*balance - *held),
                 };
                 assert_eq!(answer, expected);
                 *closed = Some(expected);
@@ -1148,6 +1163,7 @@ mod tests {
                         charged: Usd::ZERO,
                         uncollected: Usd::ZERO,
                         balance,
+                        available: balance,
                     });
                 }
             }

@@ -1,7 +1,7 @@
 //! Verification: every law recomputed from what is stored, in one snapshot, without keeping any of it.
 //!
-//! What it cannot see: a user's `password_hash`, and whole exchanges that were never charged and of which both the
-//! hold and the usage row are gone.
+//! What it cannot see: a user's `password_hash`; exchanges that were never charged, when both their hold and their usage
+//! row are gone; and whatever somebody altered who also recomputed every hash after it (they have no secret).
 
 use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, Row};

@@ -47,7 +47,9 @@ class Tap:
         except OSError:
             for side in (source, sink):
                 try:
+                    # A socket that another thread reads from is not closed before that thread wakes up.
                     side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    side.shutdown(socket.SHUT_RD)
                     side.close()
                 except OSError:
                     pass
@@ -93,17 +95,18 @@ def messages(data):
 
 
 def chunks(data):
-    body = b""
-    while data:
-        size, _, data = data.partition(b"\r\n")
+    """A chunked body, and what follows it."""
+    body, at = bytearray(), 0
+    while (end := data.find(b"\r\n", at)) >= 0:
         try:
-            length = int(size.split(b";")[0], 16)
+            length = int(data[at:end].split(b";")[0], 16)
         except ValueError:
-            return body, b""
+            break
         if length == 0:
-            return body, data.partition(b"\r\n")[2]
-        body, data = body + data[:length], data[length + 2 :]
-    return body, data
+            return bytes(body), data[end + 2 :].partition(b"\r\n")[2]
+        body += data[end + 2 : end + 2 + length]
+        at = end + 2 + length + 2
+    return bytes(body), b""
 
 
 class Exchange:
@@ -119,19 +122,30 @@ class Exchange:
     def model(self):
         return json.loads(self.body or b"{}").get("model", "")
 
-    def usage(self):
-        """The last usage the answer names, as (input, cached, cache writes, output); None without one."""
-        text, found = self.answer.decode("utf-8", "replace"), None
+    def events(self):
+        """The JSON of the answer: each event of a stream, or the one body."""
+        text = self.answer.decode("utf-8", "replace")
         lines = [line[5:].strip() for line in text.splitlines() if line.startswith("data:")]
         for piece in lines or [text]:
             try:
                 event = json.loads(piece)
             except ValueError:
                 continue
-            usage = event.get("usage") or (event.get("response") or {}).get("usage")
-            found = usage or found
-        if not found:
+            if isinstance(event, dict):
+                yield event
+
+    def response_id(self):
+        """The id the answer carries; None without one, as embeddings are."""
+        ids = (event.get("id") or (event.get("response") or {}).get("id") for event in self.events())
+        return next((found for found in ids if found), None)
+
+    def usage(self):
+        """The last usage the answer names, as (input, cached, cache writes, output); None without one."""
+        named = [event.get("usage") or (event.get("response") or {}).get("usage") for event in self.events()]
+        named = [usage for usage in named if usage]
+        if not named:
             return None
+        found = named[-1]
         details = found.get("input_tokens_details") or found.get("prompt_tokens_details") or {}
         return (
             found.get("input_tokens", found.get("prompt_tokens", 0)),

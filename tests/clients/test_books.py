@@ -52,15 +52,15 @@ def every_request_has_its_row(gateway):
 
 def every_charge_is_what_the_upstream_counted(gateway):
     receipts = settled(gateway)
-    billed = collections.Counter(
-        (receipt["model"], nanos(receipt["charge"])) for receipt in receipts if not receipt.get("estimated") and nanos(receipt["charge"])
-    )
-    counted = collections.Counter()
+    billed, counted = collections.Counter(), collections.Counter()
+    for receipt in receipts:
+        if not receipt["estimated"] and nanos(receipt["cost"]):
+            billed[receipt["model"], receipt["response_id"], nanos(receipt["cost"])] += 1
+            expect_equal(nanos(receipt["charge"]), nanos(receipt["cost"]), "charge without a markup")
     for exchange in gateway.tap.posts():
         usage = exchange.usage()
-        if exchange.status == 200 and usage:
-            counted[exchange.model, charge(exchange.model, usage)] += 1
-    counted = +collections.Counter({key: count for key, count in counted.items() if key[1]})
+        if exchange.status == 200 and usage and (cost := charge(exchange.model, usage)):
+            counted[exchange.model, exchange.response_id(), cost] += 1
     expect(sum(counted.values()) > 10, f"only {sum(counted.values())} counted")
     expect(billed == counted, f"billed only: {billed - counted}; counted only: {counted - billed}")
 

@@ -1,6 +1,7 @@
 //! The command line: what commands print, how they fail, and what scripts may rely on.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -13,8 +14,7 @@ use codex_gateway::store::ledger::{CloseHold, Excess, PlaceHold};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use codex_gateway::store::{Create, ExchangeId, Outcome, Store};
 use codex_gateway::time::now;
-use codex_gateway::usage::Tier;
-use codex_gateway::usage::{Tokens, Usage};
+use codex_gateway::usage::{Tier, Tokens, Usage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
@@ -757,6 +757,29 @@ async fn usage_adds_up_to_the_ledger_in_every_form() {
         (&entries["items"][0]["kind"], &entries["items"][0]["amount"]),
         (&json!("charge"), &json!("-0.003"))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tail_shows_a_request_when_it_ends() {
+    let home = Home::with_alice();
+    home.ok("key issue alice");
+    let first = exchange(&home, Usd::ZERO).await;
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"))
+        .env_clear()
+        .env("HOME", home.path())
+        .args(["request", "tail", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut next = || -> Value {
+        let line = lines.next().expect("a line").expect("text");
+        serde_json::from_str(&line).expect("a document a line")
+    };
+    assert_eq!(next()["id"], json!(first));
+    let second = exchange(&home, Usd::ZERO).await;
+    assert_eq!(next()["id"], json!(second));
+    child.kill().and_then(|()| child.wait()).expect("ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]

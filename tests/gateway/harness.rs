@@ -48,6 +48,7 @@ pub struct Builder {
     second: Option<Playwright>,
     settings: String,
     upstream: String,
+    vendors: Vec<(String, String, String)>,
     tweak: Box<dyn FnOnce(&mut Config) + Send>,
     prices: Vec<(String, String)>,
 }
@@ -68,6 +69,7 @@ impl Harness {
             second: None,
             settings: String::new(),
             upstream: String::new(),
+            vendors: Vec::new(),
             tweak: Box::new(|_| {}),
             prices: Vec::new(),
         }
@@ -199,6 +201,19 @@ impl Builder {
         self
     }
 
+    /// Another upstream, tried before the first: the same simulator, with a price list (which names it too) and globs
+    /// of models.
+    pub fn vendor(self, prices: &str, models: &[&str]) -> Builder {
+        self.vendor_with(prices, models, "")
+    }
+
+    /// Such an upstream with more settings, as TOML lines.
+    pub fn vendor_with(mut self, prices: &str, models: &[&str], toml: &str) -> Builder {
+        let models = format!("{models:?}");
+        self.vendors.push((prices.to_owned(), models, toml.to_owned()));
+        self
+    }
+
     /// Changes the settings when they have been read.
     pub fn tweak(mut self, tweak: impl FnOnce(&mut Config) + Send + 'static) -> Builder {
         self.tweak = Box::new(tweak);
@@ -237,16 +252,20 @@ impl Builder {
     }
 
     fn config(&self, dir: &TempDir, first: &Simulator, second: Option<&Simulator>) -> Config {
-        let upstream = |name: &str, simulator: &Simulator, more: &str| {
+        let upstream = |name: &str, simulator: &Simulator, prices: &str, more: &str| {
             let url = simulator.base_url();
             let key = "sk-upstream-secret";
             format!(
-                "[[upstream]]\nname = \"{name}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\nprices = \"openai\"\n{more}\n"
+                "[[upstream]]\nname = \"{name}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\nprices = \"{prices}\"\n{more}\n"
             )
         };
-        let mut text = format!("{}\n{}", self.settings, upstream("first", first, &self.upstream));
+        let mut text = format!("{}\n", self.settings);
+        for (prices, models, more) in &self.vendors {
+            text.push_str(&upstream(prices, first, prices, &format!("models = {models}\n{more}")));
+        }
+        text.push_str(&upstream("first", first, "openai", &self.upstream));
         if let Some(second) = second {
-            text.push_str(&upstream("second", second, ""));
+            text.push_str(&upstream("second", second, "openai", ""));
         }
         let env = BTreeMap::from([
             ("GATEWAY_SERVER__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),

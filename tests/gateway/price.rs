@@ -1,18 +1,79 @@
 //! What a call has to cost: the simulator's own count times the catalogue's rates, in whole numbers, by hand.
 
 use codex_gateway::simulator::ServedUsage;
-use serde_json::Value;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
 
 /// Nano-dollars in a dollar.
 const NANOS: i128 = 1_000_000_000;
 
 /// A price of the catalogue in the binary, as its JSON says it.
 pub fn catalogue(list: &str, model: &str) -> Value {
+    find_in_catalogue(list, model).unwrap_or_else(|| panic!("{model} is not in {list}"))
+}
+
+/// The same, if it is there.
+pub fn find_in_catalogue(list: &str, model: &str) -> Option<Value> {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/pricing/catalogue.json"));
     let all: Value = serde_json::from_str(text).expect("the catalogue is JSON");
     let mut prices = all["prices"].as_array().expect("a list").iter();
     let found = prices.find(|row| row["list"] == list && row["model"] == model);
-    found.unwrap_or_else(|| panic!("{model} is not in {list}"))["price"].clone()
+    found.map(|row| row["price"].clone())
+}
+
+/// A price as it is at an hour: its cheaper hours are a matter of the clock.
+pub fn at_hour(mut price: Value, at: Timestamp) -> Value {
+    let at = at.to_zoned_datetime(TimeZone::UTC);
+    let now = format!("{:02}:{:02}", at.hour(), at.minute());
+    let day = json!(at.weekday().to_monday_one_offset());
+    let holds = |window: &Value| {
+        let mut hours = window["hours"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str);
+        let within = |hours: &str| {
+            let (from, to) = hours.split_once('-').expect("from and to");
+            from <= now.as_str() && (to == "00:00" || now.as_str() < to)
+        };
+        window["days"].as_array().is_some_and(|days| days.contains(&day)) && hours.any(within)
+    };
+    if price["off_peak"]["windows"].as_array().into_iter().flatten().any(holds) {
+        for (class, rate) in price["off_peak"]["rates"].as_object().expect("rates").clone() {
+            price["rates"][class] = rate;
+        }
+    }
+    price
+}
+
+/// Nano-dollars for so many calls of a hosted tool.
+pub fn fee(price: &Value, tool: &str, calls: i128) -> i128 {
+    if calls == 0 {
+        return 0;
+    }
+    calls * nanos(price["fees"][tool].as_str().expect("a fee")) / 1_000
+}
+
+/// A usage as an upstream writes it, in the simulator's words. `beyond`: output is what the total has beyond the input.
+pub fn reported(usage: &Value, tier: Option<&str>, beyond: bool) -> ServedUsage {
+    let first = |names: &[&str]| names.iter().find_map(|name| usage[*name].as_u64()).unwrap_or(0);
+    let details = ["prompt_tokens_details", "input_tokens_details"];
+    let detail = |name: &str| details.iter().find_map(|of| usage[*of][name].as_u64());
+    let input = first(&["prompt_tokens", "input_tokens"]);
+    let output = first(&["completion_tokens", "output_tokens"]);
+    ServedUsage {
+        input,
+        cached: detail("cached_tokens").unwrap_or_else(|| first(&["prompt_cache_hit_tokens", "cached_tokens"])),
+        cache_write: detail("cache_write_tokens").unwrap_or(0),
+        output: if beyond {
+            first(&["total_tokens"]) - input
+        } else {
+            output
+        },
+        reasoning: 0,
+        tier: tier.map(str::to_owned),
+    }
 }
 
 /// A decimal text as a whole number of nano-units.
@@ -60,9 +121,9 @@ pub fn expected_charge(usage: &ServedUsage, price: &Value, markup: &str) -> i128
 /// The rates for a call that reads so much: a step prices the whole call once its input is above it.
 fn rates(price: &Value, input: u64) -> Value {
     let steps = price["steps"].as_array().into_iter().flatten();
-    let reached = steps.filter(|step| step["above"].as_u64().is_some_and(|above| input > above));
+    let mut reached = steps.filter(|step| step["above"].as_u64().is_some_and(|above| input > above));
     reached
-        .last()
+        .next_back()
         .map_or_else(|| price["rates"].clone(), |step| step["rates"].clone())
 }
 

@@ -314,6 +314,10 @@ async fn a_newer_binary_adds_what_an_older_one_did_not_know_and_changes_nothing_
     assert_eq!(rates(&newer, MODEL), catalogue("openai", MODEL)["rates"], "added");
     assert_eq!(rates(&newer, "gpt-5.4"), changed["rates"], "what is written stays");
     assert_eq!(rates(&newer, "gpt-5.5")["input"], "5", "the operator's wins");
+    let start = Instant::now();
+    while ask(&harness.client, MODEL).await.status != 200 {
+        assert!(start.elapsed() < IN_FORCE);
+    }
     until_billed_by(&harness, MODEL, &catalogue("openai", MODEL)).await;
     harness.finish().await;
 }

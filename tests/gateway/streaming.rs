@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use codex_gateway::simulator::playwright::{Pace, standard};
-use codex_gateway::simulator::{Ended, Gate, Request, Script, ServedUsage, Step, always};
+use codex_gateway::simulator::{Gate, Request, Script, ServedUsage, Step, always};
 use codex_gateway::store::usage_log::{Basis, State};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
 
 use crate::client::{MODEL, chat, drain, events, response};
 use crate::harness::Harness;
@@ -207,33 +206,6 @@ async fn a_stream_that_breaks_is_not_made_to_look_complete() {
         let ends: Vec<_> = books.exchanges.iter().map(|row| (row.state, row.basis)).collect();
         assert_eq!(ends, [(State::Broken, Basis::Estimated); 2]);
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_never_ended_at_the_upstream_is_drained_when_its_client_leaves() {
-    let gate = Gate::closed();
-    let inner = standard(Pace::default());
-    let gated = gate.clone();
-    let playwright = Arc::new(move |request: &Request| inner(request).at(5, Step::Wait(gated.clone())));
-    let harness = Harness::builder().playwright(playwright).start().await;
-    let mut socket = harness
-        .client
-        .raw("/v1/responses", &response("Hello", &json!({"stream": true})))
-        .await;
-    let mut first = [0; 16];
-    socket.read_exact(&mut first).await.expect("the head");
-    drop(socket);
-    gate.open();
-    let served = harness.simulator.ended(0).await;
-    assert_eq!(served.ended, Some(Ended::Completed), "read to its end");
-    let usage = served.usage.expect("a usage");
-    let books = harness.finish().await;
-    let row = books.only();
-    assert_eq!((row.state, row.basis), (State::Left, Basis::Reported));
-    assert_eq!(
-        i128::from(row.charge.nanos()),
-        expected_charge(&usage, &catalogue("openai", MODEL), "1")
-    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,12 +20,13 @@ pub(super) struct Read {
 type Fields = BTreeMap<String, Box<RawValue>>;
 
 /// Costs per token that are classes here.
-const CLASSES: [(&str, Class); 8] = [
+const CLASSES: [(&str, Class); 9] = [
     ("input_cost_per_token", Class::Input),
     ("output_cost_per_token", Class::Output),
     ("cache_read_input_token_cost", Class::CachedInput),
     ("input_cost_per_token_cache_hit", Class::CachedInput),
     ("cache_creation_input_token_cost", Class::CacheWrite),
+    ("cache_creation_input_token_cost_above_12hr", Class::CacheWrite12h),
     ("input_cost_per_audio_token", Class::AudioInput),
     ("output_cost_per_audio_token", Class::AudioOutput),
     ("output_cost_per_reasoning_token", Class::ReasoningOutput),
@@ -48,9 +49,10 @@ const HARMLESS: [&str; 12] = [
 ];
 
 /// Suffixes of tiers.
-const TIERS: [(&str, Tier); 3] = [
+const TIERS: [(&str, Tier); 4] = [
     ("_flex", Tier::Flex),
     ("_priority", Tier::Priority),
+    ("_ultrafast", Tier::Ultrafast),
     ("_batches", Tier::Batch),
 ];
 
@@ -82,7 +84,12 @@ pub(super) fn read(text: &str) -> Result<Read, String> {
             continue;
         };
         let model = key.strip_prefix(&format!("{list}/")).unwrap_or(key).to_owned();
-        match price(kind, fields) {
+        let made = if searches_by_itself(&list, &model, fields) {
+            Err("it searches by itself, for a fee that is not in its tokens".to_owned())
+        } else {
+            price(kind, fields)
+        };
+        match made {
             Err(why) => read.left_out.push((key.clone(), why)),
             Ok(price) => match ours.insert((list, model), price.clone()) {
                 Some(other) if other != price => read
@@ -129,6 +136,14 @@ fn list_and_kind(fields: &Fields) -> Option<(ListName, Kind)> {
     Some((ListName::parse(provider).ok()?, kind))
 }
 
+/// Models that search the web whether asked or not: their answers do not say how often, so the fee cannot be metered.
+fn searches_by_itself(list: &ListName, model: &str, fields: &Fields) -> bool {
+    let named = ["search-preview", "search-api", "deep-research"]
+        .iter()
+        .any(|part| model.contains(part));
+    named || (list.as_str() == "perplexity" && fields.contains_key("search_context_cost_per_query"))
+}
+
 /// A field's name taken apart: class, long-context threshold, tier.
 struct Name {
     class: Class,
@@ -141,11 +156,12 @@ fn parse_name(name: &str) -> Option<Name> {
         .iter()
         .find_map(|(suffix, tier)| Some((name.strip_suffix(suffix)?, Some(*tier))))
         .unwrap_or((name, None));
-    let (rest, above) = match rest.rsplit_once("_above_") {
-        Some((before, threshold)) => {
-            let thousands: u64 = threshold.strip_suffix("k_tokens")?.parse().ok()?;
-            (before, Some(thousands.checked_mul(1_000)?))
-        }
+    let threshold = |rest: &str| -> Option<(usize, u64)> {
+        let (before, thousands) = rest.strip_suffix("k_tokens")?.rsplit_once("_above_")?;
+        Some((before.len(), thousands.parse::<u64>().ok()?.checked_mul(1_000)?))
+    };
+    let (rest, above) = match threshold(rest) {
+        Some((end, above)) => (&rest[..end], Some(above)),
         None => (rest, None),
     };
     let class = CLASSES.iter().find(|(known, _)| *known == rest)?.1;
@@ -267,6 +283,8 @@ mod tests {
         let text = r#"{"sample_spec":{"mode":"x"},
           "gpt-x":{"litellm_provider":"openai","mode":"chat","input_cost_per_token":2e-06,"output_cost_per_token":1e-05,
             "cache_read_input_token_cost":1e-07,"input_cost_per_token_flex":1e-06,"output_cost_per_token_flex":5e-06,
+            "cache_creation_input_token_cost_above_12hr":5e-06,"cache_creation_input_token_cost_above_1hr":9e-06,
+            "cache_creation_input_token_cost_above_12hr_above_272k_tokens":1e-05,
             "input_cost_per_token_above_272k_tokens":4e-06,"output_cost_per_token_above_272k_tokens":1.5e-05,
             "max_input_tokens":922000,"max_output_tokens":128000,"search_context_cost_per_query":{"a":0.1}}}"#;
         let read = read(text).expect("a map");
@@ -275,7 +293,7 @@ mod tests {
         assert_eq!((list.as_str(), model.as_str()), ("openai", "gpt-x"));
         assert_eq!(
             price.to_json(),
-            r#"{"kind":"text","rates":{"input":"2","cached_input":"0.1","output":"10"},"steps":[{"above":272000,"rates":{"input":"4","output":"15"}}],"tiers":{"flex":{"rates":{"input":"1","output":"5"}}},"max_input":922000,"max_output":128000}"#
+            r#"{"kind":"text","rates":{"input":"2","cached_input":"0.1","cache_write_12h":"5","output":"10"},"steps":[{"above":272000,"rates":{"input":"4","cache_write_12h":"10","output":"15"}}],"tiers":{"flex":{"rates":{"input":"1","output":"5"}}},"max_input":922000,"max_output":128000}"#
         );
     }
 
@@ -288,10 +306,11 @@ mod tests {
           "xai/d":{"litellm_provider":"xai","mode":"chat","input_cost_per_token":1e-6,"output_cost_per_token":1e-6},
           "d":{"litellm_provider":"xai","mode":"chat","input_cost_per_token":2e-6,"output_cost_per_token":1e-6},
           "e":{"litellm_provider":"azure","mode":"chat","input_cost_per_token":2e-6,"output_cost_per_token":1e-6},
+          "o4-deep-research":{"litellm_provider":"openai","mode":"responses","input_cost_per_token":2e-6,"output_cost_per_token":1e-6},
           "f":{"litellm_provider":"openai","mode":"image_generation","input_cost_per_token":2e-6}}"#;
         let read = read(text).expect("a map");
         assert!(read.prices.is_empty(), "{:?}", read.prices);
         let names: Vec<&str> = read.left_out.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["a", "b", "c", "xai/d"]);
+        assert_eq!(names, ["a", "b", "c", "o4-deep-research", "xai/d"]);
     }
 }
