@@ -19,6 +19,7 @@ use axum::http::{Method, Request, Response, StatusCode};
 use axum_server::Handle;
 use axum_server::accept::{TcpConfigAcceptor, TcpSocketConfig};
 use ipnet::IpNet;
+use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,6 +37,10 @@ use crate::tokens::Encoding;
 
 /// Request heads larger than this are refused (Codex sends some 4 KiB).
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// Connections that wait to be accepted. The standard library's 128 overflow when an office's agents start at once, and
+/// each that is dropped tries again only after a second.
+const BACKLOG: u32 = 4096;
 
 /// How long the last answers may take to leave once their exchanges are settled.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -111,8 +116,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         addr: config.server.listen,
         source,
     };
-    let listener = std::net::TcpListener::bind(config.server.listen).map_err(listen)?;
-    listener.set_nonblocking(true).map_err(listen)?;
+    let listener = bind(config.server.listen).map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
     lock.set_note(&format!("http://{addr}"))?;
     let gateway = Arc::new(Gateway {
@@ -163,6 +167,18 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         writer_tasks,
         serving,
     })
+}
+
+/// Listens, without blocking.
+fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // As the standard library does: a restart may take the port of connections that are still closing.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)?.into_std()
 }
 
 fn upstream(config: &UpstreamConfig) -> Result<Upstream, UpstreamError> {
