@@ -30,7 +30,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -54,6 +54,9 @@ pub const LONGEST_CALL: Duration = Duration::from_secs(4 * 3600);
 
 /// How long an answer without a client is read on, to learn what it cost.
 const DRAIN: Duration = Duration::from_secs(120);
+
+/// When the gateway stops, a client has so long to take the end of its stream.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What all exchanges share.
 #[derive(Debug)]
@@ -150,8 +153,20 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
     let words = ending::broken(endpoint, watch.meter.reading(), watch.events);
     let Ending { state, settle, last } = ending;
     match settlement::settle(&gateway, admitted, watch, state, settle).await {
-        Ok(closed) => client.finish(last, words, &closed).await,
-        Err(refusal) => client.fail(refusal, words).await,
+        Ok(closed) => until_stopped(&gateway, client.finish(last, words, &closed)).await,
+        Err(refusal) => until_stopped(&gateway, client.fail(refusal, words)).await,
+    }
+}
+
+/// Sends the end; when the gateway stops, only to a client that takes it soon.
+async fn until_stopped(gateway: &Gateway, sending: impl Future<Output = ()>) {
+    let stopped = async {
+        gateway.cutoff.cancelled().await;
+        sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        () = sending => {}
+        () = stopped => {}
     }
 }
 

@@ -304,7 +304,7 @@ impl<'a> Stream<'a> {
         // What waits is delivered too: a compressed answer may come in one piece with its end.
         self.watch.delivered |= seen.delivers && !self.client.is_gone();
         match self.passage.place(bytes, seen, whole_event) {
-            Some(bytes) => self.client.send(bytes).await,
+            Some(bytes) => self.send(bytes).await,
             None if !had_begun && self.passage.end_has_begun() => {
                 self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
             }
@@ -312,9 +312,18 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// A client that reads nothing does not hold up a stop: what it had not taken is lost, and the end says so.
+    async fn send(&mut self, bytes: Bytes) {
+        tokio::select! {
+            biased;
+            () = self.gateway.cutoff.cancelled() => {}
+            () = self.client.send(bytes) => {}
+        }
+    }
+
     async fn keep_alive(&mut self) -> Option<Ending> {
         let before = Instant::now();
-        self.client.send(ending::keep_alive(self.admitted.call.endpoint)).await;
+        self.send(ending::keep_alive(self.admitted.call.endpoint)).await;
         // The upstream's clock stands still while the client makes us wait.
         self.idle_until += before.elapsed();
         self.keep_alive_at = Instant::now() + KEEP_ALIVE;

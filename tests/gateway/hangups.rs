@@ -375,3 +375,25 @@ async fn a_failure_that_nobody_stayed_for_costs_nothing() {
         .collect();
     assert_eq!(ends, [(State::Left, 0); 2]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_reads_nothing_does_not_hold_up_a_stop() {
+    let word = Step::data(&json!({"choices": [{"index": 0, "delta": {"content": "Hello"}}]}), 1);
+    let playwright = always(Script::sse(vec![word, padding(u64::MAX)]));
+    let builder = Harness::builder().playwright(playwright);
+    let harness = builder
+        .tweak(|config| config.server.drain_timeout = Duration::from_millis(200))
+        .start()
+        .await;
+    let answer = harness
+        .client
+        .send("/v1/chat/completions", &chat("Hello", &json!({"stream": true})))
+        .await;
+    waits(&harness).await;
+    let books = timeout(PATIENCE, harness.finish()).await.expect("it stops");
+    assert_eq!(
+        (books.only().state, books.only().basis),
+        (State::Cancelled, Basis::Estimated)
+    );
+    drop(answer);
+}
