@@ -18,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use crate::books::Books;
 use crate::client::{Answer, Client, MODEL, chat, http};
@@ -238,9 +239,10 @@ impl Hostile {
     async fn start() -> Hostile {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        tokio::task::spawn(async move {
+        let tasks = TaskTracker::new();
+        tasks.clone().spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::task::spawn(answer(socket));
+                tasks.spawn(answer(socket));
             }
         });
         Hostile(address)
