@@ -236,7 +236,6 @@ async fn bodies_larger_than_the_limit_are_refused_whether_they_say_so_or_not() {
 struct Hostile(SocketAddr);
 
 impl Hostile {
-    #[expect(clippy::disallowed_methods, reason = "it ends with the test")]
     async fn start() -> Hostile {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
