@@ -314,12 +314,13 @@ async fn play_on(socket: &mut TcpStream, play: &str) -> std::io::Result<()> {
             )
             .await
         }
-        "slow-head" => loop {
-            socket
-                .write_all(b"HTTP/1.1 200 OK\r\nx-slow: ".get(..9).unwrap_or_default())
-                .await?;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        },
+        "slow-head" => {
+            socket.write_all(b"HTTP/1.1 200 OK\r\nx-slow: ").await?;
+            loop {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                socket.write_all(b"a").await?;
+            }
+        }
         "unknown-coding" => {
             repeat(
                 socket,
