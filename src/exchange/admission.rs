@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Gateway, Request};
 use crate::call::{Call, Echo, Endpoint, Reference};
@@ -58,6 +59,8 @@ pub struct Admitted {
     /// When the hold was taken.
     pub started_at: Timestamp,
     pub(super) since_start: Stopwatch,
+    /// Given back when the exchange ends.
+    pub(super) memory: OwnedSemaphorePermit,
 }
 
 impl Admitted {
@@ -105,7 +108,13 @@ impl Priced {
 
 /// Takes a hold for a call.
 pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitted, Refusal> {
-    let Request { id, key, call, headers } = request;
+    let Request {
+        id,
+        key,
+        call,
+        headers,
+        memory,
+    } = request;
     let call = Arc::new(call);
     let target = route(gateway, &key, &call).await?;
     let upstream = &gateway.upstreams[target.upstream];
@@ -163,6 +172,7 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
         place,
         started_at: at,
         since_start,
+        memory,
     })
 }
 

@@ -29,7 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -87,6 +87,8 @@ pub struct Request {
     pub call: Call,
     /// The client's headers; only those on a list go on.
     pub headers: HeaderMap,
+    /// The memory that the body takes, until the exchange ends.
+    pub memory: OwnedSemaphorePermit,
 }
 
 /// An answer to pass on.

@@ -33,6 +33,9 @@ const AFTER_END: Duration = Duration::from_millis(250);
 /// How much may follow a terminal event.
 const AFTER_END_BYTES: usize = 1 << 20;
 
+/// A compressed stream that unfolds to more is no answer of a model; it is given up.
+const DECODED_BYTES: usize = 2 * MAX_EVENT_BYTES;
+
 /// A stream is ended this many tokens beyond its limit: counts of different tokenizers differ a little.
 const LIMIT_SLACK: u64 = 64;
 
@@ -50,14 +53,6 @@ pub(super) async fn relay(
     client: &mut Client,
     watch: &mut Watch,
 ) -> Ending {
-    let status = response.status();
-    if !status.is_success() {
-        return refused(gateway, admitted, response).await;
-    }
-    let streams = response
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"));
     let coding = response
         .headers()
         .get(CONTENT_ENCODING)
@@ -67,6 +62,14 @@ pub(super) async fn relay(
                 .map_err(drop)
                 .and_then(|coding| Coding::parse(coding).map_err(drop))
         });
+    if !response.status().is_success() {
+        return refused(gateway, admitted, response, coding.unwrap_or(Coding::Identity)).await;
+    }
+    let kind = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .map(|kind| kind.as_bytes().to_ascii_lowercase());
+    let streams = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
     match coding {
         Err(()) => Ending::fault(UpstreamFault::Undecodable),
         Ok(coding) if streams => {
@@ -79,14 +82,16 @@ pub(super) async fn relay(
 }
 
 /// The upstream refused: its own words pass, but for what a client can do nothing about.
-async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response) -> Ending {
+async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response, coding: Coding) -> Ending {
     let of = &gateway.upstreams[admitted.target.upstream];
     let status = response.status();
     let headers = upstream::returned_headers(response.headers());
     let reading = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout());
     let body = timeout(ERROR_TIME, reading).await.unwrap_or(Err(UpstreamFault::Broken));
-    let known = body.as_ref().map_or(&[][..], |body| &body[..]);
-    let last = match (of.fault(status, known), body) {
+    let plain = decoded(coding, body.clone().unwrap_or_default(), ERROR_BYTES)
+        .await
+        .unwrap_or_default();
+    let last = match (of.fault(status, &plain), body) {
         (Some(fault), _) | (None, Err(fault)) => Last::Refusal(Refusal::Upstream(fault)),
         (None, Ok(body)) => Last::Answer(Answer {
             status,
@@ -123,7 +128,7 @@ async fn whole(
         }
         Err(ending) => return ending,
     };
-    let Ok(plain) = codec::decode(coding, body.clone(), gateway.max_response) else {
+    let Some(plain) = decoded(coding, body.clone(), gateway.max_response).await else {
         return Ending::fault(UpstreamFault::Undecodable);
     };
     watch.meter.observe_body(&plain);
@@ -137,6 +142,17 @@ async fn whole(
         body: Body::Whole(body),
     };
     Ending::of(end, Last::Answer(answer))
+}
+
+/// A body in the clear, decoded off the async threads; `None` when it does not decode within the limit.
+async fn decoded(coding: Coding, body: Bytes, limit: usize) -> Option<Bytes> {
+    if coding == Coding::Identity {
+        return Some(body);
+    }
+    tokio::task::spawn_blocking(move || codec::decode(coding, body, limit).ok())
+        .await
+        .ok()
+        .flatten()
 }
 
 /// What happens next in a stream.
@@ -161,6 +177,7 @@ struct Stream<'a> {
     passage: Passage,
     /// `Some` when the answer came compressed; its bytes pass as they come, the meter reads what they decode to.
     decoder: Option<Decoder>,
+    decoded_bytes: usize,
     limit: Limit,
     idle_until: Instant,
     keep_alive_at: Instant,
@@ -186,6 +203,7 @@ impl<'a> Stream<'a> {
             end_by: None,
             left: false,
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
+            decoded_bytes: 0,
             passage: Passage::new(usage_event(&admitted.call)),
             limit: Limit::new(&admitted.target.model, admitted.output_bound),
             gateway,
@@ -288,10 +306,16 @@ impl<'a> Stream<'a> {
     async fn pass_coded(&mut self, mut decoder: Decoder, chunk: Bytes) -> Option<Ending> {
         let mut seen = Seen::default();
         match decoder.push(&chunk) {
-            Ok(plain) => self.passage.push(plain),
+            Ok(plain) => {
+                self.decoded_bytes += plain.len();
+                self.passage.push(plain);
+            }
             Err(_) => seen.delivers = true,
         }
         self.decoder = Some(decoder);
+        if self.decoded_bytes > DECODED_BYTES {
+            return Some(self.broke());
+        }
         let before = self.watch.meter.visible_bytes();
         while let Some((_, of_piece)) = self.next_piece() {
             seen.terminal = seen.terminal.or(of_piece.terminal);
