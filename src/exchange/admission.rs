@@ -282,7 +282,7 @@ async fn unpriced(gateway: &Gateway, call: &Call, target: &Target, list: &ListNa
 
 /// The tokens of the answers the call leans on; each must be this user's, at this upstream.
 async fn referred(gateway: &Gateway, key: &Key, call: &Call, upstream: &str) -> Result<Option<Tokens>, Refusal> {
-    let mut earlier = None;
+    let mut earlier: Option<Tokens> = None;
     for reference in &call.refers_to {
         let (user, upstream) = (key.user_id, upstream.to_owned());
         match reference.clone() {
@@ -297,7 +297,7 @@ async fn referred(gateway: &Gateway, key: &Key, call: &Call, upstream: &str) -> 
                     param: "previous_response_id",
                     id,
                 })?;
-                earlier = Some(row.usage.input_tokens.saturating_add(row.usage.output_tokens));
+                earlier = earlier.max(Some(row.usage.input_tokens.saturating_add(row.usage.output_tokens)));
             }
             Reference::Item(id) => {
                 let wanted = id.clone();
