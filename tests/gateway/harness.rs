@@ -74,7 +74,12 @@ impl Harness {
 
     /// Another user with a key.
     pub fn add_client(&self, name: &str, balance: &str) -> Client {
-        add_client(&self.store, &self.base_url(), name, balance, "0")
+        add_client(&self.store, &self.base_url(), name, balance, "0", |_| {})
+    }
+
+    /// Another user with a key that is limited in some way.
+    pub fn add_limited(&self, name: &str, limit: impl FnOnce(&mut NewKey)) -> Client {
+        add_client(&self.store, &self.base_url(), name, "5", "0", limit)
     }
 
     /// Where the server listens.
@@ -206,7 +211,14 @@ impl Builder {
         set_prices(&store, &self.prices);
         (self.tweak)(&mut config);
         let server = server::start(config, store.clone()).await.expect("the server starts");
-        let client = add_client(&store, &server.base_url(), "alice", &self.balance, &self.credit_line);
+        let client = add_client(
+            &store,
+            &server.base_url(),
+            "alice",
+            &self.balance,
+            &self.credit_line,
+            |_| {},
+        );
         Harness {
             client,
             store,
@@ -274,7 +286,14 @@ fn set_prices(store: &Store, prices: &[(String, String)]) {
     }
 }
 
-fn add_client(store: &Store, base_url: &str, name: &str, balance: &str, credit_line: &str) -> Client {
+fn add_client(
+    store: &Store,
+    base_url: &str,
+    name: &str,
+    balance: &str,
+    credit_line: &str,
+    limit: impl FnOnce(&mut NewKey),
+) -> Client {
     let usd = |text: &str| text.parse::<Usd>().expect("an amount");
     let new = NewUser {
         id: UserId(Uuid::now_v7()),
@@ -287,7 +306,7 @@ fn add_client(store: &Store, base_url: &str, name: &str, balance: &str, credit_l
     let mut entropy = [0; 32];
     getrandom::fill(&mut entropy).expect("random numbers");
     let key = GatewayKey::from_entropy(entropy);
-    let new = NewKey {
+    let mut new = NewKey {
         id: KeyId(Uuid::now_v7()),
         user_id: user.id,
         name: "test".into(),
@@ -298,6 +317,7 @@ fn add_client(store: &Store, base_url: &str, name: &str, balance: &str, credit_l
         ips: Vec::new(),
         on_hangup: None,
     };
+    limit(&mut new);
     let issued = committed(store.issue_key(&new, &operator(), time::now()));
     Client {
         user: user.id,
