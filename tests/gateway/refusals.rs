@@ -9,6 +9,7 @@ use codex_gateway::store::Actor;
 use codex_gateway::store::usage_log::State;
 use codex_gateway::store::users::UserStatus;
 use codex_gateway::time::now;
+use futures_util::future::join;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -244,31 +245,32 @@ async fn money_that_running_calls_hold_is_a_rate_limit() {
     let playwright = Arc::new(move |request: &Request| inner(request).first(Step::Wait(gated.clone())));
     let harness = Harness::builder().balance("1").playwright(playwright).start().await;
     // 80,000 × $10 per million is most of the dollar.
-    let first = tokio::spawn({
-        let client = harness.client.clone();
-        async move { client.post(CHAT, &chat("Hello", &json!({"max_tokens": 80_000}))).await }
-    });
-    harness.simulator.arrived(1).await;
-    for (path, limit) in [(CHAT, "max_tokens"), (RESPONSES, "max_output_tokens")] {
-        let mut body = good(path);
-        body[limit] = json!(80_000);
-        let answer = harness.client.post(path, &body).await;
-        let error = check(
-            &answer,
-            (429, "rate_limit_error", "rate_limit_exceeded"),
-            "rate_limit_exceeded",
-        );
-        let after: u64 = answer.header("retry-after").parse().expect("seconds");
-        assert!((1..=10).contains(&after));
-        assert_eq!(answer.header("x-codex-promo-message"), "");
-        says(&error, &["alice", "hold", "try again in 5s"]);
-        for field in ["available", "held", "needed"] {
-            assert!(error["gateway"][field].is_string(), "{error}");
+    let body = chat("Hello", &json!({"max_tokens": 80_000}));
+    let first = harness.client.post(CHAT, &body);
+    let meanwhile = async {
+        harness.simulator.arrived(1).await;
+        for (path, limit) in [(CHAT, "max_tokens"), (RESPONSES, "max_output_tokens")] {
+            let mut body = good(path);
+            body[limit] = json!(80_000);
+            let answer = harness.client.post(path, &body).await;
+            let error = check(
+                &answer,
+                (429, "rate_limit_error", "rate_limit_exceeded"),
+                "rate_limit_exceeded",
+            );
+            let after: u64 = answer.header("retry-after").parse().expect("seconds");
+            assert!((1..=10).contains(&after));
+            assert_eq!(answer.header("x-codex-promo-message"), "");
+            says(&error, &["alice", "hold", "try again in 5s"]);
+            for field in ["available", "held", "needed"] {
+                assert!(error["gateway"][field].is_string(), "{error}");
+            }
         }
-    }
-    assert_eq!(harness.served().len(), 1, "only the first reached the upstream");
-    gate.open();
-    first.await.expect("no panic").expect(200);
+        assert_eq!(harness.served().len(), 1, "only the first reached the upstream");
+        gate.open();
+    };
+    let (first, ()) = join(first, meanwhile).await;
+    first.expect(200);
     assert_eq!(harness.finish().await.exchanges.len(), 1);
 }
 

@@ -11,8 +11,8 @@ use crate::harness::Harness;
 use crate::price::{catalogue, nanos};
 
 /// What each answer says that it read and wrote, in tokens.
-const READ: i128 = 10_000;
-const WROTE: i128 = 500;
+const READ: u64 = 10_000;
+const WROTE: u64 = 500;
 
 /// Answers as `resp_N`, with an item `msg_N`.
 fn numbered() -> Playwright {
@@ -22,7 +22,7 @@ fn numbered() -> Playwright {
             "id": format!("resp_{number}"), "object": "response", "status": "completed", "model": MODEL, "error": null,
             "output": [{"type": "message", "id": format!("msg_{number}"), "role": "assistant",
                         "content": [{"type": "output_text", "text": "Hi"}]}],
-            "usage": {"input_tokens": READ as u64, "output_tokens": WROTE as u64, "total_tokens": (READ + WROTE) as u64},
+            "usage": {"input_tokens": READ, "output_tokens": WROTE, "total_tokens": READ + WROTE},
         });
         Script::json(StatusCode::OK, &body)
     })
@@ -136,7 +136,10 @@ async fn a_call_that_leans_on_an_answer_is_held_for_the_tokens_of_that_answer_to
         .map(|(_, rate)| nanos(rate.as_str().expect("a rate")))
         .max()
         .expect("a rate");
-    assert_eq!(held(&second) - held(&first), (READ + WROTE) * dearest / 1_000_000);
+    assert_eq!(
+        held(&second) - held(&first),
+        i128::from(READ + WROTE) * dearest / 1_000_000
+    );
 
     // An item is part of an answer of unknown length: as much as the model reads. An answer beside it changes nothing.
     let item = json!([{"type": "item_reference", "id": first.json()["output"][0]["id"]}]);
