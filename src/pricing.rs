@@ -62,6 +62,11 @@ impl Rate {
             })
     }
 
+    /// What the user pays per million units: exact, in dollars.
+    pub fn charged(self, markup: Factor) -> String {
+        exact_usd(i128::from(self.0) * i128::from(markup.0))
+    }
+
     fn per_thousand(self) -> Result<Rate, PriceError> {
         Some(self.0 * 1000)
             .filter(|nanos| *nanos <= Rate::MAX)
@@ -704,15 +709,18 @@ pub fn bill(usage: &Usage, terms: &Terms<'_>) -> Result<Bill, PriceError> {
 }
 
 fn line(class: Class, quantity: u64, rate: Rate) -> Line {
-    let amount = i128::from(quantity) * i128::from(rate.0);
-    let amount =
-        Decimal::try_from_i128_with_scale(amount, 15).map_or_else(|_| String::new(), |d| d.normalize().to_string());
+    let amount = exact_usd(i128::from(quantity) * i128::from(rate.0));
     Line {
         class,
         quantity,
         rate: rate.to_string(),
         amount,
     }
+}
+
+/// Millionths of nano-dollars as dollars, exact.
+fn exact_usd(millionths: i128) -> String {
+    Decimal::try_from_i128_with_scale(millionths, 15).map_or_else(|_| String::new(), |usd| usd.normalize().to_string())
 }
 
 /// What was used, by the class it is billed as: every token once.

@@ -233,7 +233,7 @@ impl Refusal {
             }
             Refusal::Unpriced { model, priced_as, list, nearest } => {
                 let hint = nearest.as_ref().map_or_else(String::new, |name| format!(" The nearest priced model is '{name}'."));
-                Told { param: Some("model".into()), ..told(404, INVALID, "model_not_found", format!("The model '{model}' has no price here, so it is not offered; nothing was charged.{hint} The operator of this gateway can run: gateway price set {priced_as} --list {list} --input USD --output USD")) }
+                Told { param: Some("model".into()), ..told(404, INVALID, "model_not_found", format!("The model '{model}' has no price here, so it is not offered; nothing was charged.{hint} The operator of this gateway can run: gateway price set {} --list {list} --input USD --output USD", shell_word(priced_as))) }
             }
             Refusal::NotYours { param, id } => Told { param: Some((*param).into()), ..told(400, INVALID, "unsupported_parameter", format!("{param}: '{id}' is not known to be made by this user through this gateway. Send the conversation's items in 'input' instead.")) },
             Refusal::UnpricedTool(why) => Told { param: Some("tools".into()), ..told(400, INVALID, "unsupported_parameter", format!("A hosted tool of this request cannot be billed here: {why}. Leave the tool out, or ask the operator of this gateway to set its price.")) },
@@ -254,6 +254,15 @@ impl Refusal {
             Refusal::Internal => told(500, SERVER, "internal_error", "The gateway failed on this request; its log says why. Nothing was charged.".into()),
         }
     }
+}
+
+/// A text as one word of a shell. Clients choose names of models, and operators paste the command that has one in it.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:+@".contains(c);
+    if text.chars().all(plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// Money: final for both SDKs and Codex when it is gone, a rate limit when running calls hold it.
@@ -425,6 +434,21 @@ mod tests {
             );
         }
         assert_eq!(Refusal::Upstream(UpstreamFault::Timeout).told(None).status, 504);
+    }
+
+    #[test]
+    fn a_command_to_paste_runs_nothing_but_itself() {
+        let told = |model: &str| {
+            let refusal = Refusal::Unpriced {
+                model: model.into(),
+                priced_as: model.into(),
+                list: "openai".into(),
+                nearest: None,
+            };
+            refusal.told(None).message
+        };
+        assert!(told("ft:gpt-5.5:org").contains(" price set ft:gpt-5.5:org --list"));
+        assert!(told("x'; rm -rf $HOME").contains(r"price set 'x'\''; rm -rf $HOME' --list"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::output::{self, Column, Items, Pipe};
 use super::usage::FilterArgs;
 use crate::admin;
 use crate::pricing::Line;
-use crate::store::usage_log::{Basis, ExchangeFilter, ExchangeRow, State};
+use crate::store::usage_log::{Basis, ExchangeFilter, ExchangeRow};
 use crate::store::{Create, ExchangeId, Store};
 use crate::time::now;
 use crate::usage::Usage;
@@ -93,21 +93,6 @@ pub fn filter(store: &Store, which: &FilterArgs, limit: u32) -> anyhow::Result<E
     })
 }
 
-/// How an exchange ended, as a word.
-pub fn state(state: State) -> &'static str {
-    match state {
-        State::Completed => "completed",
-        State::Incomplete => "incomplete",
-        State::Refused => "refused",
-        State::Failed => "failed",
-        State::Broken => "broken",
-        State::Limited => "limited",
-        State::Left => "left",
-        State::Cancelled => "cancelled",
-        State::Interrupted => "interrupted",
-    }
-}
-
 /// Names of users and keys, looked up once each.
 struct Names<'a> {
     store: &'a Store,
@@ -170,7 +155,7 @@ fn cells(row: &ExchangeRow, names: &mut Names<'_>) -> anyhow::Result<Vec<String>
         output::time(row.started_at),
         names.of(row)?,
         output::plain(&row.model),
-        state(row.state).to_owned(),
+        row.state.name().to_owned(),
         output::count(row.usage.input_tokens.get()),
         output::count(row.usage.cached_tokens.get()),
         output::count(row.usage.output_tokens.get()),
@@ -268,7 +253,7 @@ impl Receipt {
     fn of(row: &ExchangeRow, user: String, key: String, key_name: String) -> Receipt {
         Receipt {
             id: row.id.0.to_string(),
-            state: state(row.state),
+            state: row.state.name(),
             estimated: row.basis == Basis::Estimated,
             endpoint: row.endpoint.path(),
             streamed: row.streamed,
@@ -454,6 +439,7 @@ mod tests {
     use crate::call::Endpoint;
     use crate::money::Usd;
     use crate::pricing::{Class, ListName};
+    use crate::store::usage_log::State;
     use crate::store::{KeyId, UserId};
     use crate::usage::Tier;
     use crate::usage::Tokens;

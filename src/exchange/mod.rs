@@ -29,7 +29,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
-use reqwest::Response;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +51,9 @@ pub use upstream::{Upstream, UpstreamError};
 
 /// No answer is passed on for longer, in all; the longest seen of reasoning models took an hour.
 pub const LONGEST_CALL: Duration = Duration::from_secs(4 * 3600);
+
+/// How long an answer without a client is read on, to learn what it cost.
+const DRAIN: Duration = Duration::from_secs(120);
 
 /// What all exchanges share.
 #[derive(Debug)]
@@ -129,15 +131,19 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
     let mut watch = Watch::new(&admitted);
     let answered = answer(&gateway, &admitted, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(exchange = %id, "the exchange panicked; it is settled by estimate");
-        let last = if client.is_gone() {
-            Last::Nothing
+        tracing::error!(exchange = %id, "the exchange panicked; what was delivered is settled by estimate");
+        let last = match client {
+            Client::Gone => Last::Nothing,
+            Client::Waiting(_) | Client::Streaming(_) => Last::Refusal(Refusal::Internal),
+        };
+        let settle = if watch.delivered {
+            Settle::Estimate
         } else {
-            Last::Refusal(Refusal::Internal)
+            Settle::Nothing
         };
         Ending {
             state: State::Failed,
-            settle: Settle::Estimate,
+            settle,
             last,
         }
     });
@@ -225,20 +231,22 @@ async fn answer(gateway: &Gateway, admitted: &Admitted, client: &mut Client, wat
         // Nothing was sent, so nothing can cost.
         return Ending::left(Settle::Nothing);
     }
-    match send(gateway, admitted, client, watch).await {
-        Ok(response) => relay::relay(gateway, admitted, response, client, watch).await,
+    let sending = gateway.upstreams[admitted.target.upstream].send(admitted, watch);
+    match while_wanted(gateway, admitted, client, sending).await {
+        Ok(Ok(response)) => relay::relay(gateway, admitted, response, client, watch).await,
+        Ok(Err(fault)) => Ending::fault(fault),
         Err(ending) => ending,
     }
 }
 
-/// Sends the call and waits for the head of the answer.
-async fn send(
+/// Waits for something of the upstream's, as long as the client, the clock and a stop signal let it.
+async fn while_wanted<T>(
     gateway: &Gateway,
     admitted: &Admitted,
     client: &mut Client,
-    watch: &mut Watch,
-) -> Result<Response, Ending> {
-    let mut sending = std::pin::pin!(gateway.upstreams[admitted.target.upstream].send(admitted, watch));
+    wanted: impl Future<Output = T>,
+) -> Result<T, Ending> {
+    let mut wanted = std::pin::pin!(wanted);
     let mut stop_at = Instant::now() + LONGEST_CALL;
     loop {
         tokio::select! {
@@ -246,10 +254,13 @@ async fn send(
             () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
             () = client.left() => match admitted.on_hangup {
                 OnHangup::Cancel => return Err(Ending::left(Settle::Estimate)),
-                OnHangup::Drain => stop_at = Instant::now() + relay::DRAIN,
+                OnHangup::Drain => stop_at = stop_at.min(Instant::now() + DRAIN),
             },
-            () = sleep_until(stop_at) => return Err(Ending::left(Settle::Estimate)),
-            sent = &mut sending => return sent.map_err(Ending::fault),
+            () = sleep_until(stop_at) => return Err(match client {
+                Client::Gone => Ending::left(Settle::Estimate),
+                Client::Waiting(_) | Client::Streaming(_) => Ending::fault(UpstreamFault::Timeout),
+            }),
+            done = &mut wanted => return Ok(done),
         }
     }
 }
@@ -264,11 +275,11 @@ impl Ending {
         }
     }
 
-    /// A stop signal ended it.
+    /// A stop signal ended it before anything was delivered: released, as the refusal says.
     fn cut(refusal: Refusal) -> Ending {
         Ending {
             state: State::Cancelled,
-            settle: Settle::Estimate,
+            settle: Settle::Nothing,
             last: Last::Refusal(refusal),
         }
     }

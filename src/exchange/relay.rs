@@ -9,10 +9,13 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::Response;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::passage::{Passage, UsageEvent};
-use super::{Admitted, Answer, Body, Client, Ending, Gateway, LONGEST_CALL, Last, Settle, Watch, ending, upstream};
+use super::{
+    Admitted, Answer, Body, Client, DRAIN, Ending, Gateway, LONGEST_CALL, Last, Settle, Watch, ending, upstream,
+    while_wanted,
+};
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
@@ -26,9 +29,6 @@ use crate::usage::Tokens;
 /// A stream that is silent for so long gets a keep-alive; Codex gives up after 300 s without an event.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// How long an answer without a client is read on, to learn what it cost.
-pub(super) const DRAIN: Duration = Duration::from_secs(120);
-
 /// After a terminal event an upstream closes at once; what else it sends until then belongs to the end.
 const AFTER_END: Duration = Duration::from_millis(250);
 
@@ -40,6 +40,9 @@ const LIMIT_SLACK: u64 = 64;
 
 /// An error's body is read up to here.
 const ERROR_BYTES: usize = 1 << 20;
+
+/// And within this time.
+const ERROR_TIME: Duration = Duration::from_secs(30);
 
 /// Passes the answer on until its end.
 pub(super) async fn relay(
@@ -82,7 +85,8 @@ async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response)
     let of = &gateway.upstreams[admitted.target.upstream];
     let status = response.status();
     let headers = upstream::returned_headers(response.headers());
-    let body = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout()).await;
+    let reading = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout());
+    let body = timeout(ERROR_TIME, reading).await.unwrap_or(Err(UpstreamFault::Broken));
     let known = body.as_ref().map_or(&[][..], |body| &body[..]);
     let last = match (of.fault(status, known), body) {
         (Some(fault), _) | (None, Err(fault)) => Last::Refusal(Refusal::Upstream(fault)),
@@ -110,58 +114,33 @@ async fn whole(
 ) -> Ending {
     let idle = gateway.upstreams[admitted.target.upstream].idle_timeout();
     let (status, headers) = (response.status(), answer_headers(response.headers(), admitted));
-    let read = async {
-        let mut reading = std::pin::pin!(upstream::read_whole(&mut response, gateway.max_response, idle));
-        let mut stop_at = Instant::now() + LONGEST_CALL;
-        loop {
-            tokio::select! {
-                biased;
-                () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
-                () = client.left() => match admitted.on_hangup {
-                    OnHangup::Cancel => return Err(Ending::left(Settle::Estimate)),
-                    OnHangup::Drain => stop_at = stop_at.min(Instant::now() + DRAIN),
-                },
-                () = sleep_until(stop_at) => return Err(match client.is_gone() {
-                    true => Ending::left(Settle::Estimate),
-                    false => Ending::fault(UpstreamFault::Timeout),
-                }),
-                read = &mut reading => return read.map_err(|fault| Ending { state: State::Broken, ..Ending::fault(fault) }),
-            }
+    let reading = upstream::read_whole(&mut response, gateway.max_response, idle);
+    let body = match while_wanted(gateway, admitted, client, reading).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(fault)) => {
+            return Ending {
+                state: State::Broken,
+                ..Ending::fault(fault)
+            };
         }
-    };
-    let body = match read.await {
-        Ok(body) => body,
         Err(ending) => return ending,
     };
     let Ok(plain) = codec::decode(coding, body.clone(), gateway.max_response) else {
         return Ending::fault(UpstreamFault::Undecodable);
     };
     watch.meter.observe_body(&plain);
-    watch.delivered = !client.is_gone();
-    let end = watch.meter.reading().end.unwrap_or(End::Completed);
     if client.is_gone() {
         return Ending::left(Settle::Usage);
     }
-    let ending = Ending::of(
-        end,
-        Last::Answer(Answer {
-            status,
-            headers,
-            body: Body::Whole(body),
-        }),
-    );
-    match ending.state {
-        // A failure that came whole: its words are delivered, but nothing of an answer.
-        State::Failed => Ending {
-            settle: if watch.meter.reading().usage.is_some() {
-                Settle::Usage
-            } else {
-                Settle::Nothing
-            },
-            ..ending
-        },
-        _ => ending,
-    }
+    let answer = Answer {
+        status,
+        headers,
+        body: Body::Whole(body),
+    };
+    Ending::of(
+        watch.meter.reading().end.unwrap_or(End::Completed),
+        Last::Answer(answer),
+    )
 }
 
 /// What happens next in a stream.
@@ -406,7 +385,7 @@ impl<'a> Stream<'a> {
         );
         Ending {
             state: State::Cancelled,
-            settle: Settle::Estimate,
+            settle: Settle::UsageOfDelivered,
             last: self.last_words(error),
         }
     }
@@ -436,7 +415,7 @@ impl<'a> Stream<'a> {
         let until = Instant::now() + AFTER_END;
         while self.watch.meter.reading().usage.is_none() {
             while self.next_piece().is_some() {}
-            match tokio::time::timeout_at(until, self.response.chunk()).await {
+            match timeout_at(until, self.response.chunk()).await {
                 Ok(Ok(Some(chunk))) => self.passage.push(chunk),
                 _ => return,
             }

@@ -39,15 +39,18 @@ pub(super) async fn settle(
         (Settle::Capped, _) | (_, Basis::Estimated) => Excess::Waive,
         _ => Excess::Collect,
     };
-    let id = admitted.id();
+    let (id, user, seconds) = (admitted.id(), admitted.key.user_name, row.duration.as_secs_f32());
+    let (model, upstream) = (row.model.clone(), row.upstream.clone());
+    let close = CloseHold { row, excess };
     let closed = gateway
         .writer
-        .close(admitted.hold, admitted.place, CloseHold { row, excess })
-        .await;
-    let closed = closed.map_err(|error| {
-        tracing::error!(exchange = %id, error = &error as &dyn std::error::Error, "the charge may not be durable");
-        Refusal::Storage
-    })?;
+        .close(admitted.hold, admitted.place, close)
+        .await
+        .map_err(|error| {
+            tracing::error!(exchange = %id, error = &error as &dyn std::error::Error, "the charge may not be durable");
+            Refusal::Storage
+        })?;
+    tracing::info!(exchange = %id, user, model, upstream, state = state.name(), charged = %closed.charged, seconds, "settled");
     if closed.uncollected.nanos() > 0 {
         tracing::warn!(exchange = %id, uncollected = %closed.uncollected, "the charge was more than the hold and the balance");
     }

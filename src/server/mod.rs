@@ -295,8 +295,8 @@ async fn dispatch(
     let endpoint = Endpoint::from_path(below);
     let headers = request.headers().clone();
     let answered = match (&method, below, endpoint) {
-        (&Method::GET | &Method::HEAD, "/healthz", _) => return plain(StatusCode::OK, "ok\n"),
-        (&Method::GET | &Method::HEAD, "/readyz", _) => return ready(&app),
+        (&Method::GET | &Method::HEAD, "/healthz", _) => Ok(plain(StatusCode::OK, "ok\n")),
+        (&Method::GET | &Method::HEAD, "/readyz", _) => Ok(ready(&app)),
         (&Method::POST, _, Some(endpoint)) => proxy::call(&app, id, endpoint, peer, request).await,
         (&Method::GET, "/responses", _) => Err(Refusal::UpgradeRequired),
         (_, _, Some(_)) => Err(Refusal::Method { allowed: "POST" }),

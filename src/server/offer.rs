@@ -55,7 +55,8 @@ async fn offered(app: &App, key: &Key) -> Result<Vec<Offered>, Refusal> {
 
 fn described(app: &App, offer: &Offer) -> Offered {
     let price = &offer.price;
-    let rate = |class: Class| price.rates.get(&class).map(|rate| rate.to_string());
+    let markup = app.gateway.billing.markup;
+    let rate = |class: Class| price.rates.get(&class).map(|rate| rate.charged(markup));
     let tokens = |count: Option<u32>| count.map(|count| Tokens::saturating(u64::from(count)));
     Offered {
         name: offer.name.clone(),

@@ -161,8 +161,9 @@ words!(Endpoint, "an endpoint",
     Completions => Endpoint::Completions.path(), Embeddings => Endpoint::Embeddings.path(),
 );
 words!(State, "how an exchange ended",
-    Completed => "completed", Incomplete => "incomplete", Refused => "refused", Failed => "failed",
-    Broken => "broken", Limited => "limited", Left => "left", Cancelled => "cancelled", Interrupted => "interrupted",
+    Completed => State::Completed.name(), Incomplete => State::Incomplete.name(), Refused => State::Refused.name(),
+    Failed => State::Failed.name(), Broken => State::Broken.name(), Limited => State::Limited.name(),
+    Left => State::Left.name(), Cancelled => State::Cancelled.name(), Interrupted => State::Interrupted.name(),
 );
 
 impl FromSql for ListName {

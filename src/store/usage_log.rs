@@ -32,6 +32,23 @@ pub enum State {
     Interrupted,
 }
 
+impl State {
+    /// The name in the database and in documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Completed => "completed",
+            State::Incomplete => "incomplete",
+            State::Refused => "refused",
+            State::Failed => "failed",
+            State::Broken => "broken",
+            State::Limited => "limited",
+            State::Left => "left",
+            State::Cancelled => "cancelled",
+            State::Interrupted => "interrupted",
+        }
+    }
+}
+
 /// Whether a usage was reported or estimated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Basis {

@@ -1,127 +1,256 @@
-//! Calls at the same time cannot spend more than there is.
+//! Parallel calls never spend more than there is, and never anybody else's.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use codex_gateway::simulator::playwright::{Pace, standard};
 use codex_gateway::simulator::{Gate, Playwright, Request, Step};
-use futures_util::future::{join, join_all};
-use serde_json::json;
-use tokio::sync::watch;
+use codex_gateway::store::usage_log::{Basis, State};
+use serde_json::{Value, json};
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
-use crate::client::{Answer, Client};
+use crate::client::{Answer, Client, MODEL, chat, response};
 use crate::harness::Harness;
+use crate::price::{catalogue, expected_charge};
 
-/// Reading is free and a token written costs 1/16 dollar: 16 tokens are exactly a dollar.
-const DOLLAR: &str = r#"{"kind":"text","rates":{"input":"0","output":"62500"},"max_input":100000,"max_output":1000}"#;
+/// 16 tokens of output cost $1 and nothing else costs anything, so that hold = charge = $1.
+const DOLLAR_MODEL: &str = "one-dollar";
+const DOLLAR_PRICE: &str = r#"{"kind":"text","rates":{"input":"0","output":"62500"},"max_output":128000}"#;
+const DOLLAR: i64 = 1_000_000_000;
 
-/// Everybody who calls at once.
-const CALLS: usize = 200;
+/// No call takes so long to be decided.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Answers with as many tokens as are allowed, once the gate is open.
+/// A call that costs exactly $1 and says so beforehand.
+fn dollar_call() -> Value {
+    chat(
+        "sim:words-16",
+        &json!({"model": DOLLAR_MODEL, "max_completion_tokens": 16}),
+    )
+}
+
+/// Answers as usual, each as the gate lets it through.
 fn gated(gate: &Gate) -> Playwright {
-    let (inner, gate) = (standard(Pace::default()), gate.clone());
-    Arc::new(move |request: &Request| {
-        let wordy = Request {
-            model: "sim-words-100".into(),
-            ..request.clone()
-        };
-        inner(&wordy).first(Step::Wait(gate.clone()))
-    })
+    let (gate, inner) = (gate.clone(), standard(Pace::default()));
+    Arc::new(move |request: &Request| inner(request).first(Step::Wait(gate.clone())))
 }
 
-/// One call that costs a dollar; a refusal is counted at once.
-async fn call(client: &Client, refused: &watch::Sender<usize>) -> Answer {
-    let body = json!({"model": "dollar", "messages": [{"role": "user", "content": "Go"}], "max_tokens": 16});
-    let answer = client.post("/v1/chat/completions", &body).await;
-    if answer.status != 200 {
-        refused.send_modify(|count| *count += 1);
+/// Sends the same call `count` times at once, the clients taking turns.
+fn rush(clients: &[Client], count: usize, path: &'static str, body: &Value) -> JoinSet<Answer> {
+    let barrier = Arc::new(Barrier::new(count));
+    let mut calls = JoinSet::new();
+    for client in clients.iter().cycle().take(count).cloned() {
+        let (barrier, body) = (Arc::clone(&barrier), body.clone());
+        calls.spawn(async move {
+            barrier.wait().await;
+            client.post(path, &body).await
+        });
     }
-    answer
+    calls
 }
 
-/// All calls of one user at once; nobody is answered before all are decided. Returns how many went upstream.
-async fn rush(harness: &Harness, client: &Client, gate: &Gate) -> usize {
-    let before = harness.served().len();
-    let (refused, _) = watch::channel(0);
-    let calls = join_all((0..CALLS).map(|_| call(client, &refused)));
-    let decided = async {
-        let mut refusals = refused.subscribe();
-        loop {
-            let waiting = CALLS - *refusals.borrow_and_update();
-            tokio::select! {
-                _ = harness.simulator.arrived(before + waiting) => break,
-                _ = refusals.changed() => {}
-            }
-        }
-        gate.let_through(CALLS);
-    };
-    let (answers, ()) = join(calls, decided).await;
-    let paid = answers.iter().filter(|answer| answer.status == 200).count();
-    for answer in answers.iter().filter(|answer| answer.status != 200) {
-        assert_eq!(answer.status, 429, "{}", answer.text());
-        assert_eq!(
-            answer.json()["error"]["code"],
-            "rate_limit_exceeded",
-            "the money is held, not gone"
-        );
-        assert!(!answer.header("retry-after").is_empty());
+/// The next answers, in the order they come; while the gate is closed only refusals do.
+async fn next(calls: &mut JoinSet<Answer>, count: usize) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    while answers.len() < count {
+        let next = tokio::time::timeout(PATIENCE, calls.join_next()).await;
+        let next = next.unwrap_or_else(|_| panic!("{} of {count} calls are answered, and no more", answers.len()));
+        answers.push(next.expect("a call is left").expect("it ended"));
     }
-    assert_eq!(harness.served().len() - before, paid, "what went upstream was answered");
-    paid
+    answers
+}
+
+/// The money is only held by running calls: come again.
+fn assert_held(answer: &Answer) {
+    assert_eq!(answer.status.as_u16(), 429, "{}", answer.text());
+    let error = &answer.json()["error"];
+    assert_eq!(
+        (&error["code"], &error["gateway"]["code"]),
+        (&json!("rate_limit_exceeded"), &json!("rate_limit_exceeded"))
+    );
+    assert_eq!(error["gateway"]["needed"], "1", "{error}");
+    assert!(
+        matches!(answer.header("retry-after").parse(), Ok(1..=10)),
+        "{:?}",
+        answer.headers
+    );
+    assert_eq!(answer.header("x-should-retry"), "", "it may be repeated");
+}
+
+/// The money is gone: repeating helps nobody, and the user reads why.
+fn assert_gone(answer: &Answer) {
+    assert_eq!(answer.status.as_u16(), 429, "{}", answer.text());
+    let error = &answer.json()["error"];
+    assert_eq!(
+        (&error["code"], &error["type"]),
+        (&json!("insufficient_quota"), &json!("usage_limit_reached"))
+    );
+    assert_eq!(
+        (
+            &error["gateway"]["available"],
+            &error["gateway"]["held"],
+            &error["gateway"]["needed"]
+        ),
+        (&json!("0"), &json!("0"), &json!("1"))
+    );
+    assert_eq!(
+        (answer.header("x-should-retry"), answer.header("retry-after")),
+        ("false", "")
+    );
+    let promo = answer.header("x-codex-promo-message");
+    assert!(promo.contains("$1.00") && promo.contains("$0.00"), "{promo}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn seven_dollars_pay_for_seven_of_two_hundred_calls_at_once() {
+    const RUNS: usize = 50;
     let gate = Gate::closed();
-    for run in 0..50 {
-        let gate = if run == 0 { gate.clone() } else { Gate::closed() };
-        let harness = Harness::builder()
-            .balance("7")
-            .price("dollar", DOLLAR)
-            .playwright(gated(&gate))
-            .start()
-            .await;
-        assert_eq!(rush(&harness, &harness.client, &gate).await, 7, "run {run}");
-        assert_eq!(harness.user().balance.nanos(), 0);
-        let books = harness.finish().await;
-        assert_eq!(books.charged(), 7_000_000_000);
+    let builder = Harness::builder()
+        .playwright(gated(&gate))
+        .price(DOLLAR_MODEL, DOLLAR_PRICE);
+    let harness = builder.start().await;
+    for run in 0..RUNS {
+        let user = harness.add_client(&format!("user-{run}"), "7");
+        let mut calls = rush(std::slice::from_ref(&user), 200, "/v1/chat/completions", &dollar_call());
+        next(&mut calls, 193).await.iter().for_each(assert_held);
+        let seen = harness.simulator.arrived((run + 1) * 7).await.len();
+        assert_eq!(seen, (run + 1) * 7, "run {run}: all are decided, none is answered");
+        gate.let_through(7);
+        for answer in next(&mut calls, 7).await {
+            assert_eq!(answer.expect(200).header("x-gateway-cost"), "1");
+        }
+        assert_gone(&user.post("/v1/chat/completions", &dollar_call()).await);
+        assert_eq!(harness.served().len(), (run + 1) * 7, "run {run}");
     }
+    let books = harness.finish().await;
+    assert_eq!(books.exchanges.len(), RUNS * 7);
+    for row in &books.exchanges {
+        assert_eq!((row.state, row.basis), (State::Completed, Basis::Reported));
+        assert_eq!(
+            (row.held.nanos(), row.charge.nanos(), row.uncollected.nanos()),
+            (DOLLAR, DOLLAR, 0)
+        );
+    }
+    let spent = books.users.iter().filter(|user| user.name.starts_with("user-"));
+    assert!(spent.clone().count() == RUNS && spent.clone().all(|user| user.balance.nanos() == 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_do_not_wait_for_each_others_money() {
-    let gate = Gate::closed();
+async fn every_dollar_is_spent_once_whichever_key_asks() {
     let harness = Harness::builder()
-        .balance("3")
-        .price("dollar", DOLLAR)
-        .playwright(gated(&gate))
+        .balance("7")
+        .price(DOLLAR_MODEL, DOLLAR_PRICE)
         .start()
         .await;
-    let other = harness.add_client("bob", "2");
-    let (refused, _) = watch::channel(0);
-    let many = |client: Client| {
-        join_all((0..10).map(move |_| client.clone()).map(|client| {
-            let refused = refused.clone();
-            async move { call(&client, &refused).await.status.as_u16() }
-        }))
-    };
-    let open = async {
-        harness.simulator.arrived(5).await;
-        refused
-            .subscribe()
-            .wait_for(|count| *count == 15)
-            .await
-            .expect("a sender");
-        gate.open();
-    };
-    let ((first, second), ()) = join(join(many(harness.client.clone()), many(other)), open).await;
-    let paid = |statuses: &[u16]| statuses.iter().filter(|status| **status == 200).count();
-    assert_eq!((paid(&first), paid(&second)), (3, 2));
+    let clients = [
+        harness.client.clone(),
+        harness.issue("--name second"),
+        harness.issue("--name third"),
+    ];
+    let mut calls = rush(
+        &clients,
+        90,
+        "/v1/responses",
+        &response("sim:words-16", &json!({"model": DOLLAR_MODEL, "max_output_tokens": 16})),
+    );
+    let answers = next(&mut calls, 90).await;
+    let paid = answers.iter().filter(|answer| answer.status == 200).count();
+    assert_eq!(
+        (paid, harness.served().len()),
+        (7, 7),
+        "by whichever of the user's keys"
+    );
+    assert_eq!(answers.iter().filter(|answer| answer.status == 429).count(), 83);
     let books = harness.finish().await;
-    assert!(
+    assert_eq!((books.exchanges.len(), books.charged()), (7, 7 * i128::from(DOLLAR)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_pays_for_another_users_calls() {
+    let gate = Gate::closed();
+    let builder = Harness::builder()
+        .playwright(gated(&gate))
+        .price(DOLLAR_MODEL, DOLLAR_PRICE);
+    let harness = builder.start().await;
+    let rich = harness.add_client("rich", "1000000");
+    let users: Vec<Client> = (1..=5)
+        .map(|dollars| harness.add_client(&format!("has-{dollars}"), &dollars.to_string()))
+        .collect();
+    let mut calls = rush(&users, 100, "/v1/chat/completions", &dollar_call());
+    next(&mut calls, 100 - 15).await.iter().for_each(assert_held);
+    assert_eq!(harness.simulator.arrived(15).await.len(), 15);
+    let of = |client: &Client| {
+        harness
+            .store
+            .find_user(&client.user.0.to_string())
+            .expect("read")
+            .expect("there")
+    };
+    for (user, dollars) in users.iter().zip(1..) {
+        assert_eq!(
+            (of(user).held.nanos(), of(user).balance.nanos()),
+            (dollars * DOLLAR, dollars * DOLLAR)
+        );
+    }
+    for bystander in [&rich, &harness.client] {
+        assert_eq!(of(bystander).held.nanos(), 0, "while the others' calls run");
+    }
+    gate.open();
+    next(&mut calls, 15)
+        .await
+        .into_iter()
+        .for_each(|answer| drop(answer.expect(200)));
+    let alice = harness.client.clone();
+    let books = harness.finish().await;
+    let mut paid: BTreeMap<_, i64> = BTreeMap::new();
+    books
+        .exchanges
+        .iter()
+        .for_each(|row| *paid.entry(row.user.0).or_default() += row.charge.nanos());
+    let expected = users
+        .iter()
+        .zip(1..)
+        .map(|(user, dollars)| (user.user.0, dollars * DOLLAR));
+    assert_eq!(paid, expected.collect());
+    let balance = |client: &Client| {
         books
             .users
             .iter()
-            .all(|user| user.balance.nanos() == 0 && user.held.nanos() == 0)
+            .find(|user| user.id == client.user)
+            .map(|user| user.balance.nanos())
+    };
+    assert_eq!(
+        (balance(&rich), balance(&alice)),
+        (Some(1_000_000 * DOLLAR), Some(5 * DOLLAR))
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_without_a_limit_share_a_small_balance_and_the_bills_are_the_upstreams() {
+    let harness = Harness::builder().balance("0.5").start().await;
+    let mut calls = rush(
+        std::slice::from_ref(&harness.client),
+        60,
+        "/v1/responses",
+        &response("Hello", &json!({})),
+    );
+    let answers = next(&mut calls, 60).await;
+    let (paid, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == 200);
+    assert!(paid.len() > 1, "one call does not lock the whole balance");
+    for answer in refused {
+        assert_eq!(
+            answer.json()["error"]["code"],
+            "rate_limit_exceeded",
+            "{}",
+            answer.text()
+        );
+    }
+    let served = harness.served();
+    assert_eq!(served.len(), paid.len());
+    let price = catalogue("openai", MODEL);
+    let expected = served.iter().filter_map(|served| served.usage.as_ref());
+    let expected: i128 = expected.map(|usage| expected_charge(usage, &price, "1")).sum();
+    assert_eq!(harness.finish().await.charged(), expected);
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use codex_gateway::config::{Config, OnHangup, Sources};
 use codex_gateway::key::GatewayKey;
@@ -16,6 +18,7 @@ use codex_gateway::store::usage_log::ExchangeRow;
 use codex_gateway::store::users::{NewUser, User};
 use codex_gateway::store::{Actor, Create, KeyId, Outcome, Store, UserId};
 use codex_gateway::time;
+use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -102,6 +105,37 @@ impl Harness {
     pub fn receipt(&self, id: &str) -> ExchangeRow {
         let found = self.store.find_exchange(id).expect("the database can be read");
         found.unwrap_or_else(|| panic!("no exchange {id}"))
+    }
+
+    /// Runs the operator's program on this database, in a process of its own beside the server; it has to succeed.
+    /// Gives its JSON document.
+    pub fn operate(&self, line: &str) -> Value {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_gateway"));
+        program.env_clear().env("HOME", self.dir.path()).env("USER", "operator");
+        program.current_dir(self.dir.path()).args(line.split_whitespace());
+        let ran = program.arg("--json").arg("--database").arg(self.database()).output();
+        let ran = ran.expect("the program starts");
+        assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
+        serde_json::from_slice(&ran.stdout).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    /// A client with a key that the operator's program issues to the first user, with these flags.
+    pub fn issue(&self, flags: &str) -> Client {
+        let issued = self.operate(&format!("key issue alice {flags}"));
+        let id = issued["id"].as_str().and_then(|id| id.parse().ok());
+        Client {
+            key: issued["key"].as_str().expect("a key").to_owned(),
+            key_id: KeyId(id.expect("an id")),
+            ..self.client.clone()
+        }
+    }
+
+    /// Changes the database by SQL, beside the gateway and its store.
+    #[expect(clippy::disallowed_methods, reason = "what the store would not do")]
+    pub fn alter(&self, sql: &str) {
+        let file = rusqlite::Connection::open(self.database()).expect("the database opens");
+        let patience = file.busy_timeout(Duration::from_secs(5));
+        patience.and_then(|()| file.execute_batch(sql)).expect(sql);
     }
 
     /// What the first upstream served so far.
