@@ -874,15 +874,3 @@ async fn a_free_upstream_costs_nothing_and_is_recorded() {
     );
     assert!(row.usage.input_tokens.get() > 0 && row.usage.output_tokens.get() > 0);
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_credit_line_pays_below_zero_and_no_further() {
-    let harness = Harness::builder().balance("0").credit_line("0.02").start().await;
-    let call = |limit: u64| chat("Hello", &json!({"max_tokens": limit}));
-    harness.client.post(CHAT, &call(5_000)).await.expect(429);
-    let answer = harness.client.post(CHAT, &call(1_000)).await.expect(200);
-    let (user, row) = (harness.user(), harness.receipt(answer.exchange()));
-    assert_eq!(user.balance.nanos(), -row.charge.nanos());
-    assert_eq!(answer.header("x-gateway-balance"), user.available().to_string());
-    harness.finish().await;
-}

@@ -154,6 +154,12 @@ async fn a_bad_key_is_one_answer_whatever_is_wrong_with_it() {
             says(&error, &["sk-gw-", "gateway key issue"]);
             messages.push(error["message"].clone());
         }
+        // Where no hold looks at the key once more, it is the same.
+        for client in [&revoked, &expired] {
+            let answer = client.get("/v1/models").await;
+            let error = check(&answer, (401, INVALID, "invalid_api_key"), "invalid_api_key");
+            messages.push(error["message"].clone());
+        }
         messages.dedup();
         assert_eq!(messages.len(), 1, "no hint which: {messages:?}");
         for (key, whose) in [
