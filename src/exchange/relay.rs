@@ -416,7 +416,11 @@ impl<'a> Stream<'a> {
         while self.watch.meter.reading().usage.is_none() {
             while self.next_piece().is_some() {}
             match timeout_at(until, self.response.chunk()).await {
-                Ok(Ok(Some(chunk))) => self.passage.push(chunk),
+                Ok(Ok(Some(chunk))) => {
+                    let plain = self.decoder.as_mut().map(|decoder| decoder.push(&chunk));
+                    // What does not decode tells no usage.
+                    self.passage.push(plain.unwrap_or(Ok(chunk)).unwrap_or_default());
+                }
                 _ => return,
             }
         }
