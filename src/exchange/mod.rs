@@ -163,6 +163,8 @@ pub(crate) struct Watch {
     events: u64,
     /// Whether something visible has left for the client.
     delivered: bool,
+    /// Bytes of visible output that an estimate counts, where that is not all that was seen.
+    counted_bytes: Option<u64>,
     attempts: u32,
     status: Option<StatusCode>,
     upstream_request_id: Option<String>,
@@ -176,6 +178,7 @@ impl Watch {
             meter: Meter::new(admitted.call.endpoint, admitted.dialect),
             events: 0,
             delivered: false,
+            counted_bytes: None,
             attempts: 0,
             status: None,
             upstream_request_id: None,
@@ -290,6 +293,14 @@ impl Ending {
             state: State::Left,
             settle,
             last: Last::Nothing,
+        }
+    }
+
+    /// The answer came whole, but its client has left.
+    fn unread(end: End) -> Ending {
+        Ending {
+            state: State::Left,
+            ..Ending::of(end, Last::Nothing)
         }
     }
 

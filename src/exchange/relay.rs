@@ -129,18 +129,16 @@ async fn whole(
         return Ending::fault(UpstreamFault::Undecodable);
     };
     watch.meter.observe_body(&plain);
+    let end = watch.meter.reading().end.unwrap_or(End::Completed);
     if client.is_gone() {
-        return Ending::left(Settle::Usage);
+        return Ending::unread(end);
     }
     let answer = Answer {
         status,
         headers,
         body: Body::Whole(body),
     };
-    Ending::of(
-        watch.meter.reading().end.unwrap_or(End::Completed),
-        Last::Answer(answer),
-    )
+    Ending::of(end, Last::Answer(answer))
 }
 
 /// What happens next in a stream.
@@ -263,13 +261,14 @@ impl<'a> Stream<'a> {
     /// Event by event.
     async fn pass_events(&mut self, chunk: Bytes) -> Option<Ending> {
         self.passage.push(chunk);
-        while let Some((piece, seen)) = self.next_piece() {
+        loop {
+            let before = self.watch.meter.visible_bytes();
+            let (piece, seen) = self.next_piece()?;
             if seen.delivers && self.limit.is_passed(self.watch).await {
-                return Some(self.limited().await);
+                return Some(self.limited(before).await);
             }
             self.forward(piece.bytes, seen, piece.event.is_some()).await;
         }
-        None
     }
 
     /// Compressed: the bytes pass as they come, and what they decode to is looked at. What does not decode is
@@ -281,12 +280,13 @@ impl<'a> Stream<'a> {
             Err(_) => seen.delivers = true,
         }
         self.decoder = Some(decoder);
+        let before = self.watch.meter.visible_bytes();
         while let Some((_, of_piece)) = self.next_piece() {
             seen.terminal = seen.terminal.or(of_piece.terminal);
             seen.delivers |= of_piece.delivers;
         }
         if seen.delivers && self.limit.is_passed(self.watch).await {
-            return Some(self.limited().await);
+            return Some(self.limited(before).await);
         }
         self.forward(chunk, seen, true).await;
         None
@@ -313,7 +313,10 @@ impl<'a> Stream<'a> {
     }
 
     async fn keep_alive(&mut self) -> Option<Ending> {
+        let before = Instant::now();
         self.client.send(ending::keep_alive(self.admitted.call.endpoint)).await;
+        // The upstream's clock stands still while the client makes us wait.
+        self.idle_until += before.elapsed();
         self.keep_alive_at = Instant::now() + KEEP_ALIVE;
         None
     }
@@ -346,7 +349,7 @@ impl<'a> Stream<'a> {
     fn complete(&mut self, end: End) -> Ending {
         let pieces = self.passage.take_end();
         if self.client.is_gone() {
-            return Ending::left(Settle::Usage);
+            return Ending::unread(end);
         }
         Ending::of(end, Last::Pieces(pieces))
     }
@@ -390,8 +393,9 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// The output went beyond the limit that the hold pays for.
-    async fn limited(&mut self) -> Ending {
+    /// The output goes beyond the limit that the hold pays for; so many visible bytes were within it.
+    async fn limited(&mut self, within: u64) -> Ending {
+        self.watch.counted_bytes = Some(within);
         let end = ending::limited(
             self.admitted.call.endpoint,
             self.watch.meter.reading(),

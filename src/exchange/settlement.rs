@@ -67,14 +67,15 @@ async fn measure(admitted: &Admitted, watch: &Watch, settle: Settle) -> (Usage, 
         (Settle::Nothing, _) => (Usage::default(), Basis::Reported),
         (_, Some(usage)) => (usage.clone(), Basis::Reported),
         (Settle::UsageOfDelivered, None) if !watch.delivered => (Usage::default(), Basis::Reported),
-        (_, None) => (estimate(admitted, reading).await, Basis::Estimated),
+        (_, None) => (estimate(admitted, watch).await, Basis::Estimated),
     }
 }
 
 /// Counted input and counted visible output. Hidden reasoning is not in it.
-async fn estimate(admitted: &Admitted, reading: &Reading) -> Usage {
+async fn estimate(admitted: &Admitted, watch: &Watch) -> Usage {
+    let reading = watch.meter.reading();
     let (call, (encoding, _)) = (admitted.call.clone(), Encoding::of(&admitted.target.model));
-    let (visible, beyond) = (reading.visible.clone(), reading.visible_beyond);
+    let (visible, beyond) = counted(reading, watch.counted_bytes.unwrap_or(u64::MAX));
     let counting = tokio::task::spawn_blocking(move || {
         (
             tokens::estimate_input(&call, encoding),
@@ -88,6 +89,15 @@ async fn estimate(admitted: &Admitted, reading: &Reading) -> Usage {
         tools: reading.tools.clone(),
         ..Usage::default()
     }
+}
+
+/// The first so many bytes of what was visible, and how many of them were not kept.
+fn counted(reading: &Reading, bytes: u64) -> (String, u64) {
+    let most = usize::try_from(bytes).unwrap_or(usize::MAX);
+    let kept = &reading.visible[..reading.visible.floor_char_boundary(most)];
+    let seen = bytes.min(reading.visible_bytes());
+    let beyond = seen.saturating_sub(u64::try_from(kept.len()).unwrap_or(u64::MAX));
+    (kept.to_owned(), beyond)
 }
 
 /// The bill; a class that has no rate (an embedding that generates, a tool nobody declared) is left out and logged.

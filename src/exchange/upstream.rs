@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use reqwest::{Client, Proxy, Response, redirect};
 use tokio::time::timeout;
@@ -191,11 +191,13 @@ impl Upstream {
     /// A request is built anew: our credential, and only those of the client's headers that are on the list.
     fn request_headers(&self, of_client: &HeaderMap) -> HeaderMap {
         let mut headers = self.headers.clone();
+        let hops = named_by_connection(of_client);
         for (name, value) in of_client {
             let name_text = name.as_str();
             let listed =
                 FORWARDED.contains(&name_text) || FORWARDED_PREFIXES.iter().any(|start| name_text.starts_with(start));
-            if listed && (name_text != TURN_METADATA || self.is_openai()) && !headers.contains_key(name) {
+            let ends_here = hops.iter().any(|hop| hop == name_text);
+            if listed && !ends_here && (name_text != TURN_METADATA || self.is_openai()) && !headers.contains_key(name) {
                 headers.append(name.clone(), value.clone());
             }
         }
@@ -230,6 +232,16 @@ impl Upstream {
         );
         Some(fault)
     }
+}
+
+/// Headers that `Connection` names are for this hop only (RFC 9110 §7.6.1). In lower case.
+fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(CONNECTION).iter();
+    let texts = values.filter_map(|value| value.to_str().ok());
+    texts
+        .flat_map(|text| text.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        .collect()
 }
 
 /// Whether the usage of a stream comes only when it is asked for.

@@ -41,8 +41,8 @@ fn gated(gate: &Gate) -> Playwright {
 fn rush(clients: &[Client], count: usize, path: &'static str, body: &Value) -> JoinSet<Answer> {
     let barrier = Arc::new(Barrier::new(count));
     let mut calls = JoinSet::new();
-    for client in clients.iter().cycle().take(count).cloned() {
-        let (barrier, body) = (Arc::clone(&barrier), body.clone());
+    for client in clients.iter().cycle().take(count) {
+        let (client, barrier, body) = (client.clone(), Arc::clone(&barrier), body.clone());
         calls.spawn(async move {
             barrier.wait().await;
             client.post(path, &body).await

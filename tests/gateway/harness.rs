@@ -85,6 +85,12 @@ impl Harness {
         add_client(&self.store, &self.base_url(), name, "5", "0", limit)
     }
 
+    /// Another user, whose key says what happens when its client leaves.
+    pub fn add_client_who(&self, name: &str, balance: &str, on_hangup: OnHangup) -> Client {
+        let says = |key: &mut NewKey| key.on_hangup = Some(on_hangup);
+        add_client(&self.store, &self.base_url(), name, balance, "0", says)
+    }
+
     /// Where the server listens.
     pub fn base_url(&self) -> String {
         self.server.as_ref().map(Server::base_url).expect("the server runs")
