@@ -38,6 +38,9 @@ const AFTER_END_BYTES: usize = 1 << 20;
 /// A stream is ended this many tokens beyond its limit: counts of different tokenizers differ a little.
 const LIMIT_SLACK: u64 = 64;
 
+/// Ends an event that the upstream left unfinished.
+const BLANK_LINE: Bytes = Bytes::from_static(b"\n\n");
+
 /// An error's body is read up to here.
 const ERROR_BYTES: usize = 1 << 20;
 
@@ -335,14 +338,25 @@ impl<'a> Stream<'a> {
     async fn ended(&mut self) -> Ending {
         while let Some((rest, seen)) = self.passage.last_piece(&mut self.watch.meter) {
             self.watch.events += u64::from(rest.event.is_some());
+            self.watch.delivered |= seen.delivers && !self.client.is_gone();
             if self.decoder.is_none() {
                 self.passage.place_last(rest.bytes, seen);
             }
         }
         match ended_as(self.admitted.call.endpoint, self.watch.meter.reading()) {
             Some(end) => self.complete(end),
-            None => self.broke(),
+            None => self.ended_early(),
         }
+    }
+
+    /// Closed cleanly, but not whole: the rest is an event of the upstream's all the same, and leaves before ours.
+    fn ended_early(&mut self) -> Ending {
+        let rest = self.passage.take_end();
+        let mut ending = self.broke();
+        if let (Last::Pieces(words), false) = (&mut ending.last, rest.is_empty()) {
+            words.splice(..0, rest.into_iter().chain([BLANK_LINE]));
+        }
+        ending
     }
 
     /// It ended as its own bytes say.
@@ -432,11 +446,10 @@ impl<'a> Stream<'a> {
 
     /// Our own end of the stream, after an event that may be unfinished.
     fn last_words(&self, words: Bytes) -> Last {
-        let blank_line = Bytes::from_static(b"\n\n");
         match (self.passage.inside_event(), &self.decoder) {
             // Nothing of ours can be put into a compressed stream: it ends without an end.
             (_, Some(_)) => Last::Nothing,
-            (true, None) => Last::Pieces(vec![blank_line, words]),
+            (true, None) => Last::Pieces(vec![BLANK_LINE, words]),
             (false, None) => Last::Pieces(vec![words]),
         }
     }

@@ -471,3 +471,24 @@ async fn the_usage_of_a_compressed_stream_is_read_also_after_its_limit() {
     assert_eq!((row.state, row.basis), (State::Limited, Basis::Reported));
     assert_eq!((row.usage.input_tokens.get(), row.usage.output_tokens.get()), (3, 16));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_event_without_its_blank_line_leaves_before_our_own_end() {
+    let created = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
+    let delta = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"Hi\"}";
+    let script = Script::sse(vec![Step::send(created), Step::send(delta)]);
+    let harness = Harness::builder().playwright(always(script)).start().await;
+    let body = json!({"model": MODEL, "input": "Hello", "stream": true});
+    let (arrived, end) = drain(harness.client.send("/v1/responses", &body).await).await;
+    end.expect("a clean end");
+    let arrived = String::from_utf8(arrived).expect("text");
+    let ours = arrived
+        .strip_prefix(&format!("{created}{delta}\n\n"))
+        .expect("all of the upstream's");
+    assert!(ours.starts_with("event: response.failed\n"), "{ours}");
+    let books = harness.finish().await;
+    assert_eq!(
+        (books.only().state, books.only().basis),
+        (State::Broken, Basis::Estimated)
+    );
+}
