@@ -60,7 +60,7 @@ pub struct Admitted {
     pub started_at: Timestamp,
     pub(super) since_start: Stopwatch,
     /// Given back when the exchange ends.
-    pub(super) memory: OwnedSemaphorePermit,
+    _memory: OwnedSemaphorePermit,
 }
 
 impl Admitted {
@@ -172,7 +172,7 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
         place,
         started_at: at,
         since_start,
-        memory,
+        _memory: memory,
     })
 }
 

@@ -39,6 +39,9 @@ const DECODED_BYTES: usize = 2 * MAX_EVENT_BYTES;
 /// A stream is ended this many tokens beyond its limit: counts of different tokenizers differ a little.
 const LIMIT_SLACK: u64 = 64;
 
+/// Ends an event that the upstream left unfinished.
+const BLANK_LINE: Bytes = Bytes::from_static(b"\n\n");
+
 /// An error's body is read up to here.
 const ERROR_BYTES: usize = 1 << 20;
 
@@ -360,14 +363,25 @@ impl<'a> Stream<'a> {
     fn ended(&mut self) -> Ending {
         while let Some((rest, seen)) = self.passage.last_piece(&mut self.watch.meter) {
             self.watch.events += u64::from(rest.event.is_some());
+            self.watch.delivered |= seen.delivers && !self.client.is_gone();
             if self.decoder.is_none() {
                 self.passage.place_last(rest.bytes, seen);
             }
         }
         match ended_as(self.admitted.call.endpoint, self.watch.meter.reading()) {
             Some(end) => self.complete(end),
-            None => self.broke(),
+            None => self.ended_early(),
         }
+    }
+
+    /// Closed cleanly, but not whole: the rest is an event of the upstream's all the same, and leaves before ours.
+    fn ended_early(&mut self) -> Ending {
+        let rest = self.passage.take_end();
+        let mut ending = self.broke();
+        if let (Last::Pieces(words), false) = (&mut ending.last, rest.is_empty()) {
+            words.splice(..0, rest.into_iter().chain([BLANK_LINE]));
+        }
+        ending
     }
 
     /// It ended as its own bytes say.
@@ -442,13 +456,17 @@ impl<'a> Stream<'a> {
     /// The usage may come at once: many upstreams send the rest in one piece.
     async fn listen_for_usage(&mut self) {
         let until = Instant::now() + AFTER_END;
-        while self.decoder.is_none() {
+        loop {
             while self.next_piece().is_some() {}
             if self.watch.meter.reading().usage.is_some() {
                 return;
             }
             match timeout_at(until, self.response.chunk()).await {
-                Ok(Ok(Some(chunk))) => self.passage.push(chunk),
+                Ok(Ok(Some(chunk))) => {
+                    let plain = self.decoder.as_mut().map(|decoder| decoder.push(&chunk));
+                    // What does not decode tells no usage.
+                    self.passage.push(plain.unwrap_or(Ok(chunk)).unwrap_or_default());
+                }
                 _ => return,
             }
         }
