@@ -419,7 +419,11 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// The gateway stops. An end that is already held back leaves all the same.
     fn cut(&mut self) -> Ending {
+        if let Some(end) = self.watch.meter.reading().end {
+            return self.complete(end);
+        }
         let error = ending::shut_down(
             self.admitted.call.endpoint,
             self.watch.meter.reading(),

@@ -388,7 +388,7 @@ async fn every_path_has_its_answer_and_every_answer_its_id() {
         (&post, "/responses", 401, "invalid_api_key"),
         (&post, "/v1/images/generations", 403, "endpoint_not_supported"),
         (&get, "/v1/files/file-1", 403, "endpoint_not_supported"),
-        (&post, "/v1/responses/compact", 403, "endpoint_not_supported"),
+        (&post, "/v1/responses/compact", 400, "invalid_prompt"),
         (&get, "/v1/nothing", 404, "not_found"),
         (&get, "/", 404, "not_found"),
     ];

@@ -465,7 +465,7 @@ async fn the_usage_of_a_compressed_stream_is_read_also_after_its_limit() {
     let harness = Harness::builder().playwright(always(script)).start().await;
     let body = json!({"model": MODEL, "messages": [], "stream": true, "max_tokens": 16});
     let (_, end) = drain(harness.client.send("/v1/chat/completions", &body).await).await;
-    end.expect("a clean end");
+    end.expect_err("nothing of ours can end it");
     let books = harness.finish().await;
     let row = books.only();
     assert_eq!((row.state, row.basis), (State::Limited, Basis::Reported));

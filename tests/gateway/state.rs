@@ -131,7 +131,8 @@ async fn a_call_that_leans_on_an_answer_is_held_for_the_tokens_of_that_answer_to
     let rates = price["rates"].as_object().expect("rates");
     let reads = rates
         .iter()
-        .filter(|(class, _)| class.starts_with("input") || class.starts_with("cache"));
+        // Nobody asked for twelve hours.
+        .filter(|(class, _)| ["input", "cached_input", "cache_write"].contains(&class.as_str()));
     let dearest = reads
         .map(|(_, rate)| nanos(rate.as_str().expect("a rate")))
         .max()
