@@ -679,7 +679,7 @@ fn edits_are_spliced_into_the_clients_bytes() {
 }
 
 #[test]
-fn all_requests_that_codex_was_seen_to_make_are_calls() {
+fn recorded_requests_of_codex_are_calls() {
     let fixtures = std::env::var_os("GATEWAY_FIXTURES").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"),
         PathBuf::from,

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_cut_at_any_offset_leaves_as_it_came() {
+    fn recorded_streams_cut_at_any_offset_leave_as_they_came() {
         let ours = streams_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data"));
         assert!(ours.len() >= 20, "{} streams of our own", ours.len());
         replay(&ours);
