@@ -50,10 +50,10 @@ pub struct Admitted {
     pub(super) place: Place,
     /// How its usage is written.
     pub dialect: Dialect,
-    /// The longest visible answer that the hold pays for, in tokens, all choices together.
-    pub output_bound: Tokens,
-    /// The limit to write into the request, when the client stated none and the hold pays for no more.
-    pub limit_to_write: Option<Tokens>,
+    /// How long each answer may get.
+    pub limit: Limit,
+    /// How much of it may be visible, all choices together.
+    pub visible_bound: Tokens,
     /// What happens when the client leaves.
     pub on_hangup: OnHangup,
     /// When the hold was taken.
@@ -115,52 +115,30 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
         headers,
         memory,
     } = request;
-    let call = Arc::new(call);
+    let (call, at) = (Arc::new(call), now());
     let target = route(gateway, &key, &call).await?;
     let upstream = &gateway.upstreams[target.upstream];
-    let at = now();
     let priced = price(gateway, &call, &target, at).await?;
     let earlier = referred(gateway, &key, &call, upstream.name()).await?;
     let since_start = Stopwatch::start();
-    let place_hold = |quote: Quote| PlaceHold {
-        exchange: id,
-        user: key.user_id,
-        key: key.id,
-        endpoint: call.endpoint,
-        streamed: call.stream,
-        model: call.model.clone(),
-        priced_model: target.model.clone(),
-        upstream: upstream.name().to_owned(),
-        list: priced.list.clone(),
+    let wanted = Wanted {
+        gateway,
+        id,
+        key: &key,
+        call: &call,
+        target: &target,
+        priced: &priced,
+    };
+    let Held {
+        hold,
+        place,
         quote,
-        policy: gateway.billing.hold.clone(),
-        now: at,
-    };
-    let mut bound = InputBound::of(&call, &priced.price, earlier);
-    if bound.wants_counting(&priced.price) {
-        bound.count(&call, &target.model).await;
-    }
-    let (hold, place, quote) = loop {
-        let quote = bound.quote(&call, &priced)?;
-        match gateway.writer.hold(place_hold(quote.clone())).await {
-            Ok(Outcome::Committed((hold, place))) => break (hold, place, quote),
-            // By bytes the call is too dear: it may be affordable when it is counted.
-            Ok(Outcome::Refused(HoldRefused::Short(_))) if bound.can_be_counted() => {
-                bound.count(&call, &target.model).await;
-            }
-            outcome => return Err(refused(outcome, &key)),
-        }
-    };
-    let per_choice = hold.output_limit.or(quote.stated).unwrap_or(quote.max_output);
+        input,
+    } = wanted.hold(InputBound::of(&call, &priced.price, earlier)).await?;
+    let limit = Limit::of(&call, &hold, &quote);
     Ok(Admitted {
-        output_bound: match call.echo {
-            Echo::No => per_choice.saturating_mul(call.choices),
-            Echo::Prompt => per_choice.saturating_add(bound.tokens).saturating_mul(call.choices),
-        },
-        limit_to_write: hold
-            .output_limit
-            .or(quote.stated)
-            .filter(|_| call.output_limit.is_none() && writes_a_limit(call.endpoint)),
+        visible_bound: limit.visible(&call, input),
+        limit,
         on_hangup: key.on_hangup.unwrap_or(gateway.billing.on_hangup),
         dialect: upstream.dialect(call.endpoint),
         call,
@@ -176,8 +154,108 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
     })
 }
 
-fn writes_a_limit(endpoint: Endpoint) -> bool {
-    endpoint != Endpoint::Embeddings
+/// A call on its way to its hold.
+struct Wanted<'a> {
+    gateway: &'a Gateway,
+    id: ExchangeId,
+    key: &'a Key,
+    call: &'a Arc<Call>,
+    target: &'a Target,
+    priced: &'a Priced,
+}
+
+/// A hold, and what it was made of.
+struct Held {
+    hold: Hold,
+    place: Place,
+    quote: Quote,
+    input: Tokens,
+}
+
+impl Wanted<'_> {
+    /// Takes the hold; a call that is too dear by its bytes is counted, and tried once more.
+    async fn hold(&self, mut bound: InputBound) -> Result<Held, Refusal> {
+        if bound.wants_counting(&self.priced.price) {
+            bound.count(self.call, &self.target.model).await;
+        }
+        loop {
+            let quote = bound.quote(self.call, self.priced)?;
+            match self.gateway.writer.hold(self.place(quote.clone())).await {
+                Ok(Outcome::Committed((hold, place))) => {
+                    return Ok(Held {
+                        hold,
+                        place,
+                        quote,
+                        input: bound.tokens,
+                    });
+                }
+                Ok(Outcome::Refused(HoldRefused::Short(_))) if bound.can_be_counted() => {
+                    bound.count(self.call, &self.target.model).await;
+                }
+                outcome => return Err(refused(outcome, self.key)),
+            }
+        }
+    }
+
+    fn place(&self, quote: Quote) -> PlaceHold {
+        PlaceHold {
+            exchange: self.id,
+            user: self.key.user_id,
+            key: self.key.id,
+            endpoint: self.call.endpoint,
+            streamed: self.call.stream,
+            model: self.call.model.clone(),
+            priced_model: self.target.model.clone(),
+            upstream: self.gateway.upstreams[self.target.upstream].name().to_owned(),
+            list: self.priced.list.clone(),
+            quote,
+            policy: self.gateway.billing.hold.clone(),
+            now: self.priced.at,
+        }
+    }
+}
+
+/// How long each answer of a call may get, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The client said.
+    Stated(Tokens),
+    /// The gateway writes it into the request, because the hold pays for no more.
+    Written(Tokens),
+    /// As long as the model's answers get.
+    Models(Tokens),
+}
+
+impl Limit {
+    fn of(call: &Call, hold: &Hold, quote: &Quote) -> Limit {
+        match (hold.output_limit, quote.stated) {
+            (Some(limit), _) => Limit::Written(limit),
+            // OpenAI's default of a legacy completion; other servers are told.
+            (None, Some(limit)) if call.endpoint == Endpoint::Completions && call.output_limit.is_none() => {
+                Limit::Written(limit)
+            }
+            (None, Some(limit)) => Limit::Stated(limit),
+            (None, None) => Limit::Models(quote.max_output),
+        }
+    }
+
+    /// What is written into the request.
+    pub(super) fn written(self) -> Option<Tokens> {
+        match self {
+            Limit::Written(limit) => Some(limit),
+            Limit::Stated(_) | Limit::Models(_) => None,
+        }
+    }
+
+    /// How much of an answer may be visible, all choices together; an echo shows the prompt, too.
+    fn visible(self, call: &Call, input: Tokens) -> Tokens {
+        let (Limit::Stated(limit) | Limit::Written(limit) | Limit::Models(limit)) = self;
+        let shown = match call.echo {
+            Echo::No => limit,
+            Echo::Prompt => limit.saturating_add(input),
+        };
+        shown.saturating_mul(call.choices)
+    }
 }
 
 fn refused(outcome: Result<Outcome<(Hold, Place), HoldRefused>, Busy>, key: &Key) -> Refusal {

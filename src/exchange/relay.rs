@@ -208,7 +208,7 @@ impl<'a> Stream<'a> {
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
             decoded_bytes: 0,
             passage: Passage::new(usage_event(&admitted.call)),
-            limit: Limit::new(&admitted.target.model, admitted.output_bound),
+            limit: Limit::new(&admitted.target.model, admitted.visible_bound),
             gateway,
             admitted,
             response,

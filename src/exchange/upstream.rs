@@ -189,7 +189,7 @@ impl Upstream {
         let call = &admitted.call;
         Edits {
             model: admitted.target.aliased.then(|| admitted.target.model.clone()),
-            output_limit: admitted.limit_to_write,
+            output_limit: admitted.limit.written(),
             include_usage: asks_for_usage(call.endpoint) && call.stream && !call.include_usage,
             chat_limit_field: self.config.chat_limit_field(),
         }

@@ -147,20 +147,12 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn(sweep_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn_blocking(|| Encoding::O200k.warm());
-    let router = Router::new().fallback(dispatch).with_state(Arc::clone(&app));
-    let mut server = axum_server::from_tcp(listener)
-        .map_err(listen)?
-        .acceptor(TcpConfigAcceptor::new(TcpSocketConfig::new().nodelay(true)))
-        .handle(handle.clone())
-        .http1_only()
-        .first_request_timeout(config.server.header_timeout);
-    server
-        .http_builder()
-        .http1()
-        .header_read_timeout(KEPT_ALIVE.max(config.server.header_timeout))
-        .max_buf_size(MAX_HEAD_BYTES)
-        .timer(hyper_util::rt::TokioTimer::new());
-    let serving = tasks.spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
+    let serving = tasks.spawn(serve(
+        listener,
+        config.server.header_timeout,
+        handle.clone(),
+        Arc::clone(&app),
+    ));
     Ok(Server {
         lock,
         addr,
@@ -184,6 +176,30 @@ fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.listen(BACKLOG)?.into_std()
+}
+
+/// Accepts connections until the handle says stop.
+async fn serve(
+    listener: std::net::TcpListener,
+    header_timeout: Duration,
+    handle: Handle<SocketAddr>,
+    app: Arc<App>,
+) -> std::io::Result<()> {
+    let router = Router::new().fallback(dispatch).with_state(app);
+    let mut server = axum_server::from_tcp(listener)?
+        .acceptor(TcpConfigAcceptor::new(TcpSocketConfig::new().nodelay(true)))
+        .handle(handle)
+        .http1_only()
+        .first_request_timeout(header_timeout);
+    server
+        .http_builder()
+        .http1()
+        .header_read_timeout(KEPT_ALIVE.max(header_timeout))
+        .max_buf_size(MAX_HEAD_BYTES)
+        .timer(hyper_util::rt::TokioTimer::new());
+    server
+        .serve(router.into_make_service_with_connect_info::<SocketAddr>())
+        .await
 }
 
 fn upstream(config: &UpstreamConfig) -> Result<Upstream, UpstreamError> {
