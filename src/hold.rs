@@ -6,7 +6,7 @@
 use crate::call::HostedTools;
 use crate::money::Usd;
 use crate::pricing::{Class, Exact, PriceError, SearchTool, Terms};
-use crate::usage::Tokens;
+use crate::usage::{CacheTtl, Tokens};
 
 /// Below this the OpenAI API refuses a limit, and no answer fits.
 pub const MIN_LIMIT: Tokens = Tokens::saturating(16);
@@ -30,6 +30,8 @@ pub struct Ask<'a> {
     pub rejected: Tokens,
     /// The output limit that the client stated, per choice.
     pub stated: Option<Tokens>,
+    /// How long written cache may live.
+    pub cache_ttl: CacheTtl,
     /// Answers generated and paid for.
     pub choices: u32,
     /// Tools the upstream may run.
@@ -52,13 +54,11 @@ pub struct Quote {
 /// Prices a call before it is made. Fails when a tool that may run has no fee.
 pub fn quote(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Quote, PriceError> {
     let too_large = || PriceError("what the call may cost does not fit".into());
-    let input_classes = [
-        Class::Input,
-        Class::CachedInput,
-        Class::CacheWrite,
-        Class::CacheWrite12h,
-        Class::AudioInput,
-    ];
+    let write = match ask.cache_ttl {
+        CacheTtl::Minutes30 => Class::CacheWrite,
+        CacheTtl::Hours12 => Class::CacheWrite12h,
+    };
+    let input_classes = [Class::Input, Class::CachedInput, write, Class::AudioInput];
     let output_classes = [Class::Output, Class::ReasoningOutput, Class::AudioOutput];
     let input = terms
         .dearest(&input_classes, ask.input)
@@ -269,6 +269,7 @@ mod tests {
             input: Tokens::saturating(input),
             rejected: Tokens::ZERO,
             stated: stated.map(Tokens::saturating),
+            cache_ttl: CacheTtl::Minutes30,
             choices: 1,
             tools: &tools,
         };
@@ -387,6 +388,7 @@ mod tests {
                 input: Tokens::ZERO,
                 rejected: Tokens::ZERO,
                 stated: None,
+                cache_ttl: CacheTtl::Minutes30,
                 choices: 1,
                 tools: &tools,
             };
@@ -410,6 +412,7 @@ mod tests {
             input: Tokens::ZERO,
             rejected: Tokens::ZERO,
             stated: None,
+            cache_ttl: CacheTtl::Minutes30,
             choices: 1,
             tools: &tools,
         };
@@ -436,7 +439,7 @@ mod tests {
             let tiers = [Tier::Standard, Tier::Flex, Tier::Priority];
             let markup = Factor::parse(&format!("{}.{:06}", markup / 1_000_000, markup % 1_000_000)).expect("a factor");
             let asked = Terms { tier: tiers[tier], region: region.then_some("eu"), markup, ..terms(&price) };
-            let ask = Ask { input: Tokens::saturating(bound), rejected: Tokens::ZERO, stated: stated.map(Tokens::saturating), choices, tools: &tools };
+            let ask = Ask { input: Tokens::saturating(bound), rejected: Tokens::ZERO, stated: stated.map(Tokens::saturating), cache_ttl: CacheTtl::Minutes30, choices, tools: &tools };
             let quote = quote(&ask, &asked).expect("a quote");
             let room = Room { available: Usd::from_nanos(available), held: Usd::ZERO };
             let Size::Hold { amount, output_limit } = size(&quote, room, &POLICY) else { return Ok(()) };

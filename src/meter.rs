@@ -247,9 +247,12 @@ impl Meter {
         if let Some(usage) = chunk.usage.or(beside).or(within) {
             self.usage(usage);
         }
+        let terminal = chunk.error.is_some_and(is_truthy).then_some(End::Failed);
+        let alone = chunk.usage.is_some() && choices.is_some_and(|choices| choices.is_empty());
+        self.reading.finished |= alone;
         Seen {
-            terminal: chunk.error.is_some_and(is_truthy).then_some(End::Failed),
-            usage_only: chunk.usage.is_some() && choices.is_some_and(|choices| choices.is_empty()),
+            terminal,
+            usage_only: alone && terminal.is_none(),
             delivers,
         }
     }

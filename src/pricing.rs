@@ -260,6 +260,14 @@ impl Class {
         }
     }
 
+    /// Whether the image model of `image_generation` is paid.
+    const fn is_image(self) -> bool {
+        matches!(
+            self,
+            Class::ImageTextInput | Class::ImageInput | Class::ImageTextOutput | Class::ImageOutput
+        )
+    }
+
     /// Whether calls are counted, not tokens; regional uplift leaves these alone.
     pub const fn is_fee(self) -> bool {
         matches!(
@@ -664,9 +672,11 @@ pub struct Bill {
     pub cost: Usd,
     /// With markup, rounded once from the exact amount.
     pub charge: Usd,
+    /// What was used and has no rate: a tool nobody declared, an embedding that generates.
+    pub unpriced: Vec<Class>,
 }
 
-/// Usage to money. Fails when a class was used that has no rate, or the amount does not fit.
+/// Usage to money. What was used without a rate costs nothing and is named. Fails when the amount does not fit.
 pub fn bill(usage: &Usage, terms: &Terms<'_>) -> Result<Bill, PriceError> {
     let too_large = || PriceError("the amount does not fit".into());
     let at = At {
@@ -678,20 +688,18 @@ pub fn bill(usage: &Usage, terms: &Terms<'_>) -> Result<Bill, PriceError> {
         markup: Factor::ONE,
         ..terms.clone()
     };
-    let (mut lines, mut cost, mut charge) = (Vec::new(), Exact::ZERO, Exact::ZERO);
+    let (mut lines, mut unpriced) = (Vec::new(), Vec::new());
+    let (mut cost, mut charge) = (Exact::ZERO, Exact::ZERO);
     for (class, quantity) in quantities(usage, terms) {
-        let image = matches!(
-            class,
-            Class::ImageTextInput | Class::ImageInput | Class::ImageTextOutput | Class::ImageOutput
-        );
-        let price = if image {
+        let price = if class.is_image() {
             terms.image_price.unwrap_or(terms.price)
         } else {
             terms.price
         };
-        let rate = price
-            .rate(class, &at)
-            .ok_or_else(|| PriceError(format!("the price has no rate for {class}")))?;
+        let Some(rate) = price.rate(class, &at) else {
+            unpriced.push(class);
+            continue;
+        };
         let add = |sum: Exact, unit: Exact| {
             unit.times(quantity)
                 .and_then(|amount| sum.plus(amount))
@@ -705,7 +713,12 @@ pub fn bill(usage: &Usage, terms: &Terms<'_>) -> Result<Bill, PriceError> {
         cost.round().ok_or_else(too_large)?,
         charge.round().ok_or_else(too_large)?,
     );
-    Ok(Bill { lines, cost, charge })
+    Ok(Bill {
+        lines,
+        cost,
+        charge,
+        unpriced,
+    })
 }
 
 fn line(class: Class, quantity: u64, rate: Rate) -> Line {

@@ -63,6 +63,11 @@ pub enum Refusal {
         /// The id in it.
         id: String,
     },
+    /// More earlier answers and items than are looked up for one call.
+    TooManyReferences {
+        /// How many are.
+        most: usize,
+    },
     /// A hosted tool whose cost cannot be set aside.
     UnpricedTool(String),
     /// The room does not pay for the call.
@@ -93,6 +98,8 @@ pub enum Refusal {
     Busy,
     /// The books cannot be written.
     Storage,
+    /// Whether the call was charged is not known: its commit failed.
+    Unsettled,
     /// The server stops.
     ShuttingDown,
     /// The upstream did not do its part; nothing is charged.
@@ -236,6 +243,15 @@ impl Refusal {
                 Told { param: Some("model".into()), ..told(404, INVALID, "model_not_found", format!("The model '{model}' has no price here, so it is not offered; nothing was charged.{hint} The operator of this gateway can run: gateway price set {} --list {list} --input USD --output USD", shell_word(priced_as))) }
             }
             Refusal::NotYours { param, id } => Told { param: Some((*param).into()), ..told(400, INVALID, "unsupported_parameter", format!("{param}: '{id}' is not known to be made by this user through this gateway. Send the conversation's items in 'input' instead.")) },
+            Refusal::TooManyReferences { most } => Told {
+                param: Some("input".into()),
+                ..told(
+                    400,
+                    INVALID,
+                    "invalid_value",
+                    format!("The request refers to more than {most} earlier items. Send their content in 'input' instead."),
+                )
+            },
             Refusal::UnpricedTool(why) => Told { param: Some("tools".into()), ..told(400, INVALID, "unsupported_parameter", format!("A hosted tool of this request cannot be billed here: {why}. Leave the tool out, or ask the operator of this gateway to set its price.")) },
             Refusal::Short { user, shortfall } => told_short(user, shortfall),
             Refusal::NotSupported { endpoint } => policy(403, "endpoint_not_supported", format!("{endpoint} is not offered by this gateway: what it costs cannot be metered here. Nothing was sent.")),
@@ -249,6 +265,14 @@ impl Refusal {
             Refusal::UpgradeRequired => told(426, INVALID, "upgrade_required", "This gateway answers POST /v1/responses with server-sent events; it does not speak WebSocket here.".into()),
             Refusal::Busy => later(told(429, "rate_limit_error", "rate_limit_exceeded", "The gateway takes no more calls at the moment. Please try again in 1s.".into()), BUSY_RETRY),
             Refusal::Storage => later(told(503, SERVER, "storage_unavailable", "The gateway cannot write its books at the moment, so it takes no calls. Nothing was charged. Please try again.".into()), DOWN_RETRY),
+            Refusal::Unsettled => told(
+                503,
+                SERVER,
+                "storage_unavailable",
+                "The gateway failed while it wrote down this call, so it is not known whether it was charged. Its receipt \
+                 will tell, once the gateway runs again."
+                    .into(),
+            ),
             Refusal::ShuttingDown => later(told(503, SERVER, "shutting_down", "The gateway is being restarted. Nothing was charged. Please try again.".into()), BUSY_RETRY),
             Refusal::Upstream(fault) => told_fault(*fault, codex),
             Refusal::Internal => told(500, SERVER, "internal_error", "The gateway failed on this request; its log says why. Nothing was charged.".into()),

@@ -16,10 +16,11 @@ const MAX_MEMBERS: usize = 512;
 
 /// Members that decide what a call costs or whether it may pass. Upstreams differ in which of two equal names they
 /// take and whether case counts, so each may appear once, spelled like this, with its own type.
-const DECIDING: [&str; 29] = [
+const DECIDING: [&str; 31] = [
     "background",
     "best_of",
     "conversation",
+    "echo",
     "functions",
     "include_usage",
     "input",
@@ -38,13 +39,14 @@ const DECIDING: [&str; 29] = [
     "preset",
     "previous_response_id",
     "prompt",
-    "prompt_cache_key",
+    "prompt_cache_options",
     "reasoning",
     "service_tier",
     "store",
     "stream",
     "stream_options",
     "tools",
+    "ttl",
     "web_search_options",
 ];
 

@@ -11,8 +11,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::usage::Tier;
-use crate::usage::Tokens;
+use crate::usage::{CacheTtl, Tier, Tokens};
 
 /// The billed endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +96,16 @@ impl HostedTools {
     }
 }
 
+/// Whether an answer begins with the prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Echo {
+    /// It does not.
+    #[default]
+    No,
+    /// It does: what is visible is not all output.
+    Prompt,
+}
+
 /// A parsed request. The body stays as the client wrote it; [`Call::upstream_body`] splices into it.
 #[derive(Clone)]
 pub struct Call {
@@ -122,8 +131,10 @@ pub struct Call {
     pub tools: HostedTools,
     /// `previous_response_id` and the ids of `item_reference`s: state only the upstream holds.
     pub refers_to: Vec<Reference>,
-    /// Codex's thread, in effect: calls that share it read the same beginning, and hit the same cache.
-    pub prompt_cache_key: Option<String>,
+    /// How long what it writes to the prompt cache is to live: `prompt_cache_options.ttl`.
+    pub cache_ttl: CacheTtl,
+    /// Whether a legacy completion repeats its prompt: `echo`.
+    pub echo: Echo,
     /// The request as the client wrote it, decompressed.
     pub body: Bytes,
     places: splice::Places,
@@ -147,7 +158,7 @@ impl fmt::Debug for Call {
 }
 
 /// Something the call leans on that an earlier answer made at the upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reference {
     /// `previous_response_id`.
     Response(String),

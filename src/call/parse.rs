@@ -6,9 +6,8 @@ use super::fields::{Deciding, Member, members, span, unsupported, wrong_type, wr
 use super::input::Walk;
 use super::piece::Piece;
 use super::splice::{Places, StatedLimit, StreamOptions};
-use super::{Call, CallError, Endpoint, InputShape, Reference};
-use crate::usage::Tier;
-use crate::usage::Tokens;
+use super::{Call, CallError, Echo, Endpoint, InputShape, Reference};
+use crate::usage::{CacheTtl, Tier, Tokens};
 
 /// Longest name of a model; it goes into tables, logs and messages.
 const MAX_MODEL_BYTES: usize = 256;
@@ -54,7 +53,12 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
         input: read.input,
         tools,
         refers_to: read.refers_to,
-        prompt_cache_key: fields.string("prompt_cache_key")?,
+        cache_ttl: cache_ttl(&fields)?,
+        echo: if fields.boolean("echo")? == Some(true) {
+            Echo::Prompt
+        } else {
+            Echo::No
+        },
         body: body.clone(),
         places: Places {
             model: fields.raw("model").map(|raw| span(text, raw)).unwrap_or_default(),
@@ -238,6 +242,20 @@ fn tier(fields: &Deciding<'_>) -> Result<Tier, CallError> {
             "service_tier",
             &format!("must be one of {}", TIERS.join(", ")),
         )),
+    }
+}
+
+/// `prompt_cache_options.ttl`: a longer life costs more.
+fn cache_ttl(fields: &Deciding<'_>) -> Result<CacheTtl, CallError> {
+    let Some(options) = fields.expect_kind("prompt_cache_options", &['{'], "an object")? else {
+        return Ok(CacheTtl::default());
+    };
+    let options = members(options)?;
+    let ttl = Deciding::pick(&options, "prompt_cache_options.")?.string("ttl")?;
+    match ttl.as_deref() {
+        None | Some("30m") => Ok(CacheTtl::Minutes30),
+        Some("12h") => Ok(CacheTtl::Hours12),
+        Some(_) => Err(wrong_value("prompt_cache_options.ttl", "must be \"30m\" or \"12h\"")),
     }
 }
 

@@ -49,7 +49,6 @@ fn a_plain_call_is_read() {
         (call.output_limit, call.choices, call.tier),
         (tokens(50), 3, Tier::Standard)
     );
-    assert_eq!(call.prompt_cache_key.as_deref(), Some("k"));
     assert_eq!(
         call.input,
         InputShape {
@@ -680,7 +679,7 @@ fn edits_are_spliced_into_the_clients_bytes() {
 }
 
 #[test]
-fn all_requests_that_codex_was_seen_to_make_are_calls() {
+fn recorded_requests_of_codex_are_calls() {
     let fixtures = std::env::var_os("GATEWAY_FIXTURES").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/fixtures"),
         PathBuf::from,
@@ -707,7 +706,6 @@ fn all_requests_that_codex_was_seen_to_make_are_calls() {
             "{}",
             path.display()
         );
-        assert_eq!(call.prompt_cache_key.as_deref(), body["prompt_cache_key"].as_str());
         assert!(call.input.text_bytes > 0 && call.input.messages > 0);
         assert!(call.refers_to.is_empty() && !call.input.unbounded);
         let declares_search = body.to_string().contains("{\"external_web_access\"");

@@ -1,11 +1,13 @@
 //! Admission: route, price and hold, or a refusal. Nothing is sent upstream without a hold.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Gateway, Request};
-use crate::call::{Call, Endpoint, Reference};
+use crate::call::{Call, Echo, Endpoint, Reference};
 use crate::config::{OnHangup, Pricing};
 use crate::hold::{self, Ask, Quote};
 use crate::pricing::{Factor, Kind, ListName, Price, SearchTool, Terms};
@@ -18,10 +20,13 @@ use crate::store::{Busy, ExchangeId, Outcome, Place, StoreError};
 use crate::time::{Stopwatch, now};
 use crate::tokens::{self, Encoding};
 use crate::usage::Tier;
-use crate::usage::{Dialect, Tokens};
+use crate::usage::{Dialect, Tokens, Usage};
 
 /// A model reads at most this when its price does not say.
 const MAX_INPUT: u32 = 1_050_000;
+
+/// Different answers and items that one call may lean on; each is looked up.
+const MAX_REFERENCES: usize = 1_000;
 
 /// What a legacy completion without `max_tokens` generates at OpenAI; other servers are told.
 const COMPLETION_DEFAULT: Tokens = Tokens::saturating(16);
@@ -45,15 +50,17 @@ pub struct Admitted {
     pub(super) place: Place,
     /// How its usage is written.
     pub dialect: Dialect,
-    /// The longest answer that the hold pays for, in tokens, all choices together.
-    pub output_bound: Tokens,
-    /// The limit to write into the request, when the client stated none and the hold pays for no more.
-    pub limit_to_write: Option<Tokens>,
+    /// How long each answer may get.
+    pub limit: Limit,
+    /// How much of it may be visible, all choices together.
+    pub visible_bound: Tokens,
     /// What happens when the client leaves.
     pub on_hangup: OnHangup,
     /// When the hold was taken.
     pub started_at: Timestamp,
     pub(super) since_start: Stopwatch,
+    /// Given back when the exchange ends.
+    _memory: OwnedSemaphorePermit,
 }
 
 impl Admitted {
@@ -101,50 +108,37 @@ impl Priced {
 
 /// Takes a hold for a call.
 pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitted, Refusal> {
-    let Request { id, key, call, headers } = request;
-    let call = Arc::new(call);
+    let Request {
+        id,
+        key,
+        call,
+        headers,
+        memory,
+    } = request;
+    let (call, at) = (Arc::new(call), now());
     let target = route(gateway, &key, &call).await?;
     let upstream = &gateway.upstreams[target.upstream];
-    let at = now();
     let priced = price(gateway, &call, &target, at).await?;
     let earlier = referred(gateway, &key, &call, upstream.name()).await?;
     let since_start = Stopwatch::start();
-    let place_hold = |quote: Quote| PlaceHold {
-        exchange: id,
-        user: key.user_id,
-        key: key.id,
-        endpoint: call.endpoint,
-        streamed: call.stream,
-        model: call.model.clone(),
-        priced_model: target.model.clone(),
-        upstream: upstream.name().to_owned(),
-        list: priced.list.clone(),
+    let wanted = Wanted {
+        gateway,
+        id,
+        key: &key,
+        call: &call,
+        target: &target,
+        priced: &priced,
+    };
+    let Held {
+        hold,
+        place,
         quote,
-        policy: gateway.billing.hold.clone(),
-        now: at,
-    };
-    let mut bound = InputBound::of(&call, &priced.price, earlier);
-    if bound.wants_counting(&priced.price) {
-        bound.count(&call, &target.model).await;
-    }
-    let (hold, place, quote) = loop {
-        let quote = bound.quote(&call, &priced)?;
-        match gateway.writer.hold(place_hold(quote.clone())).await {
-            Ok(Outcome::Committed((hold, place))) => break (hold, place, quote),
-            // By bytes the call is too dear: it may be affordable when it is counted.
-            Ok(Outcome::Refused(HoldRefused::Short(_))) if bound.can_be_counted() => {
-                bound.count(&call, &target.model).await;
-            }
-            outcome => return Err(refused(outcome, &key)),
-        }
-    };
-    let per_choice = hold.output_limit.or(quote.stated).unwrap_or(quote.max_output);
+        input,
+    } = wanted.hold(InputBound::of(&call, &priced.price, earlier)).await?;
+    let limit = Limit::of(&call, &hold, &quote);
     Ok(Admitted {
-        output_bound: per_choice.saturating_mul(call.choices),
-        limit_to_write: hold
-            .output_limit
-            .or(quote.stated)
-            .filter(|_| call.output_limit.is_none() && writes_a_limit(call.endpoint)),
+        visible_bound: limit.visible(&call, input),
+        limit,
         on_hangup: key.on_hangup.unwrap_or(gateway.billing.on_hangup),
         dialect: upstream.dialect(call.endpoint),
         call,
@@ -156,11 +150,112 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
         place,
         started_at: at,
         since_start,
+        _memory: memory,
     })
 }
 
-fn writes_a_limit(endpoint: Endpoint) -> bool {
-    endpoint != Endpoint::Embeddings
+/// A call on its way to its hold.
+struct Wanted<'a> {
+    gateway: &'a Gateway,
+    id: ExchangeId,
+    key: &'a Key,
+    call: &'a Arc<Call>,
+    target: &'a Target,
+    priced: &'a Priced,
+}
+
+/// A hold, and what it was made of.
+struct Held {
+    hold: Hold,
+    place: Place,
+    quote: Quote,
+    input: Tokens,
+}
+
+impl Wanted<'_> {
+    /// Takes the hold; a call that is too dear by its bytes is counted, and tried once more.
+    async fn hold(&self, mut bound: InputBound) -> Result<Held, Refusal> {
+        if bound.wants_counting(&self.priced.price) {
+            bound.count(self.call, &self.target.model).await;
+        }
+        loop {
+            let quote = bound.quote(self.call, self.priced)?;
+            match self.gateway.writer.hold(self.place(quote.clone())).await {
+                Ok(Outcome::Committed((hold, place))) => {
+                    return Ok(Held {
+                        hold,
+                        place,
+                        quote,
+                        input: bound.tokens,
+                    });
+                }
+                Ok(Outcome::Refused(HoldRefused::Short(_))) if bound.can_be_counted() => {
+                    bound.count(self.call, &self.target.model).await;
+                }
+                outcome => return Err(refused(outcome, self.key)),
+            }
+        }
+    }
+
+    fn place(&self, quote: Quote) -> PlaceHold {
+        PlaceHold {
+            exchange: self.id,
+            user: self.key.user_id,
+            key: self.key.id,
+            endpoint: self.call.endpoint,
+            streamed: self.call.stream,
+            model: self.call.model.clone(),
+            priced_model: self.target.model.clone(),
+            upstream: self.gateway.upstreams[self.target.upstream].name().to_owned(),
+            list: self.priced.list.clone(),
+            quote,
+            policy: self.gateway.billing.hold.clone(),
+            now: self.priced.at,
+        }
+    }
+}
+
+/// How long each answer of a call may get, in tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The client said.
+    Stated(Tokens),
+    /// The gateway writes it into the request, because the hold pays for no more.
+    Written(Tokens),
+    /// As long as the model's answers get.
+    Models(Tokens),
+}
+
+impl Limit {
+    fn of(call: &Call, hold: &Hold, quote: &Quote) -> Limit {
+        match (hold.output_limit, quote.stated) {
+            (Some(limit), _) => Limit::Written(limit),
+            // OpenAI's default of a legacy completion; other servers are told.
+            (None, Some(limit)) if call.endpoint == Endpoint::Completions && call.output_limit.is_none() => {
+                Limit::Written(limit)
+            }
+            (None, Some(limit)) => Limit::Stated(limit),
+            (None, None) => Limit::Models(quote.max_output),
+        }
+    }
+
+    /// What is written into the request.
+    pub(super) fn written(self) -> Option<Tokens> {
+        match self {
+            Limit::Written(limit) => Some(limit),
+            Limit::Stated(_) | Limit::Models(_) => None,
+        }
+    }
+
+    /// How much of an answer may be visible, all choices together; an echo shows the prompt, too.
+    fn visible(self, call: &Call, input: Tokens) -> Tokens {
+        let (Limit::Stated(limit) | Limit::Written(limit) | Limit::Models(limit)) = self;
+        let shown = match call.echo {
+            Echo::No => limit,
+            Echo::Prompt => limit.saturating_add(input),
+        };
+        shown.saturating_mul(call.choices)
+    }
 }
 
 fn refused(outcome: Result<Outcome<(Hold, Place), HoldRefused>, Busy>, key: &Key) -> Refusal {
@@ -281,38 +376,45 @@ async fn unpriced(gateway: &Gateway, call: &Call, target: &Target, list: &ListNa
 }
 
 /// The tokens of the answers the call leans on; each must be this user's, at this upstream.
-async fn referred(gateway: &Gateway, key: &Key, call: &Call, upstream: &str) -> Result<Option<Tokens>, Refusal> {
-    let mut earlier = None;
-    for reference in &call.refers_to {
-        let (user, upstream) = (key.user_id, upstream.to_owned());
-        match reference.clone() {
-            Reference::Response(id) => {
-                let wanted = id.clone();
-                let made = gateway
-                    .store
-                    .blocking(move |store| store.response_made_by(user, &upstream, &wanted))
-                    .await;
-                let row = made.map_err(|error| storage(&error))?;
-                let row = row.ok_or(Refusal::NotYours {
-                    param: "previous_response_id",
-                    id,
-                })?;
-                earlier = Some(row.usage.input_tokens.saturating_add(row.usage.output_tokens));
-            }
-            Reference::Item(id) => {
-                let wanted = id.clone();
-                let made = gateway
-                    .store
-                    .blocking(move |store| store.item_made_by(user, &upstream, &wanted))
-                    .await;
-                if !made.map_err(|error| storage(&error))? {
-                    return Err(Refusal::NotYours { param: "input", id });
-                }
-                earlier = Some(Tokens::MAX);
-            }
-        }
+async fn referred(gateway: &Gateway, key: &Key, call: &Call, upstream: &str) -> Result<Tokens, Refusal> {
+    if call.refers_to.is_empty() {
+        return Ok(Tokens::ZERO);
     }
-    Ok(earlier)
+    let wanted: BTreeSet<Reference> = call.refers_to.iter().cloned().collect();
+    if wanted.len() > MAX_REFERENCES {
+        return Err(Refusal::TooManyReferences { most: MAX_REFERENCES });
+    }
+    let (user, upstream) = (key.user_id, upstream.to_owned());
+    let looked_up = gateway.store.blocking(move |store| {
+        let mut earlier = Tokens::ZERO;
+        for reference in wanted {
+            let read_again = match &reference {
+                Reference::Response(id) => store.response_made_by(user, &upstream, id)?.map(|row| row.usage),
+                Reference::Item(id) => store.item_made_by(user, &upstream, id)?.then(|| Usage {
+                    input_tokens: Tokens::MAX,
+                    ..Usage::default()
+                }),
+            };
+            let Some(usage) = read_again else {
+                return Ok(Err(not_yours(reference)));
+            };
+            earlier = earlier
+                .saturating_add(usage.input_tokens)
+                .saturating_add(usage.output_tokens);
+        }
+        Ok(Ok(earlier))
+    });
+    looked_up.await.map_err(|error: StoreError| storage(&error))?
+}
+
+fn not_yours(reference: Reference) -> Refusal {
+    match reference {
+        Reference::Response(id) => Refusal::NotYours {
+            param: "previous_response_id",
+            id,
+        },
+        Reference::Item(id) => Refusal::NotYours { param: "input", id },
+    }
 }
 
 /// How much the model may have to read.
@@ -333,10 +435,9 @@ enum Counted {
 
 impl InputBound {
     /// By bytes; the model's largest input where hosted tools may add to it.
-    fn of(call: &Call, price: &Price, earlier: Option<Tokens>) -> InputBound {
+    fn of(call: &Call, price: &Price, earlier: Tokens) -> InputBound {
         let largest = price.max_input.or(price.context_window).unwrap_or(MAX_INPUT);
         let largest = Tokens::saturating(u64::from(largest));
-        let earlier = earlier.unwrap_or(Tokens::ZERO);
         let by_bytes = tokens::bound_by_bytes(&call.input).saturating_add(earlier);
         let (tokens, counted) = if call.reads_more_than_the_body() {
             (largest, Counted::Final)
@@ -374,6 +475,7 @@ impl InputBound {
             input: self.tokens,
             rejected: Tokens::saturating(call.input.prediction_bytes),
             stated: stated(call),
+            cache_ttl: call.cache_ttl,
             choices: call.choices,
             tools: &call.tools,
         };

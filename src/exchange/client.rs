@@ -1,13 +1,14 @@
-//! The client of an exchange, as long as it stays: first it waits for a head, then it takes pieces.
+//! The client of an exchange, as long as it stays, and how long the exchange goes on without it.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Body, Last, Reply};
+use super::{Aborted, Answer, Body, DRAIN, LONGEST_CALL, Last, Reply};
 use crate::refusal::Refusal;
 use crate::store::ledger::Closed;
 
@@ -17,81 +18,116 @@ const PIECES: usize = 16;
 /// A client that takes nothing for so long is gone.
 const STALL: Duration = Duration::from_secs(60);
 
+/// And so is one that does not take the end of its answer for so long, once everything is to end.
+const LAST_STALL: Duration = Duration::from_secs(1);
+
 /// Where an answer goes.
 #[derive(Debug)]
-pub enum Client {
+enum To {
     /// It waits for the head.
     Waiting(oneshot::Sender<Reply>),
     /// It has the head and takes pieces.
-    Streaming(mpsc::Sender<Bytes>),
+    Streaming(mpsc::Sender<Result<Bytes, Aborted>>),
     /// It is gone.
     Gone,
 }
 
+/// The client of one exchange.
+#[derive(Debug)]
+pub(super) struct Client {
+    to: To,
+    deadline: Instant,
+    cutoff: CancellationToken,
+}
+
 impl Client {
     /// A client that waits for its reply.
-    pub(super) fn waiting(reply: oneshot::Sender<Reply>) -> Client {
-        Client::Waiting(reply)
+    pub(super) fn waiting(reply: oneshot::Sender<Reply>, cutoff: CancellationToken) -> Client {
+        Client {
+            to: To::Waiting(reply),
+            deadline: Instant::now() + LONGEST_CALL,
+            cutoff,
+        }
     }
 
     /// Whether nobody is there any more.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(self, Client::Gone)
+        matches!(self.to, To::Gone)
+    }
+
+    /// Whether it takes pieces.
+    pub(super) fn is_streaming(&self) -> bool {
+        matches!(self.to, To::Streaming(_))
+    }
+
+    /// When the exchange has to end: the longest time for any call, or the time to drain it.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// Whether the client has left, as far as is known now.
     pub(super) fn has_left(&self) -> bool {
-        match self {
-            Client::Waiting(reply) => reply.is_closed(),
-            Client::Streaming(pieces) => pieces.is_closed(),
-            Client::Gone => true,
+        match &self.to {
+            To::Waiting(reply) => reply.is_closed(),
+            To::Streaming(pieces) => pieces.is_closed(),
+            To::Gone => true,
         }
     }
 
     /// Resolves once, when the client leaves; from then on it is gone.
     pub(super) async fn left(&mut self) {
-        match self {
-            Client::Waiting(reply) => reply.closed().await,
-            Client::Streaming(pieces) => pieces.closed().await,
-            Client::Gone => std::future::pending().await,
+        match &mut self.to {
+            To::Waiting(reply) => reply.closed().await,
+            To::Streaming(pieces) => pieces.closed().await,
+            To::Gone => std::future::pending().await,
         }
-        *self = Client::Gone;
+        self.leave();
+    }
+
+    fn leave(&mut self) {
+        self.to = To::Gone;
+        self.deadline = self.deadline.min(Instant::now() + DRAIN);
     }
 
     /// Sends the head of a stream.
     pub(super) fn begin(&mut self, status: StatusCode, headers: HeaderMap) {
-        let Client::Waiting(reply) = std::mem::replace(self, Client::Gone) else {
-            return;
+        let To::Waiting(reply) = std::mem::replace(&mut self.to, To::Gone) else {
+            return self.leave();
         };
         let (pieces, body) = mpsc::channel(PIECES);
-        if reply
-            .send(Ok(Answer {
-                status,
-                headers,
-                body: Body::Stream(body),
-            }))
-            .is_ok()
-        {
-            *self = Client::Streaming(pieces);
+        match reply.send(Ok(Answer {
+            status,
+            headers,
+            body: Body::Stream(body),
+        })) {
+            Ok(()) => self.to = To::Streaming(pieces),
+            Err(_) => self.leave(),
         }
     }
 
     /// Sends a piece; a client that does not take it in time is gone.
     pub(super) async fn send(&mut self, piece: Bytes) {
-        if let Client::Streaming(pieces) = self
-            && !matches!(timeout(STALL, pieces.send(piece)).await, Ok(Ok(())))
-        {
-            *self = Client::Gone;
+        let To::Streaming(pieces) = &self.to else { return };
+        let patience = if self.cutoff.is_cancelled() { LAST_STALL } else { STALL };
+        let sent = tokio::select! {
+            sent = timeout(patience, pieces.send(Ok(piece.clone()))) => matches!(sent, Ok(Ok(()))),
+            () = self.cutoff.cancelled(), if patience == STALL => {
+                matches!(timeout(LAST_STALL, pieces.send(Ok(piece))).await, Ok(Ok(())))
+            }
+        };
+        if !sent {
+            self.leave();
         }
     }
 
-    /// Sends what is left after the settlement, and with it the end. `broken` is the end of a stream that has none.
-    pub(super) async fn finish(mut self, last: Last, broken: Bytes, closed: &Closed) {
+    /// Sends what is left after the settlement, and with it the end.
+    pub(super) async fn finish(mut self, last: Last, closed: &Closed) {
         match last {
-            Last::Refusal(refusal) => self.fail(refusal, broken).await,
+            Last::Refusal(refusal) => self.refuse(refusal).await,
+            Last::Abort => self.refuse(Refusal::Internal).await,
             Last::Answer(mut answer) => {
                 add_money(&mut answer.headers, closed);
-                if let Client::Waiting(reply) = self {
+                if let To::Waiting(reply) = self.to {
                     drop(reply.send(Ok(answer)));
                 }
             }
@@ -104,28 +140,17 @@ impl Client {
         }
     }
 
-    /// Refuses a client that waits; a stream is ended as a broken one.
-    pub(super) async fn fail(mut self, refusal: Refusal, broken: Bytes) {
-        match self {
-            Client::Waiting(_) => self.refuse(refusal),
-            Client::Streaming(_) => {
-                // It may stand inside an event.
-                self.send(Bytes::from_static(b"\n\n")).await;
-                self.send(broken).await;
-            }
-            Client::Gone => {}
-        }
-    }
-
-    /// Refuses, if the head has not left.
-    pub(super) fn refuse(self, refusal: Refusal) {
-        if let Client::Waiting(reply) = self {
-            drop(reply.send(Err(refusal)));
+    /// Refuses a client that waits for its head. A stream is torn down, so that it cannot be taken for a whole one.
+    pub(super) async fn refuse(self, refusal: Refusal) {
+        match self.to {
+            To::Waiting(reply) => drop(reply.send(Err(refusal))),
+            To::Streaming(pieces) => drop(timeout(LAST_STALL, pieces.send(Err(Aborted))).await),
+            To::Gone => {}
         }
     }
 }
 
-/// What a unary answer cost, and what is left.
+/// What a unary answer cost, and what is available after it.
 fn add_money(headers: &mut HeaderMap, closed: &Closed) {
     for (name, amount) in [
         ("x-gateway-cost", closed.charged),

@@ -29,8 +29,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -45,7 +45,7 @@ use crate::store::{ExchangeId, Store, Writer};
 use crate::time::Stopwatch;
 
 pub use admission::Admitted;
-pub use client::Client;
+use client::Client;
 pub use offer::{Offer, offered};
 pub use upstream::{Upstream, UpstreamError};
 
@@ -87,6 +87,8 @@ pub struct Request {
     pub call: Call,
     /// The client's headers; only those on a list go on.
     pub headers: HeaderMap,
+    /// The memory that the body takes, until the exchange ends.
+    pub memory: OwnedSemaphorePermit,
 }
 
 /// An answer to pass on.
@@ -106,8 +108,13 @@ pub enum Body {
     /// All of it, after its charge is durable.
     Whole(Bytes),
     /// Piece by piece; it ends after its charge is durable.
-    Stream(mpsc::Receiver<Bytes>),
+    Stream(mpsc::Receiver<Result<Bytes, Aborted>>),
 }
+
+/// The stream ends here, and must not look as if it had ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the stream was aborted")]
+pub struct Aborted;
 
 /// What a client gets.
 pub type Reply = Result<Answer, Refusal>;
@@ -115,43 +122,35 @@ pub type Reply = Result<Answer, Refusal>;
 /// Starts an exchange. It goes on when the receiver is dropped: that is how a client leaves.
 pub fn start(gateway: &Arc<Gateway>, request: Request) -> oneshot::Receiver<Reply> {
     let (to_client, reply) = oneshot::channel();
-    gateway
-        .tracker
-        .spawn(run(Arc::clone(gateway), request, Client::waiting(to_client)));
+    let client = Client::waiting(to_client, gateway.cutoff.clone());
+    gateway.tracker.spawn(run(Arc::clone(gateway), request, client));
     reply
 }
 
 async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
-    let endpoint = request.call.endpoint;
     let admitted = match admission::admit(&gateway, request).await {
         Ok(admitted) => admitted,
-        Err(refusal) => return client.refuse(refusal),
+        Err(refusal) => return client.refuse(refusal).await,
     };
-    let id = admitted.id();
     let mut watch = Watch::new(&admitted);
     let answered = answer(&gateway, &admitted, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(exchange = %id, "the exchange panicked; what was delivered is settled by estimate");
-        let last = match client {
-            Client::Gone => Last::Nothing,
-            Client::Waiting(_) | Client::Streaming(_) => Last::Refusal(Refusal::Internal),
-        };
+        tracing::error!(exchange = %admitted.id(), "the exchange panicked; what was delivered is settled by estimate");
         let settle = if watch.delivered {
-            Settle::Estimate
+            Settle::Usage
         } else {
             Settle::Nothing
         };
         Ending {
             state: State::Failed,
             settle,
-            last,
+            last: Last::Abort,
         }
     });
-    let words = ending::broken(endpoint, watch.meter.reading(), watch.events);
     let Ending { state, settle, last } = ending;
     match settlement::settle(&gateway, admitted, watch, state, settle).await {
-        Ok(closed) => client.finish(last, words, &closed).await,
-        Err(refusal) => client.fail(refusal, words).await,
+        Ok(closed) => client.finish(last, &closed).await,
+        Err(refusal) => client.refuse(refusal).await,
     }
 }
 
@@ -175,7 +174,7 @@ pub(crate) struct Watch {
 impl Watch {
     fn new(admitted: &Admitted) -> Watch {
         Watch {
-            meter: Meter::new(admitted.call.endpoint, admitted.dialect),
+            meter: Meter::new(admitted.call.endpoint, admitted.dialect).with_cache_ttl(admitted.call.cache_ttl),
             events: 0,
             delivered: false,
             counted_bytes: None,
@@ -203,14 +202,12 @@ struct Ending {
 /// What an ending is settled by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Settle {
-    /// The usage; without one, counted input and output.
+    /// The usage; without one an estimate: counted input and visible output.
     Usage,
     /// The usage; without one an estimate if something was delivered, else nothing.
     UsageOfDelivered,
     /// The usage, else an estimate; never more than the hold.
     Capped,
-    /// The usage if one was seen, else counted input and output, although the answer did not end.
-    Estimate,
     /// Nothing: the hold is released.
     Nothing,
 }
@@ -222,8 +219,10 @@ pub(crate) enum Last {
     Answer(Answer),
     /// The end of a stream.
     Pieces(Vec<Bytes>),
-    /// A refusal in place of an answer.
+    /// A refusal in place of an answer; a stream is torn down.
     Refusal(Refusal),
+    /// Neither an answer nor an end: what has begun is torn down.
+    Abort,
     /// Nothing, or nobody to send it to.
     Nothing,
 }
@@ -250,18 +249,17 @@ async fn while_wanted<T>(
     wanted: impl Future<Output = T>,
 ) -> Result<T, Ending> {
     let mut wanted = std::pin::pin!(wanted);
-    let mut stop_at = Instant::now() + LONGEST_CALL;
     loop {
+        let deadline = client.deadline();
         tokio::select! {
             biased;
             () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
-            () = client.left() => match admitted.on_hangup {
-                OnHangup::Cancel => return Err(Ending::left(Settle::Estimate)),
-                OnHangup::Drain => stop_at = stop_at.min(Instant::now() + DRAIN),
+            () = client.left() => if admitted.on_hangup == OnHangup::Cancel {
+                return Err(Ending::left(Settle::Usage));
             },
-            () = sleep_until(stop_at) => return Err(match client {
-                Client::Gone => Ending::left(Settle::Estimate),
-                Client::Waiting(_) | Client::Streaming(_) => Ending::fault(UpstreamFault::Timeout),
+            () = sleep_until(deadline) => return Err(match client.is_gone() {
+                true => Ending::left(Settle::Usage),
+                false => Ending::fault(UpstreamFault::Timeout),
             }),
             done = &mut wanted => return Ok(done),
         }

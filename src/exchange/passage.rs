@@ -128,11 +128,8 @@ impl Passage {
 fn look_at(piece: &Piece, meter: &mut Meter) -> Seen {
     match &piece.event {
         Some(event) => meter.observe(event),
-        // A part of an event too long to wait for.
-        None => Seen {
-            delivers: true,
-            ..Seen::default()
-        },
+        // A part of an event too long to wait for: nothing is delivered before its end.
+        None => Seen::default(),
     }
 }
 
@@ -258,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_cut_at_any_offset_leaves_as_it_came() {
+    fn recorded_streams_cut_at_any_offset_leave_as_they_came() {
         let ours = streams_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data"));
         assert!(ours.len() >= 20, "{} streams of our own", ours.len());
         replay(&ours);

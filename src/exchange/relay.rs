@@ -11,11 +11,9 @@ use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, He
 use reqwest::Response;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::client::Client;
 use super::passage::{Passage, UsageEvent};
-use super::{
-    Admitted, Answer, Body, Client, DRAIN, Ending, Gateway, LONGEST_CALL, Last, Settle, Watch, ending, upstream,
-    while_wanted,
-};
+use super::{Admitted, Answer, Body, Ending, Gateway, Last, Settle, Watch, ending, upstream, while_wanted};
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
@@ -35,8 +33,14 @@ const AFTER_END: Duration = Duration::from_millis(250);
 /// How much may follow a terminal event.
 const AFTER_END_BYTES: usize = 1 << 20;
 
+/// A compressed stream that unfolds to more is no answer of a model; it is given up.
+const DECODED_BYTES: usize = 2 * MAX_EVENT_BYTES;
+
 /// A stream is ended this many tokens beyond its limit: counts of different tokenizers differ a little.
 const LIMIT_SLACK: u64 = 64;
+
+/// Ends an event that the upstream left unfinished.
+const BLANK_LINE: Bytes = Bytes::from_static(b"\n\n");
 
 /// An error's body is read up to here.
 const ERROR_BYTES: usize = 1 << 20;
@@ -52,14 +56,6 @@ pub(super) async fn relay(
     client: &mut Client,
     watch: &mut Watch,
 ) -> Ending {
-    let status = response.status();
-    if !status.is_success() {
-        return refused(gateway, admitted, response).await;
-    }
-    let streams = response
-        .headers()
-        .get(CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
     let coding = response
         .headers()
         .get(CONTENT_ENCODING)
@@ -69,6 +65,14 @@ pub(super) async fn relay(
                 .map_err(drop)
                 .and_then(|coding| Coding::parse(coding).map_err(drop))
         });
+    if !response.status().is_success() {
+        return refused(gateway, admitted, response, coding.unwrap_or(Coding::Identity)).await;
+    }
+    let kind = response
+        .headers()
+        .get(CONTENT_TYPE)
+        .map(|kind| kind.as_bytes().to_ascii_lowercase());
+    let streams = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
     match coding {
         Err(()) => Ending::fault(UpstreamFault::Undecodable),
         Ok(coding) if streams => {
@@ -81,14 +85,16 @@ pub(super) async fn relay(
 }
 
 /// The upstream refused: its own words pass, but for what a client can do nothing about.
-async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response) -> Ending {
+async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response, coding: Coding) -> Ending {
     let of = &gateway.upstreams[admitted.target.upstream];
     let status = response.status();
     let headers = upstream::returned_headers(response.headers());
     let reading = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout());
     let body = timeout(ERROR_TIME, reading).await.unwrap_or(Err(UpstreamFault::Broken));
-    let known = body.as_ref().map_or(&[][..], |body| &body[..]);
-    let last = match (of.fault(status, known), body) {
+    let plain = decoded(coding, body.clone().unwrap_or_default(), ERROR_BYTES)
+        .await
+        .unwrap_or_default();
+    let last = match (of.fault(status, &plain), body) {
         (Some(fault), _) | (None, Err(fault)) => Last::Refusal(Refusal::Upstream(fault)),
         (None, Ok(body)) => Last::Answer(Answer {
             status,
@@ -125,7 +131,7 @@ async fn whole(
         }
         Err(ending) => return ending,
     };
-    let Ok(plain) = codec::decode(coding, body.clone(), gateway.max_response) else {
+    let Some(plain) = decoded(coding, body.clone(), gateway.max_response).await else {
         return Ending::fault(UpstreamFault::Undecodable);
     };
     watch.meter.observe_body(&plain);
@@ -139,6 +145,17 @@ async fn whole(
         body: Body::Whole(body),
     };
     Ending::of(end, Last::Answer(answer))
+}
+
+/// A body in the clear, decoded off the async threads; `None` when it does not decode within the limit.
+async fn decoded(coding: Coding, body: Bytes, limit: usize) -> Option<Bytes> {
+    if coding == Coding::Identity {
+        return Some(body);
+    }
+    tokio::task::spawn_blocking(move || codec::decode(coding, body, limit).ok())
+        .await
+        .ok()
+        .flatten()
 }
 
 /// What happens next in a stream.
@@ -163,10 +180,14 @@ struct Stream<'a> {
     passage: Passage,
     /// `Some` when the answer came compressed; its bytes pass as they come, the meter reads what they decode to.
     decoder: Option<Decoder>,
+    decoded_bytes: usize,
     limit: Limit,
     idle_until: Instant,
     keep_alive_at: Instant,
-    stop_at: Instant,
+    /// When the end has begun: how long what follows is waited for.
+    end_by: Option<Instant>,
+    /// Whether it is known that the client is gone.
+    left: bool,
 }
 
 impl<'a> Stream<'a> {
@@ -182,10 +203,12 @@ impl<'a> Stream<'a> {
         Stream {
             idle_until: now + gateway.upstreams[admitted.target.upstream].idle_timeout(),
             keep_alive_at: now + KEEP_ALIVE,
-            stop_at: now + LONGEST_CALL,
+            end_by: None,
+            left: false,
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
+            decoded_bytes: 0,
             passage: Passage::new(usage_event(&admitted.call)),
-            limit: Limit::new(&admitted.target.model, admitted.output_bound),
+            limit: Limit::new(&admitted.target.model, admitted.visible_bound),
             gateway,
             admitted,
             response,
@@ -199,19 +222,21 @@ impl<'a> Stream<'a> {
             self.response.status(),
             stream_headers(self.response.headers(), self.admitted),
         );
-        let mut present = true;
         loop {
-            if std::mem::replace(&mut present, !self.client.is_gone())
-                && self.client.is_gone()
-                && let Some(ending) = self.client_left()
-            {
-                return ending;
+            if self.client.is_gone() && !self.left {
+                self.left = true;
+                if self.admitted.on_hangup == OnHangup::Cancel {
+                    return Ending::left(Settle::Usage);
+                }
             }
             let ending = match self.next().await {
                 Step::Chunk(chunk) => self.pass(chunk).await,
-                Step::Silent => self.keep_alive().await,
+                Step::Silent => {
+                    self.keep_alive().await;
+                    None
+                }
                 Step::ClientLeft => None,
-                Step::UpstreamEnded => Some(self.ended().await),
+                Step::UpstreamEnded => Some(self.ended()),
                 Step::UpstreamBroke => Some(self.broke()),
                 Step::Over => Some(self.over()),
                 Step::Cut => Some(self.cut()),
@@ -223,11 +248,16 @@ impl<'a> Stream<'a> {
     }
 
     async fn next(&mut self) -> Step {
-        let quiet = matches!(self.client, Client::Streaming(_)) && self.between_events();
+        let quiet = self.client.is_streaming() && self.between_events();
+        let end_by = self
+            .end_by
+            .unwrap_or(self.client.deadline())
+            .min(self.client.deadline());
         tokio::select! {
             biased;
             () = self.gateway.cutoff.cancelled() => Step::Cut,
             () = self.client.left() => Step::ClientLeft,
+            () = sleep_until(end_by) => Step::Over,
             chunk = self.response.chunk() => match chunk {
                 Ok(Some(chunk)) => Step::Chunk(chunk),
                 Ok(None) => Step::UpstreamEnded,
@@ -236,7 +266,6 @@ impl<'a> Stream<'a> {
                     Step::UpstreamBroke
                 }
             },
-            () = sleep_until(self.stop_at) => Step::Over,
             () = sleep_until(self.idle_until) => Step::UpstreamBroke,
             () = sleep_until(self.keep_alive_at), if quiet => Step::Silent,
         }
@@ -265,6 +294,10 @@ impl<'a> Stream<'a> {
             let before = self.watch.meter.visible_bytes();
             let (piece, seen) = self.next_piece()?;
             if seen.delivers && self.limit.is_passed(self.watch).await {
+                if self.passage.inside_event() {
+                    // The most of it has left; it has to be ended before ours can follow.
+                    self.forward(piece.bytes, seen, true).await;
+                }
                 return Some(self.limited(before).await);
             }
             self.forward(piece.bytes, seen, piece.event.is_some()).await;
@@ -276,10 +309,16 @@ impl<'a> Stream<'a> {
     async fn pass_coded(&mut self, mut decoder: Decoder, chunk: Bytes) -> Option<Ending> {
         let mut seen = Seen::default();
         match decoder.push(&chunk) {
-            Ok(plain) => self.passage.push(plain),
+            Ok(plain) => {
+                self.decoded_bytes += plain.len();
+                self.passage.push(plain);
+            }
             Err(_) => seen.delivers = true,
         }
         self.decoder = Some(decoder);
+        if self.decoded_bytes > DECODED_BYTES {
+            return Some(self.broke());
+        }
         let before = self.watch.meter.visible_bytes();
         while let Some((_, of_piece)) = self.next_piece() {
             seen.terminal = seen.terminal.or(of_piece.terminal);
@@ -306,43 +345,43 @@ impl<'a> Stream<'a> {
         match self.passage.place(bytes, seen, whole_event) {
             Some(bytes) => self.client.send(bytes).await,
             None if !had_begun && self.passage.end_has_begun() => {
-                self.stop_at = self.stop_at.min(Instant::now() + AFTER_END);
+                self.end_by = Some(Instant::now() + AFTER_END);
             }
             None => {}
         }
     }
 
-    async fn keep_alive(&mut self) -> Option<Ending> {
+    async fn keep_alive(&mut self) {
         let before = Instant::now();
         self.client.send(ending::keep_alive(self.admitted.call.endpoint)).await;
         // The upstream's clock stands still while the client makes us wait.
         self.idle_until += before.elapsed();
         self.keep_alive_at = Instant::now() + KEEP_ALIVE;
-        None
-    }
-
-    fn client_left(&mut self) -> Option<Ending> {
-        match self.admitted.on_hangup {
-            OnHangup::Cancel => Some(Ending::left(Settle::Estimate)),
-            OnHangup::Drain => {
-                self.stop_at = self.stop_at.min(Instant::now() + DRAIN);
-                None
-            }
-        }
     }
 
     /// The upstream closed cleanly: the rest is the last event, and leaves like a terminal one.
-    async fn ended(&mut self) -> Ending {
+    fn ended(&mut self) -> Ending {
         while let Some((rest, seen)) = self.passage.last_piece(&mut self.watch.meter) {
             self.watch.events += u64::from(rest.event.is_some());
+            self.watch.delivered |= seen.delivers && !self.client.is_gone();
             if self.decoder.is_none() {
                 self.passage.place_last(rest.bytes, seen);
             }
         }
         match ended_as(self.admitted.call.endpoint, self.watch.meter.reading()) {
             Some(end) => self.complete(end),
-            None => self.broke(),
+            None => self.ended_early(),
         }
+    }
+
+    /// Closed cleanly, but not whole: the rest is an event of the upstream's all the same, and leaves before ours.
+    fn ended_early(&mut self) -> Ending {
+        let rest = self.passage.take_end();
+        let mut ending = self.broke();
+        if let (Last::Pieces(words), false) = (&mut ending.last, rest.is_empty()) {
+            words.splice(..0, rest.into_iter().chain([BLANK_LINE]));
+        }
+        ending
     }
 
     /// It ended as its own bytes say.
@@ -358,7 +397,7 @@ impl<'a> Stream<'a> {
     fn over(&mut self) -> Ending {
         match self.watch.meter.reading().end {
             Some(end) => self.complete(end),
-            None if self.client.is_gone() => Ending::left(Settle::Estimate),
+            None if self.client.is_gone() => Ending::left(Settle::Usage),
             None => self.broke(),
         }
     }
@@ -380,7 +419,11 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// The gateway stops. An end that is already held back leaves all the same.
     fn cut(&mut self) -> Ending {
+        if let Some(end) = self.watch.meter.reading().end {
+            return self.complete(end);
+        }
         let error = ending::shut_down(
             self.admitted.call.endpoint,
             self.watch.meter.reading(),
@@ -417,23 +460,28 @@ impl<'a> Stream<'a> {
     /// The usage may come at once: many upstreams send the rest in one piece.
     async fn listen_for_usage(&mut self) {
         let until = Instant::now() + AFTER_END;
-        while self.watch.meter.reading().usage.is_none() {
+        loop {
             while self.next_piece().is_some() {}
+            if self.watch.meter.reading().usage.is_some() {
+                return;
+            }
             match timeout_at(until, self.response.chunk()).await {
-                Ok(Ok(Some(chunk))) => self.passage.push(chunk),
+                Ok(Ok(Some(chunk))) => {
+                    let plain = self.decoder.as_mut().map(|decoder| decoder.push(&chunk));
+                    // What does not decode tells no usage.
+                    self.passage.push(plain.unwrap_or(Ok(chunk)).unwrap_or_default());
+                }
                 _ => return,
             }
         }
     }
 
-    /// Our own end of the stream, after an event that may be unfinished.
+    /// Our own end of the stream. Inside an event nothing can be said: a blank line would dispatch what is there of it.
+    /// Nor can anything be put into a compressed stream.
     fn last_words(&self, words: Bytes) -> Last {
-        let blank_line = Bytes::from_static(b"\n\n");
-        match (self.passage.inside_event(), &self.decoder) {
-            // Nothing of ours can be put into a compressed stream: it ends without an end.
-            (_, Some(_)) => Last::Nothing,
-            (true, None) => Last::Pieces(vec![blank_line, words]),
-            (false, None) => Last::Pieces(vec![words]),
+        match self.passage.inside_event() || self.decoder.is_some() {
+            true => Last::Abort,
+            false => Last::Pieces(vec![words]),
         }
     }
 }
@@ -446,10 +494,10 @@ fn usage_event(call: &Call) -> UsageEvent {
     }
 }
 
-/// How a stream ended that was closed cleanly. Some vendors send no `[DONE]`: a chat stream is whole when its usage or
-/// its last choice has come. A response without its terminal event is not.
+/// How a stream ended that was closed cleanly. Some vendors send no `[DONE]`: a chat stream is whole when a choice has
+/// finished or the usage has come alone. A response without its terminal event is not.
 fn ended_as(endpoint: Endpoint, reading: &Reading) -> Option<End> {
-    let whole = endpoint != Endpoint::Responses && (reading.usage.is_some() || reading.finished);
+    let whole = endpoint != Endpoint::Responses && reading.finished;
     reading.end.or(whole.then_some(End::Completed))
 }
 
@@ -507,7 +555,7 @@ impl Limit {
         }
         let (encoding, text) = (self.encoding, watch.meter.reading().visible.clone());
         let counted = tokio::task::spawn_blocking(move || encoding.count(&text)).await;
-        let tokens = counted.map_or(bytes, |tokens| tokens.get() + watch.meter.reading().visible_beyond);
+        let tokens = counted.map_or(0, |tokens| tokens.get() + watch.meter.reading().visible_beyond);
         self.count_at = bytes + self.most.saturating_sub(tokens);
         tokens > self.most
     }

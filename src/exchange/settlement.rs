@@ -2,7 +2,9 @@
 
 use super::admission::Admitted;
 use super::{Gateway, Settle, Watch};
+use crate::call::Endpoint;
 use crate::meter::Reading;
+use crate::money::Usd;
 use crate::pricing::{Bill, bill};
 use crate::refusal::Refusal;
 use crate::store::ledger::{CloseHold, Closed, Excess};
@@ -21,7 +23,11 @@ pub(super) async fn settle(
 ) -> Result<Closed, Refusal> {
     let (usage, basis) = measure(&admitted, &watch, settle).await;
     let reading = watch.meter.reading();
-    let tier = reading.tier.unwrap_or(Tier::Standard);
+    // Only the end of an answer tells the tier for certain; without one it is the tier that was asked for.
+    let tier = reading.tier.unwrap_or(match basis {
+        Basis::Reported => Tier::Standard,
+        Basis::Estimated => admitted.call.tier,
+    });
     let bill = price(&admitted, &usage, tier);
     let row = row(
         gateway,
@@ -65,10 +71,18 @@ async fn measure(admitted: &Admitted, watch: &Watch, settle: Settle) -> (Usage, 
     }
     match (settle, &reading.usage) {
         (Settle::Nothing, _) => (Usage::default(), Basis::Reported),
-        (_, Some(usage)) => (usage.clone(), Basis::Reported),
+        (_, Some(usage)) => (with_searches(admitted, usage.clone()), Basis::Reported),
         (Settle::UsageOfDelivered, None) if !watch.delivered => (Usage::default(), Basis::Reported),
         (_, None) => (estimate(admitted, watch).await, Basis::Estimated),
     }
+}
+
+/// A chat answer does not count its searches: one that may search is billed one.
+fn with_searches(admitted: &Admitted, mut usage: Usage) -> Usage {
+    if admitted.call.endpoint == Endpoint::ChatCompletions && admitted.call.tools.web_search {
+        usage.tools.web_searches = usage.tools.web_searches.max(1);
+    }
+    usage
 }
 
 /// Counted input and counted visible output. Hidden reasoning is not in it.
@@ -100,14 +114,21 @@ fn counted(reading: &Reading, bytes: u64) -> (String, u64) {
     (kept.to_owned(), beyond)
 }
 
-/// The bill; a class that has no rate (an embedding that generates, a tool nobody declared) is left out and logged.
+/// The bill. What has no rate is not charged, and logged, so that the operator can set its price.
 fn price(admitted: &Admitted, usage: &Usage, tier: Tier) -> Bill {
-    let terms = admitted.priced.terms(tier);
-    bill(usage, &terms).unwrap_or_else(|error| {
-        tracing::error!(exchange = %admitted.id(), %error, ?usage, "a part of the usage has no price and is not charged");
-        let priced = Usage { input_tokens: usage.input_tokens, cached_tokens: usage.cached_tokens, ..Usage::default() };
-        bill(&priced, &terms).unwrap_or(Bill { lines: Vec::new(), cost: crate::money::Usd::ZERO, charge: crate::money::Usd::ZERO })
-    })
+    let bill = bill(usage, &admitted.priced.terms(tier)).unwrap_or_else(|error| {
+        tracing::error!(exchange = %admitted.id(), %error, ?usage, "the usage cannot be priced and is not charged");
+        Bill {
+            lines: Vec::new(),
+            cost: Usd::ZERO,
+            charge: Usd::ZERO,
+            unpriced: Vec::new(),
+        }
+    });
+    for class in &bill.unpriced {
+        tracing::error!(exchange = %admitted.id(), %class, "was used, has no price, and is not charged");
+    }
+    bill
 }
 
 struct Outcome {
@@ -142,10 +163,10 @@ fn row(gateway: &Gateway, admitted: &Admitted, watch: &Watch, outcome: Outcome) 
         markup: admitted.priced.markup.to_string(),
         cost: outcome.bill.cost,
         charge: outcome.bill.charge,
-        uncollected: crate::money::Usd::ZERO,
+        uncollected: Usd::ZERO,
         held: admitted.hold.amount,
         output_limit: admitted.hold.output_limit,
-        balance_after: crate::money::Usd::ZERO,
+        balance_after: Usd::ZERO,
         response_id: reading.response_id.clone(),
         item_ids: reading.item_ids.clone(),
         upstream_request_id: watch.upstream_request_id.clone(),

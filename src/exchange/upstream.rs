@@ -123,20 +123,27 @@ impl Upstream {
         self.config.idle_timeout
     }
 
-    /// How it writes usage.
+    /// How it writes usage: by who it is, whatever list it is priced by.
     pub(super) fn dialect(&self, endpoint: Endpoint) -> Dialect {
-        let list = match &self.config.prices {
-            Pricing::List(list) => list.as_str(),
-            Pricing::Free => "",
-        };
-        match (list, endpoint) {
-            ("xai" | "gemini", Endpoint::ChatCompletions | Endpoint::Completions) => Dialect::TotalCoversReasoning,
+        let vendor = self.is_at(&["x.ai", "googleapis.com"]) || self.is_priced_by(&["xai", "gemini"]);
+        match endpoint {
+            Endpoint::ChatCompletions | Endpoint::Completions if vendor => Dialect::TotalCoversReasoning,
             _ => Dialect::OpenAi,
         }
     }
 
-    fn is_openai(&self) -> bool {
-        matches!(&self.config.prices, Pricing::List(list) if list.as_str() == "openai")
+    /// Whether its host is one of these domains or below one.
+    fn is_at(&self, domains: &[&str]) -> bool {
+        let url = reqwest::Url::parse(&self.config.base_url).ok();
+        let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or("");
+        domains.iter().any(|domain| {
+            host.strip_suffix(domain)
+                .is_some_and(|sub| sub.is_empty() || sub.ends_with('.'))
+        })
+    }
+
+    fn is_priced_by(&self, lists: &[&str]) -> bool {
+        matches!(&self.config.prices, Pricing::List(list) if lists.contains(&list.as_str()))
     }
 
     /// Sends the call, and waits for the head of the answer.
@@ -182,7 +189,7 @@ impl Upstream {
         let call = &admitted.call;
         Edits {
             model: admitted.target.aliased.then(|| admitted.target.model.clone()),
-            output_limit: admitted.limit_to_write,
+            output_limit: admitted.limit.written(),
             include_usage: asks_for_usage(call.endpoint) && call.stream && !call.include_usage,
             chat_limit_field: self.config.chat_limit_field(),
         }
@@ -197,7 +204,11 @@ impl Upstream {
             let listed =
                 FORWARDED.contains(&name_text) || FORWARDED_PREFIXES.iter().any(|start| name_text.starts_with(start));
             let ends_here = hops.iter().any(|hop| hop == name_text);
-            if listed && !ends_here && (name_text != TURN_METADATA || self.is_openai()) && !headers.contains_key(name) {
+            if listed
+                && !ends_here
+                && (name_text != TURN_METADATA || self.is_at(&["openai.com"]))
+                && !self.headers.contains_key(name)
+            {
                 headers.append(name.clone(), value.clone());
             }
         }

@@ -19,6 +19,7 @@ use axum::http::{Method, Request, Response, StatusCode};
 use axum_server::Handle;
 use axum_server::accept::{TcpConfigAcceptor, TcpSocketConfig};
 use ipnet::IpNet;
+use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,6 +37,13 @@ use crate::tokens::Encoding;
 
 /// Request heads larger than this are refused (Codex sends some 4 KiB).
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+
+/// Connections that wait to be accepted. The standard library's 128 overflow when an office's agents start at once, and
+/// each that is dropped tries again only after a second.
+const BACKLOG: u32 = 4096;
+
+/// How long a connection may idle between two requests; its first head has `header_timeout`.
+const KEPT_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long the last answers may take to leave once their exchanges are settled.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -79,6 +87,7 @@ pub(crate) struct App {
     trusted_proxies: Vec<IpNet>,
     max_body: usize,
     body_timeout: Duration,
+    body_memory: proxy::BodyMemory,
     stopping: AtomicBool,
     used_keys: touch::UsedKeys,
 }
@@ -111,8 +120,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         addr: config.server.listen,
         source,
     };
-    let listener = std::net::TcpListener::bind(config.server.listen).map_err(listen)?;
-    listener.set_nonblocking(true).map_err(listen)?;
+    let listener = bind(config.server.listen).map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
     lock.set_note(&format!("http://{addr}"))?;
     let gateway = Arc::new(Gateway {
@@ -130,6 +138,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         trusted_proxies: config.server.trusted_proxies,
         max_body: config.server.max_body,
         body_timeout: config.server.body_timeout,
+        body_memory: proxy::BodyMemory::default(),
         stopping: AtomicBool::new(false),
         used_keys: touch::UsedKeys::default(),
     });
@@ -138,20 +147,12 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn(sweep_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn_blocking(|| Encoding::O200k.warm());
-    let router = Router::new().fallback(dispatch).with_state(Arc::clone(&app));
-    let mut server = axum_server::from_tcp(listener)
-        .map_err(listen)?
-        .acceptor(TcpConfigAcceptor::new(TcpSocketConfig::new().nodelay(true)))
-        .handle(handle.clone())
-        .http1_only()
-        .first_request_timeout(config.server.header_timeout);
-    server
-        .http_builder()
-        .http1()
-        .header_read_timeout(config.server.header_timeout)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .timer(hyper_util::rt::TokioTimer::new());
-    let serving = tasks.spawn(server.serve(router.into_make_service_with_connect_info::<SocketAddr>()));
+    let serving = tasks.spawn(serve(
+        listener,
+        config.server.header_timeout,
+        handle.clone(),
+        Arc::clone(&app),
+    ));
     Ok(Server {
         lock,
         addr,
@@ -163,6 +164,42 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         writer_tasks,
         serving,
     })
+}
+
+/// Listens, without blocking.
+fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // As the standard library does: a restart may take the port of connections that are still closing.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)?.into_std()
+}
+
+/// Accepts connections until the handle says stop.
+async fn serve(
+    listener: std::net::TcpListener,
+    header_timeout: Duration,
+    handle: Handle<SocketAddr>,
+    app: Arc<App>,
+) -> std::io::Result<()> {
+    let router = Router::new().fallback(dispatch).with_state(app);
+    let mut server = axum_server::from_tcp(listener)?
+        .acceptor(TcpConfigAcceptor::new(TcpSocketConfig::new().nodelay(true)))
+        .handle(handle)
+        .http1_only()
+        .first_request_timeout(header_timeout);
+    server
+        .http_builder()
+        .http1()
+        .header_read_timeout(KEPT_ALIVE.max(header_timeout))
+        .max_buf_size(MAX_HEAD_BYTES)
+        .timer(hyper_util::rt::TokioTimer::new());
+    server
+        .serve(router.into_make_service_with_connect_info::<SocketAddr>())
+        .await
 }
 
 fn upstream(config: &UpstreamConfig) -> Result<Upstream, UpstreamError> {
@@ -229,7 +266,7 @@ impl Server {
         self.app.gateway.cutoff.cancel();
     }
 
-    /// Resolves when the books' outcome is unknown, or the listener died: the process has to stop.
+    /// Resolves when the books' outcome is unknown: the process has to stop.
     pub async fn failed(&self) -> String {
         let error = self.app.gateway.writer.failed().await;
         format!("the books may not be as they seem: {error}")
@@ -287,26 +324,28 @@ async fn dispatch(
     request: Request<Body>,
 ) -> Response<Body> {
     let id = ExchangeId(uuid::Uuid::now_v7());
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (head, body) = request.into_parts();
+    let (method, path) = (head.method, head.uri.path().to_owned());
     let below = path
         .strip_prefix("/v1")
         .filter(|rest| rest.starts_with('/'))
         .unwrap_or(&path);
     let endpoint = Endpoint::from_path(below);
-    let headers = request.headers().clone();
     let answered = match (&method, below, endpoint) {
         (&Method::GET | &Method::HEAD, "/healthz", _) => Ok(plain(StatusCode::OK, "ok\n")),
         (&Method::GET | &Method::HEAD, "/readyz", _) => Ok(ready(&app)),
-        (&Method::POST, _, Some(endpoint)) => proxy::call(&app, id, endpoint, peer, request).await,
+        (&Method::POST, _, Some(endpoint)) => proxy::call(&app, id, endpoint, peer, head.headers, body).await,
         (&Method::GET, "/responses", _) => Err(Refusal::UpgradeRequired),
         (_, _, Some(_)) => Err(Refusal::Method { allowed: "POST" }),
-        (&Method::GET | &Method::HEAD, "/models", _) => offer::list(&app, peer, &headers).await,
+        (&Method::GET | &Method::HEAD, "/models", _) => offer::list(&app, peer, &head.headers).await,
         (&Method::GET | &Method::HEAD, _, _) if below.starts_with("/models/") => {
-            offer::show(&app, peer, &headers, &below["/models/".len()..]).await
+            offer::show(&app, peer, &head.headers, &below["/models/".len()..]).await
         }
         _ => Err(unknown(&method, &path, below)),
     };
-    let mut response = answered.unwrap_or_else(|refusal| refusal::respond(&refusal, endpoint, id));
+    // Codex reads what comes from below /responses, too.
+    let told_as = endpoint.or_else(|| below.starts_with("/responses/").then_some(Endpoint::Responses));
+    let mut response = answered.unwrap_or_else(|refusal| refusal::respond(&refusal, told_as, id));
     if let Ok(id) = id.to_string().parse() {
         response.headers_mut().insert("x-request-id", id);
     }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 use super::models::{self, Offered, Purpose, Rates, Speaks};
@@ -32,14 +33,16 @@ pub(super) async fn show(
     name: &str,
 ) -> Result<Response<Body>, Refusal> {
     let key = auth::authenticate(app, peer, headers).await?;
+    let name = percent_decode_str(name).decode_utf8_lossy();
     let offered = offered(app, &key).await?;
     match offered.iter().find(|model| model.name == name) {
         Some(model) => Ok(respond(headers, &models::one(model))),
         None => {
             let names = offered.iter().map(|model| model.name.as_str());
+            let nearest = route::nearest(&name, names).map(str::to_owned);
             Err(Refusal::NoModel {
-                model: name.to_owned(),
-                nearest: route::nearest(name, names).map(str::to_owned),
+                model: name.into_owned(),
+                nearest,
             })
         }
     }

@@ -19,7 +19,7 @@ use crate::key::KeyHash;
 use crate::money::Usd;
 use crate::pricing::{Class, Factor, Line, ListName, Price, SearchTool, Terms};
 use crate::usage::Tier;
-use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
+use crate::usage::{CacheTtl, ImageUsage, Tokens, ToolUsage, Usage};
 
 /// A database in a folder that goes with it.
 pub(super) struct Desk {
@@ -179,6 +179,7 @@ pub(super) fn quote(amount: Usd) -> Quote {
         input: Tokens::saturating(input),
         rejected: Tokens::ZERO,
         stated: Some(Tokens::ZERO),
+        cache_ttl: CacheTtl::Minutes30,
         choices: 1,
         tools: &tools,
     };

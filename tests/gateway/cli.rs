@@ -16,7 +16,7 @@ use codex_gateway::store::ledger::{CloseHold, Excess, PlaceHold};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use codex_gateway::store::{Create, ExchangeId, Outcome, Store};
 use codex_gateway::time::now;
-use codex_gateway::usage::{Tier, Tokens, Usage};
+use codex_gateway::usage::{CacheTtl, Tier, Tokens, Usage};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -914,6 +914,7 @@ async fn exchange(home: &Home, hold_open: Usd) -> String {
             input: Tokens::saturating(input),
             rejected: Tokens::ZERO,
             stated: Some(Tokens::saturating(100)),
+            cache_ttl: CacheTtl::Minutes30,
             choices: 1,
             tools: &HostedTools::default(),
         };

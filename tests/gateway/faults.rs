@@ -680,7 +680,7 @@ async fn a_compressed_stream_does_not_pass_its_limit_either() {
         .client
         .send("/v1/chat/completions", &chat("sim:overrun", &asked))
         .await;
-    drain(answer).await.1.expect("a clean end");
+    drain(answer).await.1.expect_err("nothing of ours can end it");
     let books = harness.finish().await;
     let row = books.only();
     assert_eq!((row.state, row.basis), (State::Limited, Basis::Estimated));

@@ -77,12 +77,18 @@ impl Harness {
 
     /// Another user with a key.
     pub fn add_client(&self, name: &str, balance: &str) -> Client {
-        add_client(&self.store, &self.base_url(), name, balance, "0", None)
+        add_client(&self.store, &self.base_url(), name, balance, "0", |_| {})
+    }
+
+    /// Another user with a key that is limited in some way.
+    pub fn add_limited(&self, name: &str, limit: impl FnOnce(&mut NewKey)) -> Client {
+        add_client(&self.store, &self.base_url(), name, "5", "0", limit)
     }
 
     /// Another user, whose key says what happens when its client leaves.
     pub fn add_client_who(&self, name: &str, balance: &str, on_hangup: OnHangup) -> Client {
-        add_client(&self.store, &self.base_url(), name, balance, "0", Some(on_hangup))
+        let says = |key: &mut NewKey| key.on_hangup = Some(on_hangup);
+        add_client(&self.store, &self.base_url(), name, balance, "0", says)
     }
 
     /// Where the server listens.
@@ -251,7 +257,7 @@ impl Builder {
             "alice",
             &self.balance,
             &self.credit_line,
-            None,
+            |_| {},
         );
         Harness {
             client,
@@ -326,7 +332,7 @@ fn add_client(
     name: &str,
     balance: &str,
     credit_line: &str,
-    on_hangup: Option<OnHangup>,
+    limit: impl FnOnce(&mut NewKey),
 ) -> Client {
     let usd = |text: &str| text.parse::<Usd>().expect("an amount");
     let new = NewUser {
@@ -340,7 +346,7 @@ fn add_client(
     let mut entropy = [0; 32];
     getrandom::fill(&mut entropy).expect("random numbers");
     let key = GatewayKey::from_entropy(entropy);
-    let new = NewKey {
+    let mut new = NewKey {
         id: KeyId(Uuid::now_v7()),
         user_id: user.id,
         name: "test".into(),
@@ -349,8 +355,9 @@ fn add_client(
         expires_at: None,
         models: Vec::new(),
         ips: Vec::new(),
-        on_hangup,
+        on_hangup: None,
     };
+    limit(&mut new);
     let issued = committed(store.issue_key(&new, &operator(), time::now()));
     Client {
         user: user.id,

@@ -18,6 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use crate::books::Books;
 use crate::client::{Answer, Client, MODEL, chat, http};
@@ -235,13 +236,13 @@ async fn bodies_larger_than_the_limit_are_refused_whether_they_say_so_or_not() {
 struct Hostile(SocketAddr);
 
 impl Hostile {
-    #[expect(clippy::disallowed_methods, reason = "it ends with the test")]
     async fn start() -> Hostile {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        tokio::task::spawn(async move {
+        let tasks = TaskTracker::new();
+        tasks.clone().spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                tokio::task::spawn(answer(socket));
+                tasks.spawn(answer(socket));
             }
         });
         Hostile(address)
@@ -313,12 +314,13 @@ async fn play_on(socket: &mut TcpStream, play: &str) -> std::io::Result<()> {
             )
             .await
         }
-        "slow-head" => loop {
-            socket
-                .write_all(b"HTTP/1.1 200 OK\r\nx-slow: ".get(..9).unwrap_or_default())
-                .await?;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        },
+        "slow-head" => {
+            socket.write_all(b"HTTP/1.1 200 OK\r\nx-slow: ").await?;
+            loop {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                socket.write_all(b"a").await?;
+            }
+        }
         "unknown-coding" => {
             repeat(
                 socket,
@@ -533,6 +535,11 @@ async fn hostile_answers_at_once_stay_within_bounds_and_disturb_nobody() {
 fn assert_paid_as_delivered(row: &ExchangeRow, play: &str, streamed: bool) {
     if !streamed {
         assert_eq!(row.charge.nanos(), 0, "{play}");
+        return;
+    }
+    if play == "gzip-stream" {
+        // Not one event came of it.
+        assert_eq!((row.basis, row.charge.nanos()), (Basis::Reported, 0), "{play}");
         return;
     }
     assert_eq!(row.basis, Basis::Estimated, "{play}");

@@ -3,6 +3,7 @@
 //! ONE crate, so that it links once; a file per promise. Expected charges come from the simulator's log and the
 //! catalogue's JSON (`price`), never from the gateway's own usage, meter or pricing.
 
+mod billing;
 mod books;
 mod cli;
 mod client;
@@ -18,7 +19,9 @@ mod limits;
 mod network;
 mod price;
 mod prices;
+mod refusals;
 mod replay;
 mod routing;
 mod shutdown;
+mod state;
 mod streaming;

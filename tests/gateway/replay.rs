@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use codex_gateway::simulator::{Playwright, Request, Script, Step};
+use codex_gateway::simulator::{Playwright, Request, Script, Step, always};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -436,4 +436,59 @@ async fn streams_with_odd_ends_and_odd_usage_arrive_as_they_were() {
         );
     }
     println!("replayed {} streams of our own", recordings.len());
+}
+
+/// Each part compressed on its own, so that a client can decode it when it comes; one stream together.
+fn gzip_in_parts(parts: &[String]) -> Vec<Bytes> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    let mut coded = Vec::new();
+    for part in parts {
+        encoder.write_all(part.as_bytes()).expect("memory");
+        encoder.flush().expect("memory");
+        coded.push(std::mem::take(encoder.get_mut()).into());
+    }
+    coded.push(encoder.finish().expect("memory").into());
+    coded
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_usage_of_a_compressed_stream_is_read_also_after_its_limit() {
+    let chunk = |text: &str| json!({"choices": [{"index": 0, "delta": {"content": text}}]});
+    let usage = json!({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 16, "total_tokens": 19}});
+    let parts = [
+        format!("data: {}\n\n", chunk(&"word ".repeat(500))),
+        format!("data: {usage}\n\n"),
+    ];
+    let steps: Vec<Step> = gzip_in_parts(&parts).into_iter().map(Step::send).collect();
+    let script = Script::sse(steps).header("content-encoding", "gzip");
+    let harness = Harness::builder().playwright(always(script)).start().await;
+    let body = json!({"model": MODEL, "messages": [], "stream": true, "max_tokens": 16});
+    let (_, end) = drain(harness.client.send("/v1/chat/completions", &body).await).await;
+    end.expect_err("nothing of ours can end it");
+    let books = harness.finish().await;
+    let row = books.only();
+    assert_eq!((row.state, row.basis), (State::Limited, Basis::Reported));
+    assert_eq!((row.usage.input_tokens.get(), row.usage.output_tokens.get()), (3, 16));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_event_without_its_blank_line_leaves_before_our_own_end() {
+    let created = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
+    let delta = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"Hi\"}";
+    let script = Script::sse(vec![Step::send(created), Step::send(delta)]);
+    let harness = Harness::builder().playwright(always(script)).start().await;
+    let body = json!({"model": MODEL, "input": "Hello", "stream": true});
+    let (arrived, end) = drain(harness.client.send("/v1/responses", &body).await).await;
+    end.expect("a clean end");
+    let arrived = String::from_utf8(arrived).expect("text");
+    let ours = arrived
+        .strip_prefix(&format!("{created}{delta}\n\n"))
+        .expect("all of the upstream's");
+    assert!(ours.starts_with("event: response.failed\n"), "{ours}");
+    let books = harness.finish().await;
+    assert_eq!(
+        (books.only().state, books.only().basis),
+        (State::Broken, Basis::Estimated)
+    );
 }

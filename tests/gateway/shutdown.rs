@@ -100,8 +100,10 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A failed start: its exit code and what it says, four lines at most and nothing on stdout.
-fn failure(ran: &Output) -> (Option<i32>, String) {
+/// A start that fails, and in time: its exit code and what it says, four lines at most and nothing on stdout.
+fn failure(command: Command) -> (Option<i32>, String) {
+    let ran = assert_cmd::Command::from_std(command).timeout(PATIENCE).output();
+    let ran = ran.expect("the program starts");
     let said = text(&ran.stderr);
     assert!(
         ran.stdout.is_empty() && said.starts_with("error: ") && said.lines().count() <= 4,
@@ -261,7 +263,9 @@ async fn begin(client: &Client, path: &str) -> (reqwest::Response, Vec<u8>) {
 
 /// All of a stream; its end has to be a clean one.
 async fn whole((answer, mut arrived): (reqwest::Response, Vec<u8>)) -> String {
-    let (rest, end) = drain(answer).await;
+    let (rest, end) = tokio::time::timeout(PATIENCE, drain(answer))
+        .await
+        .expect("an end in time");
     end.expect("a clean end of the connection");
     arrived.extend(rest);
     text(&arrived)
@@ -489,8 +493,8 @@ async fn a_second_server_on_the_same_database_names_the_first_and_leaves_it_alon
     let first = office.serve();
     let client = office.client(&first);
     let stream = begin(&client, "/v1/responses").await;
-    let (code, said) = failure(&office.machine.run("there", &office.line("serve")));
-    assert!(code.is_some_and(|code| code != 0), "{said}");
+    let (code, said) = failure(office.machine.command("there", &office.line("serve")));
+    assert_eq!(code, Some(4), "{said}");
     assert!(
         said.contains(&first.url) && said.contains(&first.pid().to_string()),
         "{said}"
@@ -505,14 +509,15 @@ async fn a_second_server_on_the_same_database_names_the_first_and_leaves_it_alon
 #[test]
 fn with_neither_key_nor_file_it_says_what_to_do() {
     let machine = Machine::new();
-    let (code, said) = failure(&machine.run("here", "serve"));
+    let (code, said) = failure(machine.command("here", "serve"));
     assert_eq!(code, Some(3), "{said}");
     assert!(
         said.contains("OPENAI_API_KEY") && said.contains("gateway demo"),
         "{said}"
     );
     let mut empty = machine.command("here", "serve");
-    let (code, _) = failure(&empty.env("OPENAI_API_KEY", " ").output().expect("the program starts"));
+    empty.env("OPENAI_API_KEY", " ");
+    let (code, _) = failure(empty);
     assert_eq!(code, Some(3), "an empty key is none");
 }
 
@@ -577,12 +582,8 @@ fn an_address_that_is_taken_is_told_with_what_to_do() {
     let address = taken.local_addr().expect("bound");
     let machine = Machine::new();
     let mut command = machine.command("here", &format!("serve --listen {address}"));
-    let (code, said) = failure(
-        &command
-            .env("OPENAI_API_KEY", "sk-x")
-            .output()
-            .expect("the program starts"),
-    );
+    command.env("OPENAI_API_KEY", "sk-x");
+    let (code, said) = failure(command);
     assert_eq!(code, Some(1), "{said}");
     assert!(
         said.contains(&address.to_string()) && said.contains("--listen"),
