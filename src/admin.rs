@@ -25,6 +25,9 @@ pub const LONGEST_TEXT: usize = 200;
 /// Most characters in the name of a user or a key.
 pub const LONGEST_NAME: usize = 64;
 
+/// How many of the requests that begin alike are named.
+const NAMED_MATCHES: u32 = 5;
+
 /// Why an act was not done. Nothing was written, unless it says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
@@ -39,13 +42,13 @@ pub enum AdminError {
         nearest: Option<String>,
     },
     /// Several fit.
-    #[error("'{name}' fits {} {what}s", .matches.len())]
+    #[error("'{name}' fits several {what}s")]
     Ambiguous {
-        /// `key`.
+        /// `key`, `request`.
         what: &'static str,
         /// What was asked for.
         name: String,
-        /// What fits.
+        /// What fits, or the first of it.
         matches: Vec<String>,
     },
     /// The name is taken.
@@ -622,12 +625,24 @@ pub fn price(store: &Store, list: &ListName, model: &str, at: Timestamp) -> Done
 /// An exchange by its id, a unique start of it, or the upstream's response id.
 ///
 /// # Errors
-/// There is none; the database failed.
+/// There is none, or several begin so; the database failed.
 pub fn exchange(store: &Store, which: &str) -> Done<ExchangeRow> {
-    store.find_exchange(which)?.ok_or_else(|| AdminError::NotFound {
-        what: "request",
-        name: which.to_owned(),
-        nearest: None,
+    if let Some(row) = store.find_exchange(which)? {
+        return Ok(row);
+    }
+    let name = which.to_owned();
+    let matches = store.exchanges_starting(which, NAMED_MATCHES)?;
+    Err(match matches.is_empty() {
+        true => AdminError::NotFound {
+            what: "request",
+            name,
+            nearest: None,
+        },
+        false => AdminError::Ambiguous {
+            what: "request",
+            name,
+            matches: matches.iter().map(ToString::to_string).collect(),
+        },
     })
 }
 

@@ -1041,8 +1041,11 @@ async fn a_receipt_shows_how_the_charge_came_about() {
 async fn usage_adds_up_to_the_ledger_in_every_form() {
     let home = Home::with_alice();
     home.ok("key issue alice");
-    exchange(&home, Usd::ZERO).await;
-    exchange(&home, Usd::ZERO).await;
+    let first = exchange(&home, Usd::ZERO).await;
+    let second = exchange(&home, Usd::ZERO).await;
+    let error = home.fails(&format!("request show {}", &first[..4]), 2);
+    assert!(error.contains(&first) && error.contains(&second), "{error}");
+    home.fails("request show ffff", 5);
     for by in ["day", "user", "key", "model", "upstream"] {
         let usage = home.json(&format!("usage --by {by} --user alice"));
         let item = &usage["items"][0];
