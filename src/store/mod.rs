@@ -79,6 +79,9 @@ pub enum OpenError {
     /// No file there, and the command does not create one.
     #[error("there is no database at {0}")]
     Missing(std::path::PathBuf),
+    /// A folder, or a file that no gateway made.
+    #[error("{0} is not a gateway database")]
+    NotOurs(std::path::PathBuf),
     /// Made by a newer release.
     #[error("the database is of version {found}, this program knows {known}")]
     TooNew {
