@@ -12,7 +12,7 @@ use crate::key::GatewayKey;
 use crate::money::Usd;
 use crate::pricing::{ListName, Price};
 use crate::route::nearest;
-use crate::store::entries::{Credit, CreditRefused, Entry, MAX_BALANCE};
+use crate::store::entries::{Credit, CreditRefused, Entry, MAX_BALANCE, Times};
 use crate::store::keys::{Key, NewKey};
 use crate::store::prices::PriceSource;
 use crate::store::usage_log::ExchangeRow;
@@ -266,7 +266,7 @@ pub enum CreditKind {
 ///
 /// # Errors
 /// No such user, an amount that does not fit the kind, a balance below what is held, a reference used otherwise.
-pub fn credit(store: &Store, who: &str, spec: &CreditSpec, by: &Actor, now: Timestamp) -> Done<(Entry, User)> {
+pub fn credit(store: &Store, who: &str, spec: &CreditSpec, by: &Actor, now: Timestamp) -> Done<(Entry, User, Times)> {
     if spec.amount == Usd::ZERO {
         return invalid("zero is no amount to credit", "write an amount like 5 or 0.25");
     }

@@ -163,6 +163,7 @@ impl From<OpenError> for Failure {
             OpenError::Missing(_) => Failure::new(Exit::NotFound, what)
                 .why("this command works on a database that is there")
                 .fix("name it by --database FILE, or make one: gateway user add NAME"),
+            OpenError::NotOurs(_) => Failure::new(Exit::Failed, what).fix("name the gateway's own by --database FILE"),
             OpenError::TooNew { .. } => {
                 Failure::new(Exit::Failed, what).fix("use the release that made it, or a newer one")
             }

@@ -9,6 +9,7 @@ use crate::admin::{self, CreditKind, CreditSpec, UserSpec};
 use crate::cli::failure::Failure;
 use crate::money::Usd;
 use crate::store::Create;
+use crate::store::entries::Times;
 use crate::store::users::{User, UserStatus};
 use crate::time::now;
 
@@ -192,8 +193,8 @@ struct Credited {
 fn credit(who: &str, spec: &CreditSpec, global: &Global) -> anyhow::Result<()> {
     let store = global.store(Create::Never)?;
     let at = now();
-    let (entry, user) = admin::credit(&store, who, spec, &actor(), at).map_err(Failure::from)?;
-    let repeated = entry.at.as_microsecond() != at.as_microsecond();
+    let (entry, user, times) = admin::credit(&store, who, spec, &actor(), at).map_err(Failure::from)?;
+    let repeated = times == Times::Again;
     if global.json {
         return output::json(&Credited {
             entry: EntryView::new(&entry),

@@ -284,6 +284,7 @@ impl Server {
             () = tokio::time::sleep(self.drain_timeout) => cutoff.cancel(),
             () = cutoff.cancelled() => {}
         }
+        self.app.gateway.writer.stop_retrying();
         tracker.wait().await;
         let flushed = tokio::time::timeout(FLUSH, self.serving).await;
         if flushed.is_err() {

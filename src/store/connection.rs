@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -37,6 +37,9 @@ const WAL_TRIES: u32 = 100;
 
 /// Statements kept prepared by each connection: all there are.
 const STATEMENTS: usize = 96;
+
+/// The mode of a database: its owner reads and writes it.
+const OWNER_ONLY: u32 = 0o600;
 
 /// Connections that read, at most.
 pub(super) const READERS: u32 = 8;
@@ -72,19 +75,43 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
         (false, Create::IfMissing) => create_file(path).map_err(|e| io_error(path, e))?,
     }
     let opening = || format!("opening {}", path.display());
-    let mut conn = open_writable(path).map_err(during(opening()))?;
-    match version(&conn).map_err(during(opening()))? {
-        VERSION => {}
-        0 => create_schema(&mut conn).map_err(during(format!("creating the schema in {}", path.display())))?,
-        found => return Err(OpenError::TooNew { found, known: VERSION }),
+    if path.is_dir() {
+        return Err(OpenError::NotOurs(path.to_owned()));
+    }
+    let mut conn = match open_writable(path) {
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
+            return Err(OpenError::NotOurs(path.to_owned()));
+        }
+        other => other.map_err(during(opening()))?,
+    };
+    if create == Create::IfMissing && is_empty(&conn).map_err(during(opening()))? {
+        create_schema(&mut conn).map_err(during(format!("creating the schema in {}", path.display())))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(OWNER_ONLY)).map_err(|e| io_error(path, e))?;
     }
     let application: i64 = pragma(&conn, "PRAGMA application_id").map_err(during(opening()))?;
     if application != APPLICATION {
-        let context = format!("{} is not a gateway's database", path.display());
-        return Err(StoreError { context, source: None }.into());
+        return Err(OpenError::NotOurs(path.to_owned()));
+    }
+    match version(&conn).map_err(during(opening()))? {
+        VERSION => {}
+        found => return Err(OpenError::TooNew { found, known: VERSION }),
     }
     use_wal(&conn).map_err(during(opening()))?;
+    warn_of_others(path);
     Ok(conn)
+}
+
+/// Tells when anybody on the machine may read or write the books. What the file's group may is the operator's choice:
+/// so several people administer one gateway.
+fn warn_of_others(path: &Path) {
+    let mode = fs::metadata(path).map_or(0, |file| file.permissions().mode());
+    if mode & 0o007 != 0 {
+        let mode = format!("{:o}", mode & 0o777);
+        tracing::warn!(
+            path = %path.display(), mode,
+            "everybody on this machine may open the database; chmod o= on it and its -wal and -shm takes that away"
+        );
+    }
 }
 
 /// A further connection that writes to a database that is open already.
@@ -168,7 +195,7 @@ fn create_file(path: &Path) -> io::Result<()> {
         OpenOptions::new()
             .write(true)
             .create_new(true)
-            .mode(0o600)
+            .mode(OWNER_ONLY)
             .open(&blank)?,
     );
     let linked = fs::hard_link(&blank, path);
@@ -179,10 +206,16 @@ fn create_file(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether nobody has written anything into the database yet.
+fn is_empty(conn: &Connection) -> rusqlite::Result<bool> {
+    let tables: i64 = pragma(conn, "SELECT COUNT(*) FROM sqlite_schema")?;
+    let application: i64 = pragma(conn, "PRAGMA application_id")?;
+    Ok(version(conn)? == 0 && application == 0 && tables == 0)
+}
+
 fn create_schema(conn: &mut Connection) -> rusqlite::Result<()> {
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let tables: i64 = pragma(&tx, "SELECT COUNT(*) FROM sqlite_schema")?;
-    if version(&tx)? == 0 && tables == 0 {
+    if is_empty(&tx)? {
         tx.execute_batch(SCHEMA)?;
     }
     tx.commit()
@@ -212,7 +245,6 @@ mod tests {
     use super::super::Store;
     use super::super::testing::*;
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     fn open_at(path: &Path, create: Create) -> Result<Store, OpenError> {
         Store::open(path, create)
@@ -253,13 +285,45 @@ mod tests {
             matches!(newer, Err(OpenError::TooNew { found: 2, known: 1 })),
             "{newer:?}"
         );
-        desk.raw()
-            .execute_batch("PRAGMA user_version = 0; PRAGMA application_id = 5")
-            .expect("set");
-        open_at(&desk.path(), Create::IfMissing).expect_err("not ours");
-        let text = desk.path().with_extension("txt");
-        fs::write(&text, "not a database ".repeat(100)).expect("written");
-        open_at(&text, Create::IfMissing).expect_err("no database");
+    }
+
+    #[test]
+    fn what_is_no_database_of_a_gateway_is_told_as_that() {
+        let desk = Desk::new();
+        let file = |name: &str| desk.path().with_file_name(name);
+        let foreign = |name: &str, sql: &str| {
+            #[expect(clippy::disallowed_methods, reason = "a file that the store did not make")]
+            let conn = Connection::open(file(name)).expect("it opens");
+            conn.execute_batch(sql).expect("written");
+        };
+        foreign("newer.db", "CREATE TABLE t (c); PRAGMA user_version = 7");
+        foreign("same.db", "CREATE TABLE t (c); PRAGMA user_version = 1");
+        foreign("tables.db", "CREATE TABLE t (c)");
+        foreign("other.db", "PRAGMA application_id = 5");
+        fs::write(file("text"), "not a database ".repeat(100)).expect("written");
+        fs::create_dir(file("folder")).expect("made");
+        for name in ["newer.db", "same.db", "tables.db", "other.db", "text", "folder"] {
+            for create in [Create::Never, Create::IfMissing] {
+                let error = open_at(&file(name), create).expect_err(name);
+                assert!(
+                    matches!(&error, OpenError::NotOurs(at) if *at == file(name)),
+                    "{name}: {error:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_file_becomes_a_database_only_where_that_is_meant_and_then_its_owners_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("gateway.db");
+        fs::write(&path, "").expect("written");
+        let refused = open_at(&path, Create::Never);
+        assert!(matches!(refused, Err(OpenError::NotOurs(_))), "{refused:?}");
+        assert_eq!(fs::metadata(&path).expect("it is there").len(), 0, "left alone");
+        open_at(&path, Create::IfMissing).expect("created");
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

@@ -59,6 +59,15 @@ pub struct Credit {
     pub note: Option<String>,
 }
 
+/// Whether a credit was made now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Times {
+    /// It was: this is its entry.
+    First,
+    /// Its reference was used before, and nothing changed: this is the entry of then.
+    Again,
+}
+
 /// Why nothing was credited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CreditRefused {
@@ -166,7 +175,7 @@ pub(super) fn credit(
     credit: &Credit,
     by: &Actor,
     now: Timestamp,
-) -> Tried<(Entry, User), CreditRefused> {
+) -> Tried<(Entry, User, Times), CreditRefused> {
     if let Some(first) = credited_before(tx, credit)? {
         return Ok(first);
     }
@@ -197,7 +206,7 @@ pub(super) fn credit(
         ..user.clone()
     };
     record_credit(tx, &entry, (&user, &after), by)?;
-    Ok(Ok((entry, after)))
+    Ok(Ok((entry, after, Times::First)))
 }
 
 fn record_credit(tx: &Connection, entry: &Entry, (before, after): (&User, &User), by: &Actor) -> rusqlite::Result<()> {
@@ -218,7 +227,10 @@ fn record_credit(tx: &Connection, entry: &Entry, (before, after): (&User, &User)
 }
 
 /// The first answer to a credit that is repeated with its reference.
-fn credited_before(tx: &Connection, credit: &Credit) -> rusqlite::Result<Option<Result<(Entry, User), CreditRefused>>> {
+fn credited_before(
+    tx: &Connection,
+    credit: &Credit,
+) -> rusqlite::Result<Option<Result<(Entry, User, Times), CreditRefused>>> {
     let Some(reference) = &credit.reference else {
         return Ok(None);
     };
@@ -233,12 +245,12 @@ fn credited_before(tx: &Connection, credit: &Credit) -> rusqlite::Result<Option<
         return Ok(Some(Err(CreditRefused::OtherReference(Box::new(first)))));
     }
     let user = users::by_id(tx, credit.user)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-    Ok(Some(Ok((first, user))))
+    Ok(Some(Ok((first, user, Times::Again))))
 }
 
 impl Store {
     /// Credits or adjusts; repeating with the same reference gives the first entry again.
-    pub fn credit(&self, what: &Credit, by: &Actor, now: Timestamp) -> Outcome<(Entry, User), CreditRefused> {
+    pub fn credit(&self, what: &Credit, by: &Actor, now: Timestamp) -> Outcome<(Entry, User, Times), CreditRefused> {
         self.write("crediting a user", |tx| credit(tx, what, by, now))
     }
 
@@ -263,8 +275,11 @@ mod tests {
     fn a_reference_credits_once() {
         let desk = Desk::new();
         let (ada, bob) = (desk.user("ada", "0"), desk.user("bob", "0"));
-        let (first, _) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(1)));
-        let (again, user) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(2)));
+        let (first, _, times) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(1)));
+        assert_eq!(times, Times::First);
+        // Also at the same time: the time is no sign of it.
+        let (again, user, times) = done(desk.store.credit(&top_up(&ada, "3", Some("invoice 1")), &by(), at(1)));
+        assert_eq!(times, Times::Again);
         assert_eq!((again, user.balance), (first.clone(), usd("3")));
         for other in [
             top_up(&ada, "4", Some("invoice 1")),

@@ -309,12 +309,6 @@ impl Store {
             })
         })
     }
-
-    /// Notes uses, in one write for many: off the hot path. Beside a running writer use
-    /// [`Writer::touch_keys`](super::Writer::touch_keys).
-    pub fn touch_keys(&self, used: &[(KeyId, Timestamp)]) -> Outcome<(), ()> {
-        self.write("noting the use of keys", |tx| touch(tx, used).map(Ok))
-    }
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
-use super::columns::{Count, Micros, broken, names_and_marks, text, tokens};
+use super::columns::{Micros, broken, names_and_marks, text, tokens};
 use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry};
 use super::usage_log::{self, Basis, ExchangeRow, State};
 use super::users::{self, User, UserStatus};
-use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
+use super::{ExchangeId, KeyId, Outcome, Store, Tried, UserId};
 use crate::call::Endpoint;
 use crate::hold::{self, Policy, Quote, Room, Shortfall, Size};
 use crate::money::Usd;
@@ -460,29 +460,7 @@ pub(super) fn interrupt_before(
     Ok(closed)
 }
 
-/// Open holds, for readiness and tests.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OpenHolds {
-    /// How many.
-    pub count: u64,
-    /// When the oldest was taken.
-    pub oldest: Option<Timestamp>,
-}
-
 impl Store {
-    /// How many holds are open, and since when.
-    pub fn open_holds(&self) -> Result<OpenHolds, StoreError> {
-        self.read("counting the open holds", |conn| {
-            conn.prepare_cached("SELECT COUNT(*) AS count, MIN(placed_at) AS oldest FROM holds WHERE state = 'open'")?
-                .query_row([], |row| {
-                    Ok(OpenHolds {
-                        count: row.get::<_, Count>("count")?.0,
-                        oldest: row.get::<_, Option<Micros>>("oldest")?.map(|at| at.0),
-                    })
-                })
-        })
-    }
-
     /// At start, before listening: closes the holds of a process that died, by releasing them, as `interrupted`.
     /// Returns how many.
     pub fn release_interrupted(&self, now: Timestamp) -> Outcome<u64, ()> {
@@ -722,13 +700,7 @@ mod tests {
         let key = desk.key(&ada);
         let id = exchange();
         desk.set_aside(&ask(id, &key, "2"));
-        assert_eq!(
-            desk.store.open_holds().expect("counted"),
-            OpenHolds {
-                count: 1,
-                oldest: Some(at(10))
-            }
-        );
+        assert_eq!(desk.store.verify().expect("it verifies").open_holds, 1);
         assert_eq!(done(desk.store.release_interrupted(at(70))), 1);
         assert_eq!(done(desk.store.release_interrupted(at(71))), 0);
         let row = desk

@@ -79,6 +79,9 @@ pub enum OpenError {
     /// No file there, and the command does not create one.
     #[error("there is no database at {0}")]
     Missing(std::path::PathBuf),
+    /// A folder, or a file that no gateway made.
+    #[error("{0} is not a gateway database")]
+    NotOurs(std::path::PathBuf),
     /// Made by a newer release.
     #[error("the database is of version {found}, this program knows {known}")]
     TooNew {
@@ -150,7 +153,9 @@ enum Trouble {
     Full,
     /// What was written may or may not be there after a restart.
     Unknown,
-    /// The operation itself cannot be done.
+    /// Something else that is no fault of the operation: no memory, a file that cannot be written for now.
+    Passing,
+    /// The operation itself cannot be done: it breaks a constraint, or it found what must not be.
     Operation,
 }
 
@@ -160,14 +165,16 @@ impl Trouble {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Trouble::Busy,
             Some(ErrorCode::DiskFull) => Trouble::Full,
             Some(ErrorCode::SystemIoFailure | ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Trouble::Unknown,
-            _ => Trouble::Operation,
+            // Errors without a code are not SQLite's: a value that does not fit, a row that is not there.
+            Some(ErrorCode::ConstraintViolation) | None => Trouble::Operation,
+            Some(_) => Trouble::Passing,
         }
     }
 
     /// Of an error of COMMIT: what is neither busy nor full leaves the outcome open.
     fn of_commit(error: &rusqlite::Error) -> Trouble {
         match Trouble::of(error) {
-            Trouble::Operation => Trouble::Unknown,
+            Trouble::Passing | Trouble::Operation => Trouble::Unknown,
             other => other,
         }
     }
@@ -247,7 +254,9 @@ impl Store {
 fn write_on<D, R>(conn: &mut Connection, context: &str, act: impl FnOnce(&Connection) -> Tried<D, R>) -> Outcome<D, R> {
     let failed = |trouble, error| match trouble {
         Trouble::Unknown => Outcome::Unknown(during(context)(error)),
-        Trouble::Busy | Trouble::Full | Trouble::Operation => Outcome::NotCommitted(during(context)(error)),
+        Trouble::Busy | Trouble::Full | Trouble::Passing | Trouble::Operation => {
+            Outcome::NotCommitted(during(context)(error))
+        }
     };
     let tx = match conn.transaction_with_behavior(TransactionBehavior::Immediate) {
         Ok(tx) => tx,

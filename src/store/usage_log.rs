@@ -465,7 +465,8 @@ fn total(rows: &[UsageSum]) -> UsageSum {
 }
 
 impl Store {
-    /// An exchange by its id, a unique start of it, or the upstream's response id (the newest of several).
+    /// An exchange by its id, a unique start of it, or the upstream's response id (the newest of several). `None` also
+    /// for a start of several ids: [`Store::exchanges_starting`] tells which.
     pub fn find_exchange(&self, which: &str) -> Result<Option<ExchangeRow>, StoreError> {
         self.read("looking for an exchange", |conn| {
             if let Some((low, high)) = id_range(which) {
@@ -480,6 +481,21 @@ impl Store {
             conn.prepare_cached("SELECT * FROM usage_logs WHERE response_id = ?1 ORDER BY exchange_id DESC LIMIT 1")?
                 .query_row([which], exchange)
                 .optional()
+        })
+    }
+
+    /// The ids that begin so, at most so many, oldest first: why [`Store::find_exchange`] found none when a start of
+    /// an id is not unique.
+    pub fn exchanges_starting(&self, start: &str, limit: u32) -> Result<Vec<ExchangeId>, StoreError> {
+        let Some((low, high)) = id_range(start) else {
+            return Ok(Vec::new());
+        };
+        self.read("looking for exchanges", |conn| {
+            conn.prepare_cached(
+                "SELECT exchange_id FROM usage_logs WHERE exchange_id BETWEEN ?1 AND ?2 ORDER BY exchange_id LIMIT ?3",
+            )?
+            .query_map(params![low, high, limit], |row| row.get(0))?
+            .collect()
         })
     }
 
@@ -749,5 +765,22 @@ mod tests {
             };
             assert_eq!(total, expected, "{by:?}");
         }
+    }
+
+    #[test]
+    fn a_start_of_several_ids_names_them_all() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "5");
+        let key = desk.key(&ada);
+        let (first, second) = (settled(&desk, &key, "1").id, settled(&desk, &key, "1").id);
+        let start = &first.to_string()[..4];
+        assert_eq!(desk.store.find_exchange(start).expect("it reads"), None);
+        let named = |start: &str, limit| desk.store.exchanges_starting(start, limit).expect("it reads");
+        let mut both = [first, second];
+        both.sort();
+        assert_eq!(named(start, 10), both);
+        assert_eq!(named(start, 1).len(), 1);
+        assert_eq!(named(&first.to_string(), 10), [first]);
+        assert!(named("resp_x", 10).is_empty());
     }
 }

@@ -155,7 +155,7 @@ fn add(tx: &Connection, new: &NewUser, by: &Actor, now: Timestamp) -> Tried<User
         note: Some("opening balance".to_owned()),
     };
     match entries::credit(tx, &opening, by, now)? {
-        Ok((_, user)) => Ok(Ok(user)),
+        Ok((_, user, _)) => Ok(Ok(user)),
         Err(refused) => Err(broken(format!("the opening balance was refused: {refused:?}"))),
     }
 }

@@ -5,8 +5,9 @@
 //!
 //! | error | holds | settlements |
 //! |---|---|---|
-//! | of one statement | rolled back, everything else repeated one by one; this one is `NotCommitted` | likewise |
-//! | another process writes, the disk is full | `NotCommitted` | kept and repeated until they commit |
+//! | a constraint broken by one operation, a row that must not be | rolled back, everything else repeated one by one; this one is `NotCommitted` | likewise |
+//! | another process writes, the disk is full, no memory, a file that cannot be written for now | `NotCommitted` | kept and repeated until they commit |
+//! | the same, and the process is asked to stop | `NotCommitted` | repeated for ten seconds more; then their holds stay open, and the next start releases them |
 //! | I/O error, failed COMMIT, panic | `Unknown`, and the writer stops: the process has to exit and read from disk | likewise |
 
 use std::collections::VecDeque;
@@ -41,8 +42,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long the writer waits before it repeats what could not be committed.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How often that is, at most, when nobody waits for the writer any more.
-const LAST_RETRIES: u32 = 100;
+/// How long it goes on with that once the process is to stop.
+const LAST_TRIES: Duration = Duration::from_secs(10);
 
 /// How long a busy writer works before it leaves a gap for other processes.
 const TURN: Duration = Duration::from_millis(50);
@@ -67,6 +68,7 @@ struct Handle {
     places: Arc<Semaphore>,
     failed: watch::Receiver<Option<String>>,
     troubled: Arc<AtomicBool>,
+    stopping: Arc<AtomicBool>,
 }
 
 /// A place in the writer's queue for a settlement, reserved when its hold is taken.
@@ -162,7 +164,8 @@ impl Writer {
 
     /// Settles or releases: one transaction for charge, entry, usage row and the hold's closing. Repeated until it
     /// commits; `Err` when the outcome is unknown, and then [`Writer::failed`] fires as well and the process has to
-    /// stop, or when this very row can never be written, and then the hold stays open for the sweep.
+    /// stop; or when this very row can never be written, or not in time before the process stops: then the hold stays
+    /// open for the sweep or the next start.
     pub async fn close(&self, hold: Hold, place: Place, close: CloseHold) -> Result<Closed, StoreError> {
         let (answer, answered) = oneshot::channel();
         let job = Job::Close {
@@ -213,6 +216,12 @@ impl Writer {
         }
     }
 
+    /// The process is to stop: what cannot be written within ten seconds from now is given up, so that it can. Its
+    /// holds stay open, and the next start releases them as `interrupted`.
+    pub fn stop_retrying(&self) {
+        self.handle.stopping.store(true, Ordering::Relaxed);
+    }
+
     /// Whether it accepts holds: for `/readyz`.
     pub fn is_ready(&self) -> bool {
         self.handle.failed.borrow().is_none()
@@ -234,17 +243,18 @@ impl Writer {
 pub(super) fn start(store: Store, tracker: &TaskTracker) -> Writer {
     let (queue, jobs) = mpsc::channel();
     let (fail, failed) = watch::channel(None);
-    let troubled = Arc::new(AtomicBool::new(false));
+    let (troubled, stopping) = (Arc::default(), Arc::default());
     let handle = Handle {
         queue,
         waiting: Arc::new(Semaphore::new(MAX_WAITING)),
         places: Arc::new(Semaphore::new(MAX_OPEN)),
         failed,
         troubled: Arc::clone(&troubled),
+        stopping: Arc::clone(&stopping),
     };
     store.caches().watch();
     tracker.spawn_blocking(move || {
-        let worked = catch_unwind(AssertUnwindSafe(|| serve(&store, jobs, troubled)));
+        let worked = catch_unwind(AssertUnwindSafe(|| serve(&store, jobs, troubled, stopping)));
         store.caches().unwatch();
         let error = match worked {
             Ok(Ok(())) => return,
@@ -268,7 +278,12 @@ fn chain(error: &StoreError) -> String {
 
 /// Works until every [`Writer`] is gone, or until an outcome is unknown. What is still queued then is dropped, and
 /// whoever waits for it is told that the outcome is unknown.
-fn serve(store: &Store, jobs: Receiver<Job>, troubled: Arc<AtomicBool>) -> Result<(), StoreError> {
+fn serve(
+    store: &Store,
+    jobs: Receiver<Job>,
+    troubled: Arc<AtomicBool>,
+    stopping: Arc<AtomicBool>,
+) -> Result<(), StoreError> {
     let conn = connection::open_writable(store.path()).map_err(during("opening the writer's connection"))?;
     let checkpoints = Checkpoints::start(store)?;
     let mut consumer = Consumer {
@@ -277,9 +292,10 @@ fn serve(store: &Store, jobs: Receiver<Job>, troubled: Arc<AtomicBool>) -> Resul
         jobs,
         backlog: VecDeque::new(),
         troubled,
+        stopping,
+        give_up_at: None,
         data_version: 0,
         turn_began: Instant::now(),
-        retries_left: LAST_RETRIES,
         checkpoints,
     };
     consumer.look_for_changes()?;
@@ -298,9 +314,11 @@ struct Consumer<'a> {
     /// What could not be committed yet, and has to be.
     backlog: VecDeque<Job>,
     troubled: Arc<AtomicBool>,
+    stopping: Arc<AtomicBool>,
+    /// When what cannot be written is given up: some time after the process was asked to stop.
+    give_up_at: Option<Instant>,
     data_version: i64,
     turn_began: Instant,
-    retries_left: u32,
     checkpoints: Checkpoints,
 }
 
@@ -335,13 +353,7 @@ impl Consumer<'_> {
                 Ok(job) => batch.push(job),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
-                    self.retries_left = self.retries_left.saturating_sub(1);
-                    if self.retries_left == 0 {
-                        return Err(StoreError {
-                            context: "settlements could not be written".into(),
-                            source: None,
-                        });
-                    }
+                    self.stopping.store(true, Ordering::Relaxed);
                     break;
                 }
             }
@@ -361,7 +373,10 @@ impl Consumer<'_> {
             }
             match next {
                 Ok(job) => return Ok(Some(job)),
-                Err(RecvTimeoutError::Timeout) => self.look_for_changes()?,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.look_for_changes()?;
+                    self.look_for_relief()?;
+                }
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
             }
         }
@@ -370,16 +385,40 @@ impl Consumer<'_> {
     /// Drops the caches when another connection has written. Only on this connection does the number stand still
     /// while we write ourselves.
     fn look_for_changes(&mut self) -> Result<(), StoreError> {
-        let now: i64 = self
+        let asked = self
             .conn
             .prepare_cached("PRAGMA data_version")
-            .and_then(|mut pragma| pragma.query_row([], |row| row.get(0)))
-            .map_err(during("asking whether the database changed"))?;
-        if now != self.data_version {
-            self.data_version = now;
-            self.store.caches().forget();
+            .and_then(|mut pragma| pragma.query_row([], |row| row.get(0)));
+        match asked {
+            Ok(now) if now == self.data_version => return Ok(()),
+            Ok(now) => self.data_version = now,
+            Err(error) if Trouble::of(&error) == Trouble::Unknown => {
+                return Err(during("asking whether the database changed")(error));
+            }
+            Err(error) => tracing::warn!(%error, "whether the database changed cannot be asked"),
+        }
+        self.store.caches().forget();
+        Ok(())
+    }
+
+    /// In trouble and without work, looks whether it can write again: nobody sends holds to a gateway that says that
+    /// it is not ready. It commits a page, since a full disk shows itself no sooner.
+    fn look_for_relief(&mut self) -> Result<(), StoreError> {
+        if !self.troubled.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match self.conn.execute("UPDATE meta SET value = value", []) {
+            Ok(_) => self.troubled.store(false, Ordering::Relaxed),
+            Err(error) if Trouble::of(&error) == Trouble::Unknown => return Err(during("writing")(error)),
+            Err(error) => tracing::debug!(%error, "the books cannot be written yet"),
         }
         Ok(())
+    }
+
+    /// Whether what cannot be written is to be given up: the process is to stop, and has waited for it.
+    fn gives_up(&mut self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+            && *self.give_up_at.get_or_insert_with(|| Instant::now() + LAST_TRIES) <= Instant::now()
     }
 
     /// Leaves the lock free for a moment when the writer has been at it for a while.
@@ -402,12 +441,13 @@ impl Consumer<'_> {
         match trouble {
             Trouble::Unknown => Err(during("writing")(error)),
             Trouble::Busy => {
-                batch
-                    .into_iter()
-                    .for_each(|job| self.put_off(job, "another process is writing"));
+                let why = error.to_string();
+                batch.into_iter().for_each(|job| self.put_off(job, &why));
                 Ok(())
             }
-            Trouble::Full | Trouble::Operation => batch.into_iter().try_for_each(|job| self.settle_alone(job)),
+            Trouble::Full | Trouble::Passing | Trouble::Operation => {
+                batch.into_iter().try_for_each(|job| self.settle_alone(job))
+            }
         }
     }
 
@@ -418,12 +458,8 @@ impl Consumer<'_> {
                 Ok(())
             }
             Err((Trouble::Unknown, error)) => Err(during("writing")(error)),
-            Err((Trouble::Busy, _)) => {
-                self.put_off(job, "another process is writing");
-                Ok(())
-            }
-            Err((Trouble::Full, _)) => {
-                self.put_off(job, "the disk is full");
+            Err((Trouble::Busy | Trouble::Full | Trouble::Passing, error)) => {
+                self.put_off(job, &error.to_string());
                 Ok(())
             }
             Err((Trouble::Operation, error)) => {
@@ -468,18 +504,18 @@ impl Consumer<'_> {
 
     /// Keeps what has to be written, and tells the others that they were not.
     fn put_off(&mut self, job: Job, why: &str) {
-        self.troubled.store(true, Ordering::Relaxed);
+        if !self.troubled.swap(true, Ordering::Relaxed) {
+            tracing::warn!(why, "the books cannot be written; settlements wait, calls are refused");
+        }
         match job {
-            Job::Close { .. } | Job::Abandoned { .. } => self.backlog.push_back(job),
-            Job::Hold { .. } | Job::Sweep { .. } | Job::Touch { .. } => {
-                give_up(
-                    job,
-                    StoreError {
-                        context: why.to_owned(),
-                        source: None,
-                    },
-                );
-            }
+            Job::Close { .. } | Job::Abandoned { .. } if !self.gives_up() => self.backlog.push_back(job),
+            _ => give_up(
+                job,
+                StoreError {
+                    context: "writing".to_owned(),
+                    source: Some(why.into()),
+                },
+            ),
         }
     }
 }
@@ -509,7 +545,7 @@ fn give_up(job: Job, error: StoreError) {
     let unheard = match job {
         Job::Hold { answer, .. } => answer.send(Outcome::NotCommitted(error)).is_err(),
         Job::Close { answer, exchange, .. } => {
-            tracing::error!(%exchange, error = chain(&error), "a settlement cannot be written; its hold stays open");
+            tracing::error!(%exchange, error = chain(&error), "a settlement cannot be written; its hold stays open, and the next start releases it");
             answer.send(Err(error)).is_err()
         }
         Job::Sweep { answer, .. } => answer.send(Err(error)).is_err(),
@@ -666,16 +702,7 @@ mod tests {
             .conn
             .execute_batch(&format!("PRAGMA max_page_count = {pages}"))
             .expect("limited");
-        let (answer, mut settled) = oneshot::channel();
-        let (hold, place) = held;
-        let mut row = closing(hold.exchange, &open.key, "1");
-        row.row.model = "m".repeat(100_000);
-        let job = Job::Close {
-            exchange: hold.exchange,
-            close: Box::new(row),
-            answer,
-            _place: place,
-        };
+        let (job, mut settled) = settlement(&open, held, &"m".repeat(100_000));
         consumer.settle(vec![job]).expect("nothing is unknown");
         assert!(settled.try_recv().is_err(), "not answered yet");
         assert_eq!(
@@ -710,6 +737,98 @@ mod tests {
         open.finish().await;
     }
 
+    /// A settlement of a dollar as the writer gets it, and where its answer comes.
+    fn settlement(
+        open: &Open,
+        (hold, place): (Hold, Place),
+        model: &str,
+    ) -> (Job, oneshot::Receiver<Result<Closed, StoreError>>) {
+        let (answer, answered) = oneshot::channel();
+        let mut close = Box::new(closing(hold.exchange, &open.key, "1"));
+        close.row.model = model.to_owned();
+        let job = Job::Close {
+            exchange: hold.exchange,
+            close,
+            answer,
+            _place: place,
+        };
+        (job, answered)
+    }
+
+    /// What makes every write fail with an error that is neither a full disk nor another writer.
+    fn refuse_writes(consumer: &Consumer<'_>, value: &str) {
+        let sql = format!("PRAGMA query_only = {value}");
+        consumer.conn.execute_batch(&sql).expect("set");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_settlement_is_only_given_up_for_what_it_is_itself() {
+        let open = open("5");
+        let (job, mut settled) = settlement(&open, done(open.hold("1").await), "m");
+        let mut consumer = consumer(&open);
+        refuse_writes(&consumer, "ON");
+        consumer.settle(vec![job]).expect("nothing is unknown");
+        assert!(settled.try_recv().is_err(), "it waits");
+        refuse_writes(&consumer, "OFF");
+        let batch = consumer.next_batch().expect("nothing is unknown").expect("it is kept");
+        consumer.settle(batch).expect("nothing is unknown");
+        assert_eq!(settled.await.expect("answered").expect("settled").charged, usd("1"));
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_process_that_stops_gives_up_what_cannot_be_written_and_the_next_start_releases_it() {
+        let open = open("5");
+        let (job, mut settled) = settlement(&open, done(open.hold("1").await), "m");
+        let mut consumer = consumer(&open);
+        refuse_writes(&consumer, "ON");
+        consumer.stopping.store(true, Ordering::Relaxed);
+        consumer.settle(vec![job]).expect("nothing is unknown");
+        assert!(settled.try_recv().is_err(), "not at once");
+        consumer.give_up_at = Some(Instant::now());
+        let batch = consumer.next_batch().expect("nothing is unknown").expect("it is kept");
+        consumer.settle(batch).expect("nothing is unknown");
+        settled.await.expect("answered").expect_err("given up");
+        assert!(consumer.backlog.is_empty());
+        drop(consumer);
+        assert_eq!(open.desk.now(&open.user).held, usd("1"));
+        assert_eq!(done(open.desk.store.release_interrupted(at(99))), 1);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_writer_that_can_write_again_says_so_without_being_asked_to_write() {
+        let open = open("5");
+        let mut consumer = consumer(&open);
+        refuse_writes(&consumer, "ON");
+        let (answer, answered) = oneshot::channel();
+        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
+        let ask = Box::new(ask(exchange(), &open.key, "1"));
+        let hold = Job::Hold {
+            ask,
+            answer,
+            _waits: waits,
+        };
+        consumer.settle(vec![hold]).expect("nothing is unknown");
+        assert!(matches!(answered.await, Ok(Outcome::NotCommitted(_))));
+        consumer.look_for_relief().expect("nothing is unknown");
+        assert!(consumer.troubled.load(Ordering::Relaxed), "still in trouble");
+        refuse_writes(&consumer, "OFF");
+        let (queue, jobs) = mpsc::channel();
+        consumer.jobs = jobs;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(LOOK * 2);
+                drop(queue);
+            });
+            assert!(consumer.wait().expect("nothing is unknown").is_none());
+        });
+        assert!(!consumer.troubled.load(Ordering::Relaxed), "it can write again");
+        drop(consumer);
+        open.finish().await;
+    }
+
     fn consumer(open: &Open) -> Consumer<'_> {
         let (_, receiver) = mpsc::channel();
         Consumer {
@@ -717,10 +836,11 @@ mod tests {
             conn: connection::open_writable(open.desk.store.path()).expect("it opens"),
             jobs: receiver,
             backlog: VecDeque::new(),
-            troubled: Arc::new(AtomicBool::new(false)),
+            troubled: Arc::default(),
+            stopping: Arc::default(),
+            give_up_at: None,
             data_version: 0,
             turn_began: Instant::now(),
-            retries_left: LAST_RETRIES,
             checkpoints: Checkpoints::default(),
         }
     }
@@ -794,7 +914,7 @@ mod tests {
         raw.execute_batch("ROLLBACK").expect("rolled back");
         let next = done(open.hold("1").await);
         open.settle(next, "1").await;
-        while open.desk.store.open_holds().expect("counted").count > 0 {
+        while open.desk.store.verify().expect("it verifies").open_holds > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         open.finish().await;
