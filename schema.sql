@@ -8,6 +8,8 @@
 --   1. balance + credit line - open holds >= 0 for every user (the CHECK at the end of `users`);
 --   2. balance = sum of entries for every user: entries are only added, an entry fits on the balance before it, and a
 --      balance changes only to what the newest entry says.
+-- A user's row also keeps how many entries and holds there are and the newest entry's hash: rows that are missing at the
+-- end of a table are found by it.
 
 PRAGMA application_id = 0x43784777; -- "CxGw"
 PRAGMA user_version = 1;
@@ -15,7 +17,7 @@ PRAGMA user_version = 1;
 -- Facts about this file.
 CREATE TABLE meta (
     name  TEXT NOT NULL PRIMARY KEY, -- what the fact is about: `catalogue` (fingerprint of the price catalogue written last)
-    value TEXT NOT NULL              -- the fact
+    value TEXT NOT NULL              -- the fact; `catalogue_rows`: SHA-256, in hexadecimal, of the catalogue's rows in model_pricing
 ) STRICT, WITHOUT ROWID;
 
 -- Who owns a balance.
@@ -31,6 +33,9 @@ CREATE TABLE users (
                       CHECK (credit_line_nanos BETWEEN 0 AND 4000000000000000000),
     held_nanos        INTEGER NOT NULL DEFAULT 0 CHECK (held_nanos >= 0), -- nano-dollars: sum of the user's open holds
     created_at        INTEGER NOT NULL,                    -- microseconds: when the user was added
+    entries           INTEGER NOT NULL DEFAULT 0 CHECK (entries >= 0), -- how many entries the user has
+    head_hash         BLOB    CHECK (length(head_hash) = 32), -- the hash of the newest of them; NULL: there is none
+    holds             INTEGER NOT NULL DEFAULT 0 CHECK (holds >= 0), -- how many holds were ever taken
     CONSTRAINT available_is_not_negative CHECK (balance_nanos + credit_line_nanos - held_nanos >= 0)
 ) STRICT, WITHOUT ROWID;
 
@@ -171,7 +176,7 @@ CREATE TABLE audit_log (
     at          INTEGER NOT NULL,             -- microseconds: when
     actor       TEXT    NOT NULL,             -- who: `cli:root@host`, `server`
     action      TEXT    NOT NULL,             -- what: `user.add`, `user.status`, `key.issue`, `key.revoke`, `price.set` …
-    subject     TEXT    NOT NULL,             -- on what: the id of a user or key, or `list/model`
+    subject     TEXT    NOT NULL,             -- on what: the id of a user or key, or `list/model from TIME`
     before      TEXT    CHECK (before IS NULL OR json_valid(before)), -- JSON: the state before; NULL: there was none
     after       TEXT    NOT NULL CHECK (json_valid(after))            -- JSON: the state after
 ) STRICT;
@@ -180,7 +185,7 @@ CREATE INDEX audit_log_by_subject ON audit_log (subject, seq);
 -- Law 2. -------------------------------------------------------------------------------------------------------------
 
 CREATE TRIGGER users_start_empty BEFORE INSERT ON users
-WHEN NEW.balance_nanos <> 0 OR NEW.held_nanos <> 0
+WHEN NEW.balance_nanos <> 0 OR NEW.held_nanos <> 0 OR NEW.entries <> 0 OR NEW.holds <> 0 OR NEW.head_hash IS NOT NULL
 BEGIN SELECT RAISE(ABORT, 'a user starts with nothing; money comes by an entry'); END;
 
 CREATE TRIGGER entries_fit BEFORE INSERT ON ledger_entries
@@ -189,7 +194,10 @@ WHEN NEW.balance_after_nanos IS NOT (SELECT balance_nanos + NEW.amount_nanos FRO
 BEGIN SELECT RAISE(ABORT, 'an entry has to fit on the balance before it'); END;
 
 CREATE TRIGGER entries_move_money AFTER INSERT ON ledger_entries
-BEGIN UPDATE users SET balance_nanos = NEW.balance_after_nanos WHERE id = NEW.user_id; END;
+BEGIN
+    UPDATE users SET balance_nanos = NEW.balance_after_nanos, entries = entries + 1, head_hash = NEW.hash
+    WHERE id = NEW.user_id;
+END;
 
 CREATE TRIGGER balance_follows_entries BEFORE UPDATE OF balance_nanos ON users
 WHEN NEW.balance_nanos IS NOT OLD.balance_nanos

@@ -38,6 +38,13 @@ pub(super) fn record(tx: &Connection, act: &Act<'_>) -> rusqlite::Result<()> {
     .map(|_| ())
 }
 
+/// Whether a state is what was written down: every field that was, whatever fields there are beside them today.
+pub(super) fn is_as_written(written: Option<&str>, state: &serde_json::Value) -> bool {
+    let written = written.and_then(|json| serde_json::from_str::<serde_json::Map<_, _>>(json).ok());
+    written
+        .is_some_and(|fields| !fields.is_empty() && fields.iter().all(|(name, value)| state.get(name) == Some(value)))
+}
+
 /// The state after the last act of a family (`user.`, `key.`) on a subject.
 pub(super) fn last_state(conn: &Connection, family: &str, subject: &str) -> rusqlite::Result<Option<String>> {
     conn.prepare_cached(
@@ -46,4 +53,26 @@ pub(super) fn last_state(conn: &Connection, family: &str, subject: &str) -> rusq
     )?
     .query_row(params![subject, family], |row| row.get(0))
     .optional()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_state_is_compared_by_the_fields_that_were_written() {
+        let state = json!({"name": "ada", "email": null, "added later": 1});
+        for (written, same) in [
+            (Some(r#"{"name":"ada","email":null}"#), true),
+            (Some(r#"{"email":null,"name":"ada"}"#), true),
+            (Some(r#"{"name":"bob"}"#), false),
+            (Some(r#"{"name":"ada","gone":1}"#), false),
+            (Some("{}"), false),
+            (Some("x"), false),
+            (None, false),
+        ] {
+            assert_eq!(is_as_written(written, &state), same, "{written:?}");
+        }
+    }
 }

@@ -208,6 +208,11 @@ pub(super) fn names_and_marks(names: &[&str], further: &[&str]) -> (String, Stri
     (names.join(", "), marks.join(", "))
 }
 
+/// Bytes as hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A span in whole microseconds.
 pub(super) fn micros(span: Duration) -> Value {
     Value::Integer(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::audit::{self, Act};
-use super::columns::{Json, Micros, Validity, Word, id_range, in_column, is_valid, json, unreadable};
+use super::columns::{Json, Micros, Validity, Word, hex, id_range, in_column, is_valid, json, unreadable};
 use super::users::{self, UserStatus};
 use super::{Actor, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::config::OnHangup;
@@ -25,6 +25,8 @@ pub struct Key {
     pub name: String,
     /// What is shown of it.
     pub prefix: String,
+    /// What is stored of it.
+    pub hash: KeyHash,
     /// When it stops working by itself; a rotated key's grace ends here too.
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
@@ -74,7 +76,8 @@ pub struct NewKey {
 }
 
 /// The columns of a key with its user, from `api_keys k JOIN users u`.
-const KEY: &str = "k.id, k.user_id, u.name AS user_name, k.name, k.prefix, k.expires_at, k.revoked_at, k.models, k.ips,
+const KEY: &str =
+    "k.id, k.user_id, u.name AS user_name, k.name, k.prefix, k.hash, k.expires_at, k.revoked_at, k.models, k.ips,
     k.on_hangup, k.created_at, k.last_used_at, u.status";
 
 /// Where keys come from.
@@ -95,6 +98,7 @@ pub(super) fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
         user_name: row.get("user_name")?,
         name: row.get("name")?,
         prefix: row.get("prefix")?,
+        hash: KeyHash(row.get("hash")?),
         expires_at: time("expires_at")?,
         revoked_at: time("revoked_at")?,
         models: row.get::<_, Json<Vec<String>>>("models")?.0,
@@ -111,18 +115,18 @@ fn network(text: &str) -> rusqlite::Result<IpNet> {
 }
 
 /// What the audit log keeps of a key, and `verify` compares.
-pub(super) fn audited(key: &Key) -> String {
+pub(super) fn audited(key: &Key) -> serde_json::Value {
     serde_json::json!({
         "user": key.user_id.to_string(),
         "name": key.name,
         "prefix": key.prefix,
+        "hash": hex(&key.hash.0),
         "expires_at": key.expires_at.map(Timestamp::as_microsecond),
         "revoked_at": key.revoked_at.map(Timestamp::as_microsecond),
         "models": key.models,
         "ips": key.ips.iter().map(IpNet::to_string).collect::<Vec<_>>(),
         "on_hangup": key.on_hangup.map(Word::word),
     })
-    .to_string()
 }
 
 fn by_id(conn: &Connection, id: KeyId) -> rusqlite::Result<Option<Key>> {
@@ -169,7 +173,7 @@ fn issue(tx: &Connection, new: &NewKey, by: &Actor, now: Timestamp) -> Tried<Key
             action: "key.issue",
             subject,
             before: None,
-            after: audited(&issued),
+            after: audited(&issued).to_string(),
         },
     )?;
     Ok(Ok(issued))
@@ -190,8 +194,8 @@ fn change(
         at: now,
         action,
         subject: before.id.to_string(),
-        before: Some(audited(before)),
-        after: audited(&after),
+        before: Some(audited(before).to_string()),
+        after: audited(&after).to_string(),
     };
     audit::record(tx, &act)?;
     Ok(after)
@@ -333,6 +337,7 @@ mod tests {
             user_name: "ada".to_owned(),
             name: new.name.clone(),
             prefix: new.prefix.clone(),
+            hash: new.hash,
             expires_at: Some(at(500)),
             revoked_at: None,
             models: new.models.clone(),

@@ -199,7 +199,7 @@ pub(super) fn place(tx: &Connection, ask: &PlaceHold) -> Tried<Hold, HoldRefused
 /// The guarded UPDATE: every condition is in it, whatever was read before.
 fn set_aside(tx: &Connection, ask: &PlaceHold, amount: Usd) -> rusqlite::Result<bool> {
     tx.prepare_cached(&format!(
-        "UPDATE users SET held_nanos = held_nanos + ?4
+        "UPDATE users SET held_nanos = held_nanos + ?4, holds = holds + 1
          WHERE id = ?1 AND status = 'active' AND ?4 >= 0 AND balance_nanos + credit_line_nanos - held_nanos >= ?4
            AND {KEY_IS_VALID}"
     ))?
@@ -657,7 +657,7 @@ mod tests {
                     note, at, hash FROM ledger_entries WHERE user_id = ?1",
         );
         refused(
-            "REPLACE INTO users SELECT id, name, email, password_hash, status, 0, 0, 0, created_at
+            "REPLACE INTO users SELECT id, name, email, password_hash, status, 0, 0, 0, created_at, 0, NULL, 0
              FROM users WHERE id = ?1",
         );
         refused(

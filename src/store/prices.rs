@@ -7,7 +7,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::audit::{self, Act};
-use super::columns::{Micros, in_column, unreadable};
+use super::columns::{Micros, hex, in_column, unreadable};
 use super::digest::Digest;
 use super::{Actor, Outcome, Store, StoreError};
 use crate::pricing::{CatalogueRow, ListName, Price};
@@ -83,6 +83,11 @@ fn in_force(rows: &[PriceRow], at: Timestamp) -> Option<&PriceRow> {
     rows.iter().find(|row| row.from <= at)
 }
 
+/// How the audit log names a row.
+fn subject(list: &str, model: &str, from: Timestamp) -> String {
+    format!("{list}/{model} from {from}")
+}
+
 fn set(tx: &Connection, (list, model, from, price): &NewPrice, by: &Actor, now: Timestamp) -> rusqlite::Result<()> {
     let before: Option<String> = tx
         .prepare_cached(
@@ -107,7 +112,7 @@ fn set(tx: &Connection, (list, model, from, price): &NewPrice, by: &Actor, now: 
         after,
         Micros(now)
     ])?;
-    let subject = format!("{}/{model}", list.as_str());
+    let subject = subject(list.as_str(), model, *from);
     audit::record(
         tx,
         &Act {
@@ -126,6 +131,9 @@ type NewPrice = (ListName, String, Timestamp, Price);
 
 /// The name of the fact that tells which catalogue was written last.
 const CATALOGUE: &str = "catalogue";
+
+/// The name of the fact that tells what the catalogues' rows are, all together.
+const CATALOGUE_ROWS: &str = "catalogue_rows";
 
 /// Writes the catalogue's rows that are not there yet, in one transaction, unless this very catalogue was written
 /// last. Rows that are there stay as they are: past bills never change.
@@ -146,11 +154,60 @@ pub(super) fn seed(conn: &mut Connection, rows: &[CatalogueRow]) -> rusqlite::Re
         )?
         .execute(params![row.list.as_str(), row.model, Micros(row.from), row.price])?;
     }
-    tx.execute(
-        "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-        [CATALOGUE, &fingerprint],
-    )?;
+    let there = digest_of_rows(&tx)?;
+    for fact in [[CATALOGUE, &fingerprint], [CATALOGUE_ROWS, &there]] {
+        tx.execute(
+            "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            fact,
+        )?;
+    }
     tx.commit()
+}
+
+/// The digest of all rows that catalogues wrote.
+fn digest_of_rows(conn: &Connection) -> rusqlite::Result<String> {
+    let mut digest = Digest::new("codex-gateway catalogue rows 1");
+    let mut statement = conn.prepare(
+        "SELECT list, model, from_at, price, recorded_at FROM model_pricing WHERE source = 'catalogue'
+         ORDER BY list, model, from_at",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        digest.columns(row, &["list", "model", "from_at", "price", "recorded_at"])?;
+    }
+    Ok(hex(&digest.finish()))
+}
+
+/// Whether the catalogues' rows are those that were written.
+pub(super) fn catalogue_is_whole(conn: &Connection) -> rusqlite::Result<bool> {
+    let there = digest_of_rows(conn)?;
+    conn.prepare("SELECT 1 FROM meta WHERE name = ?1 AND value = ?2")?
+        .exists([CATALOGUE_ROWS, &there])
+}
+
+/// The operators' rows that are not what the audit log says of them; also as their count when rows are missing.
+pub(super) fn unlike_the_audit_log(conn: &Connection) -> rusqlite::Result<Vec<(String, &'static str)>> {
+    let mut statement =
+        conn.prepare("SELECT list, model, from_at, price FROM model_pricing WHERE source = 'operator'")?;
+    let mut rows = statement.query([])?;
+    let (mut wrong, mut count) = (Vec::new(), 0_i64);
+    while let Some(row) = rows.next()? {
+        count += 1;
+        let (list, model): (String, String) = (row.get("list")?, row.get("model")?);
+        let subject = subject(&list, &model, row.get::<_, Micros>("from_at")?.0);
+        if audit::last_state(conn, "price.", &subject)?.as_deref() != Some(&row.get::<_, String>("price")?) {
+            wrong.push((subject, "is not what the audit log says of it"));
+        }
+    }
+    let written: i64 = conn.query_row(
+        "SELECT COUNT(DISTINCT subject) FROM audit_log WHERE action = 'price.set'",
+        [],
+        |row| row.get(0),
+    )?;
+    if written != count {
+        wrong.push((format!("{count} of {written}"), "of the operators' prices are there"));
+    }
+    Ok(wrong)
 }
 
 fn fingerprint(rows: &[CatalogueRow]) -> String {
@@ -161,7 +218,7 @@ fn fingerprint(rows: &[CatalogueRow]) -> String {
         digest.field("from_at", ValueRef::Integer(row.from.as_microsecond()));
         digest.field("price", ValueRef::Text(row.price.as_bytes()));
     }
-    digest.finish().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&digest.finish())
 }
 
 impl Store {

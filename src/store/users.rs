@@ -104,7 +104,7 @@ pub(super) fn user(row: &Row<'_>) -> rusqlite::Result<User> {
 }
 
 /// What the audit log keeps of a user, and `verify` compares.
-pub(super) fn audited(user: &User) -> String {
+pub(super) fn audited(user: &User) -> serde_json::Value {
     serde_json::json!({
         "name": user.name,
         "email": user.email,
@@ -112,7 +112,6 @@ pub(super) fn audited(user: &User) -> String {
         "credit_line": user.credit_line,
         "created_at": user.created_at.as_microsecond(),
     })
-    .to_string()
 }
 
 /// A user by id.
@@ -141,7 +140,7 @@ fn add(tx: &Connection, new: &NewUser, by: &Actor, now: Timestamp) -> Tried<User
         action: "user.add",
         subject: new.id.to_string(),
         before: None,
-        after: audited(&added),
+        after: audited(&added).to_string(),
     };
     audit::record(tx, &act)?;
     if new.balance == Usd::ZERO {
@@ -192,8 +191,8 @@ fn set_status(tx: &Connection, id: UserId, to: UserStatus, by: &Actor, now: Time
         at: now,
         action: "user.status",
         subject: id.to_string(),
-        before: Some(audited(&before)),
-        after: audited(&after),
+        before: Some(audited(&before).to_string()),
+        after: audited(&after).to_string(),
     };
     audit::record(tx, &act)?;
     Ok(Ok(after))

@@ -1,16 +1,18 @@
 //! Verification: every law recomputed from what is stored, in one snapshot, without keeping any of it.
 //!
-//! What it cannot see: a user's `password_hash`; exchanges that were never charged, when both their hold and their usage
-//! row are gone; and whatever somebody altered who also recomputed every hash after it (they have no secret).
+//! What it cannot see: a user's `password_hash`; a key's times of issue and last use; who did an act, when, and on what
+//! state; acts taken off the end of the audit log together with what they did to a status, a key or an operator's price;
+//! the index of items (`usage_items`); and whatever somebody altered who also rewrote everything that follows from it,
+//! hashes and the counts in `users` and `meta` included (they have no secret).
 
 use rusqlite::types::{Type, ValueRef};
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use super::digest::{Digest, GENESIS, Hash};
 use super::entries::{ENTRY_COLUMNS, ENTRY_DOMAIN};
 use super::ledger::{HOLD_COLUMNS, HOLD_DOMAIN, closed_state};
 use super::usage_log::{USAGE_COLUMNS, USAGE_DOMAIN};
-use super::{Store, StoreError, audit, keys, users};
+use super::{Store, StoreError, audit, keys, prices, users};
 use crate::money::Usd;
 
 /// Findings that are kept; after so many the books are wrong enough.
@@ -51,6 +53,24 @@ struct Books<'a> {
 /// A sum of integers that cannot overflow.
 type Sum = i128;
 
+/// How many holds a user has: a usage row for each that is closed.
+const HOLDS: &str = "SELECT (SELECT COUNT(*) FROM usage_logs WHERE user_id = ?1)
+                          + (SELECT COUNT(*) FROM holds WHERE user_id = ?1 AND state = 'open') AS count";
+
+/// How many of a user's entries were made by operators,
+const CREDITS: &str = "SELECT COUNT(*) AS count FROM ledger_entries WHERE user_id = ?1 AND exchange_id IS NULL";
+
+/// and how many there were by the audit log.
+const ACTS: &str =
+    "SELECT COUNT(*) AS count FROM audit_log WHERE subject = ?1 AND action IN ('ledger.credit', 'ledger.adjust')";
+
+/// What a user's entries come to.
+struct Chain {
+    sum: Sum,
+    count: Sum,
+    head: Vec<u8>,
+}
+
 impl Books<'_> {
     fn find(&mut self, table: &'static str, row: impl Into<String>, problem: impl Into<String>) {
         if self.result.findings.len() < MAX_FINDINGS {
@@ -64,9 +84,7 @@ impl Books<'_> {
 
     /// Each user: status and credit line as last written down, balance and held as their sums.
     fn users(&mut self) -> rusqlite::Result<()> {
-        let mut statement = self
-            .conn
-            .prepare(&format!("SELECT {}, id AS raw FROM users ORDER BY id", users::USER))?;
+        let mut statement = self.conn.prepare("SELECT *, id AS raw FROM users ORDER BY id")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             self.result.users += 1;
@@ -76,7 +94,7 @@ impl Books<'_> {
                 Err(error) => self.find("users", &name, format!("does not parse: {error}")),
                 Ok(user) => {
                     let written = audit::last_state(self.conn, "user.", &name)?;
-                    if written.as_deref() != Some(users::audited(&user).as_str()) {
+                    if !audit::is_as_written(written.as_deref(), &users::audited(&user)) {
                         self.find("users", &name, "is not what the audit log says of it");
                     }
                     if user.available().is_negative() {
@@ -85,8 +103,30 @@ impl Books<'_> {
                 }
             }
             let (balance, held) = (integer(row, "balance_nanos")?, integer(row, "held_nanos")?);
-            if balance != Some(self.entries_of(id)?) {
+            let entries = self.entries_of(id)?;
+            if balance != Some(entries.sum) {
                 self.find("users", &name, "has a balance that is not the sum of its entries");
+            }
+            let head = row.get_ref("head_hash")?;
+            let head = (head != ValueRef::Null)
+                .then(|| bytes(head))
+                .unwrap_or(GENESIS.to_vec());
+            if integer(row, "entries")? != Some(entries.count) || head != entries.head {
+                self.find(
+                    "users",
+                    &name,
+                    "has other entries than were made: some are missing, or were added",
+                );
+            }
+            if self.count(HOLDS, bytes(id))? != integer(row, "holds")? {
+                self.find(
+                    "users",
+                    &name,
+                    "has other holds than were taken: some are missing, or were added",
+                );
+            }
+            if self.count(CREDITS, bytes(id))? != self.count(ACTS, &name)? {
+                self.find("users", &name, "was credited otherwise than the audit log says");
             }
             if held != Some(self.open_holds_of(id)?) {
                 self.find("users", &name, "holds something else than the sum of its open holds");
@@ -107,8 +147,15 @@ impl Books<'_> {
         Ok(sum)
     }
 
-    /// A user's entries: the chain, the running balance, the usage rows of charges. Returns their sum.
-    fn entries_of(&mut self, user: ValueRef<'_>) -> rusqlite::Result<Sum> {
+    /// A count by SQL whose ?1 is an id.
+    fn count(&self, sql: &str, id: impl ToSql) -> rusqlite::Result<Option<Sum>> {
+        self.conn
+            .prepare_cached(sql)?
+            .query_row([id], |row| integer(row, "count"))
+    }
+
+    /// A user's entries: the chain, the running balance, the usage rows of charges.
+    fn entries_of(&mut self, user: ValueRef<'_>) -> rusqlite::Result<Chain> {
         let conn = self.conn;
         let mut statement = conn.prepare_cached(
             "SELECT e.*, u.row_hash, u.charge_nanos, u.uncollected_nanos, u.balance_after_nanos AS usage_balance_nanos
@@ -116,16 +163,21 @@ impl Books<'_> {
              WHERE e.user_id = ?1 ORDER BY e.seq",
         )?;
         let mut rows = statement.query([bytes(user)])?;
-        let (mut sum, mut previous) = (0, GENESIS.to_vec());
+        let mut chain = Chain {
+            sum: 0,
+            count: 0,
+            head: GENESIS.to_vec(),
+        };
         while let Some(row) = rows.next()? {
             self.result.entries += 1;
-            sum += integer(row, "amount_nanos")?.unwrap_or_default();
-            for problem in entry_problems(row, &previous, sum)? {
+            chain.count += 1;
+            chain.sum += integer(row, "amount_nanos")?.unwrap_or_default();
+            for problem in entry_problems(row, &chain.head, chain.sum)? {
                 self.find("ledger_entries", shown(row.get_ref("seq")?), problem);
             }
-            previous = bytes(row.get_ref("hash")?);
+            chain.head = bytes(row.get_ref("hash")?);
         }
-        Ok(sum)
+        Ok(chain)
     }
 
     fn orphaned_entries(&mut self) -> rusqlite::Result<()> {
@@ -174,7 +226,7 @@ impl Books<'_> {
                 Err(error) => self.find("api_keys", name, format!("does not parse: {error}")),
                 Ok(key) => {
                     let written = audit::last_state(self.conn, "key.", &name)?;
-                    if written.as_deref() != Some(keys::audited(&key).as_str()) {
+                    if !audit::is_as_written(written.as_deref(), &keys::audited(&key)) {
                         self.find("api_keys", name, "is not what the audit log says of it");
                     }
                 }
@@ -182,6 +234,59 @@ impl Books<'_> {
         }
         let sql = "SELECT id FROM api_keys k WHERE NOT EXISTS (SELECT 1 FROM users WHERE id = k.user_id)";
         self.rows_that_must_not_be("api_keys", sql, "belongs to a user who is not there")
+    }
+
+    /// What operators put into balances or took out has to be there, as an entry of that amount.
+    fn credits(&mut self) -> rusqlite::Result<()> {
+        let conn = self.conn;
+        let mut statement = conn.prepare(
+            "SELECT seq, subject, after FROM audit_log WHERE action IN ('ledger.credit', 'ledger.adjust') ORDER BY seq",
+        )?;
+        let mut entries = conn.prepare("SELECT user_id, amount_nanos FROM ledger_entries WHERE seq = ?1")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let act: serde_json::Value = serde_json::from_str(&row.get::<_, String>("after")?).unwrap_or_default();
+            let amount = act["amount"].as_str().and_then(|amount| amount.parse().ok());
+            let found = entries
+                .query_row([act["entry"].as_i64()], |entry| {
+                    Ok((shown(entry.get_ref("user_id")?), integer(entry, "amount_nanos")?))
+                })
+                .optional()?;
+            let said = (row.get("subject")?, amount.map(|usd: Usd| Sum::from(usd.nanos())));
+            if found != Some(said) {
+                let entry = act["entry"].to_string();
+                self.find("ledger_entries", entry, "is not there as the audit log says of it");
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries and acts are numbered without gaps.
+    fn gaps(&mut self) -> rusqlite::Result<()> {
+        for table in ["ledger_entries", "audit_log"] {
+            let sql = format!("SELECT COUNT(*), COALESCE(MAX(seq), 0), COALESCE(MIN(seq), 1) FROM {table}");
+            let (count, last, first): (i64, i64, i64) = self
+                .conn
+                .query_row(&sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            if (count, first) != (last, 1) {
+                self.find(
+                    table,
+                    last.to_string(),
+                    "is the last number, and numbers before it are missing",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn prices(&mut self) -> rusqlite::Result<()> {
+        for (row, problem) in prices::unlike_the_audit_log(self.conn)? {
+            self.find("model_pricing", row, problem);
+        }
+        if !prices::catalogue_is_whole(self.conn)? {
+            self.find("model_pricing", "catalogue", "has other prices than the program wrote");
+        }
+        Ok(())
     }
 
     /// Users and keys that were added have to be there.
@@ -325,9 +430,12 @@ impl Store {
             books.users()?;
             books.missing("user.add", "users")?;
             books.orphaned_entries()?;
+            books.gaps()?;
+            books.credits()?;
             books.holds()?;
             books.usage()?;
             books.keys()?;
+            books.prices()?;
             books.missing("key.issue", "api_keys")?;
             Ok(books.result)
         })
@@ -529,6 +637,93 @@ mod tests {
             let raw = desk.raw();
             raw.execute_batch("PRAGMA foreign_keys = OFF").expect("settings");
             assert!(raw.execute(sql, []).expect(sql) > 0, "{sql}");
+            let findings = desk.store.verify().expect("it verifies").findings;
+            assert!(findings.iter().any(|f| f.table == table), "{sql}: {findings:#?}");
+        }
+    }
+
+    /// Cuts the newest entries off, and makes the balance fit what is left.
+    fn cut(desk: &Desk, sql: &str) {
+        drop_triggers(desk);
+        let raw = desk.raw();
+        raw.execute_batch(&format!(
+            "PRAGMA foreign_keys = OFF; {sql};
+             UPDATE users SET balance_nanos =
+                 (SELECT COALESCE(SUM(amount_nanos), 0) FROM ledger_entries WHERE user_id = users.id)"
+        ))
+        .expect(sql);
+    }
+
+    #[test]
+    fn books_whose_end_was_cut_off_do_not_balance() {
+        let charged = books();
+        cut(
+            &charged,
+            "CREATE TEMP TABLE last AS SELECT exchange_id FROM ledger_entries ORDER BY seq DESC LIMIT 1;
+             DELETE FROM ledger_entries WHERE exchange_id IN last; DELETE FROM usage_logs WHERE exchange_id IN last;
+             DELETE FROM holds WHERE exchange_id IN last",
+        );
+        let credited = Desk::new();
+        credited.user("ada", "9");
+        cut(&credited, "DELETE FROM ledger_entries");
+        let free = books();
+        cut(
+            &free,
+            "CREATE TEMP TABLE free AS SELECT exchange_id FROM usage_logs WHERE charge_nanos = 0;
+             DELETE FROM usage_logs WHERE exchange_id IN free; DELETE FROM holds WHERE exchange_id IN free",
+        );
+        for desk in [&charged, &credited, &free] {
+            let findings = desk.store.verify().expect("it verifies").findings;
+            assert!(findings.iter().any(|f| f.table == "users"), "{findings:#?}");
+        }
+        let findings = credited.store.verify().expect("it verifies").findings;
+        assert!(
+            findings.iter().any(|f| f.table == "ledger_entries" && f.row == "1"),
+            "{findings:#?}"
+        );
+    }
+
+    #[test]
+    fn every_credit_is_the_act_of_somebody() {
+        for sql in [
+            "DELETE FROM audit_log WHERE action = 'ledger.adjust'",
+            r#"UPDATE audit_log SET after = replace(after, '"amount":"-1"', '"amount":"-2"') WHERE action = 'ledger.adjust'"#,
+        ] {
+            let desk = books();
+            drop_triggers(&desk);
+            assert!(desk.raw().execute(sql, []).expect(sql) > 0, "{sql}");
+            let findings = desk.store.verify().expect("it verifies").findings;
+            assert!(!findings.is_empty(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn altered_prices_and_keys_are_found() {
+        let price = |input: &str| {
+            let json = format!(r#"{{"kind":"text","rates":{{"input":"{input}","output":"1"}}}}"#);
+            crate::pricing::Price::from_json(&json).expect("a price")
+        };
+        let list = crate::pricing::ListName::openai();
+        for (sql, table) in [
+            ("UPDATE api_keys SET hash = zeroblob(32)", "api_keys"),
+            (
+                "UPDATE model_pricing SET price = replace(price, '7', '8') WHERE source = 'operator'",
+                "model_pricing",
+            ),
+            ("DELETE FROM model_pricing WHERE source = 'operator'", "model_pricing"),
+            (
+                "UPDATE model_pricing SET price = replace(price, '1', '2') WHERE model = 'gpt-4o'",
+                "model_pricing",
+            ),
+            ("DELETE FROM model_pricing WHERE model = 'gpt-4o'", "model_pricing"),
+        ] {
+            let desk = books();
+            for input in ["6", "7"] {
+                let row = (list.clone(), "m".to_owned(), at(1), price(input));
+                done(desk.store.set_prices(&[row], &by(), at(2)));
+            }
+            desk.assert_books_balance();
+            assert!(desk.raw().execute(sql, []).expect(sql) > 0, "{sql}");
             let findings = desk.store.verify().expect("it verifies").findings;
             assert!(findings.iter().any(|f| f.table == table), "{sql}: {findings:#?}");
         }
