@@ -2,19 +2,18 @@
 //!
 //! What cannot be read changes nothing and fails nothing: such an event has no [`Seen`] beyond what its name says.
 
+mod wire;
+
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 use crate::call::Endpoint;
 use crate::sse::Event;
-use crate::usage::Tier;
-use crate::usage::{CacheTtl, Dialect, ToolCall, ToolTally, ToolUsage, Usage, UsageError};
+use crate::usage::{CacheTtl, Dialect, Tier, ToolTally, ToolUsage, Usage, UsageError};
+
+use wire::{Choice, Chunk, DELIVERED, Groq, Item, Json, MODEL_TEXT, Response, ResponseEvent, end_of, is_dull, object};
 
 /// Visible output kept for an estimate, in bytes: more than the longest answer of any model.
 pub const MAX_VISIBLE_BYTES: usize = 8 * 1024 * 1024;
@@ -107,16 +106,15 @@ impl Reading {
         !text.is_empty()
     }
 
-    fn show_all<'a>(&mut self, texts: impl IntoIterator<Item = Option<&'a str>>) -> bool {
-        texts
-            .into_iter()
-            .flatten()
-            .fold(false, |shown, text| self.show(text) | shown)
+    /// Takes in what of these members is text; whether there was any.
+    fn show_all<'a>(&mut self, texts: impl IntoIterator<Item = Json<'a>>) -> bool {
+        let texts = texts.into_iter().filter_map(Json::text);
+        texts.fold(false, |shown, text| self.show(&text) | shown)
     }
 
     fn name_item(&mut self, id: Option<&str>) {
         let new =
-            |id: &&str| !id.is_empty() && id.len() <= MAX_ID_BYTES && !self.item_ids.iter().any(|known| known == id);
+            |id: &&str| !id.is_empty() && id.len() <= MAX_ID_BYTES && self.item_ids.iter().all(|known| known != id);
         if self.item_ids.len() < MAX_ITEMS
             && let Some(id) = id.filter(new)
         {
@@ -125,19 +123,21 @@ impl Reading {
     }
 
     /// Takes in what stands in every chunk; later ones are nearer to the truth, but empty ones (Azure) are not.
-    fn identify(&mut self, id: &Text<'_>, model: &Text<'_>, tier: &Text<'_>) {
+    fn identify(&mut self, id: Json<'_>, model: Json<'_>, tier: Json<'_>) {
         keep_latest(&mut self.response_id, id);
         keep_latest(&mut self.model, model);
-        if let Some(tier) = tier.get().filter(|tier| *tier != "auto") {
-            self.tier = Some(Tier::from_wire(Some(tier)));
+        if let Some(tier) = tier.text().filter(|tier| tier != "auto") {
+            self.tier = Some(Tier::from_wire(Some(&tier)));
         }
     }
 }
 
-fn keep_latest(kept: &mut Option<String>, text: &Text<'_>) {
-    let usable = |text: &&str| !text.is_empty() && text.len() <= MAX_ID_BYTES && kept.as_deref() != Some(text);
-    if let Some(text) = text.get().filter(usable) {
-        *kept = Some(text.to_owned());
+fn keep_latest(kept: &mut Option<String>, told: Json<'_>) {
+    let usable = |text: &Cow<'_, str>| !text.is_empty() && text.len() <= MAX_ID_BYTES;
+    if let Some(text) = told.text().filter(usable)
+        && kept.as_deref() != Some(&*text)
+    {
+        *kept = Some(text.into_owned());
     }
 }
 
@@ -170,31 +170,29 @@ impl Meter {
         Meter { ttl, ..self }
     }
 
-    /// Looks at an event of a stream.
+    /// Looks at an event of a stream. The last end counts, but for `[DONE]`, which vendors also send after an error.
     pub fn observe(&mut self, event: &Event) -> Seen {
         let name = event.name.as_deref().unwrap_or_default();
+        let is_done = |data: &[u8]| data.trim_ascii_start().starts_with(b"[DONE]");
         let seen = match &event.data {
-            Some(data) if data.trim_ascii_start().starts_with(b"[DONE]") => Seen::end(End::Completed),
+            Some(data) if is_done(data) => {
+                self.reading.end.get_or_insert(End::Completed);
+                return Seen::end(End::Completed);
+            }
             Some(data) if self.endpoint == Endpoint::Responses => self.response_event(name, data),
             Some(data) => self.chunk(name, data),
-            None if event.oversized => Seen {
-                terminal: end_of(name),
-                usage_only: false,
-                delivers: true,
-            },
-            None => Seen::default(),
+            None => oversized_or_empty(event, name),
         };
-        self.note_end(event, seen.terminal);
+        self.reading.end = seen.terminal.or(self.reading.end);
         seen
     }
 
     /// Looks at a unary body. One that is no JSON object is not an answer, and leaves the reading's end open.
     pub fn observe_body(&mut self, body: &[u8]) {
-        self.reading.end = match self.endpoint {
-            Endpoint::Responses => object(body).map(|response| self.whole_response(&response)),
-            Endpoint::ChatCompletions | Endpoint::Completions | Endpoint::Embeddings => {
-                object(body).map(|chunk| self.read_chunk(&chunk).terminal.unwrap_or(End::Completed))
-            }
+        self.reading.end = if self.endpoint == Endpoint::Responses {
+            object(body).map(|response| self.whole_response(&response))
+        } else {
+            object(body).map(|chunk| self.read_chunk(&chunk).terminal.unwrap_or(End::Completed))
         };
     }
 
@@ -208,19 +206,6 @@ impl Meter {
         self.reading.visible_bytes()
     }
 
-    /// The reading at the end.
-    pub fn into_reading(self) -> Reading {
-        self.reading
-    }
-
-    /// The last end counts, but for `[DONE]`, which vendors also send after an error.
-    fn note_end(&mut self, event: &Event, end: Option<End>) {
-        let is_done = |data: &bytes::Bytes| data.trim_ascii_start().starts_with(b"[DONE]");
-        if end.is_some() && !(self.reading.end.is_some() && event.data.as_ref().is_some_and(is_done)) {
-            self.reading.end = end;
-        }
-    }
-
     /// A chunk of a chat or completions stream.
     fn chunk(&mut self, name: &str, data: &[u8]) -> Seen {
         let mut seen = object(data).map(|chunk| self.read_chunk(&chunk)).unwrap_or_default();
@@ -232,24 +217,19 @@ impl Meter {
 
     /// A chunk, or a whole body, which only says `message` where a chunk says `delta`.
     fn read_chunk(&mut self, chunk: &Chunk<'_>) -> Seen {
-        self.reading.identify(&chunk.id, &chunk.model, &chunk.service_tier);
-        let choices: Option<Vec<Choice<'_>>> = chunk.choices.and_then(read);
-        let delivers = choices
-            .iter()
-            .flatten()
-            .fold(false, |shown, choice| choice.show(&mut self.reading) | shown);
-        self.reading.finished |= choices
-            .iter()
-            .flatten()
-            .any(|choice| choice.finish_reason.get().is_some());
-        let within = choices.iter().flatten().find_map(|choice| choice.usage);
-        let beside = chunk.x_groq.and_then(read).and_then(|groq: Groq<'_>| groq.usage);
-        if let Some(usage) = chunk.usage.or(beside).or(within) {
-            self.usage(usage);
+        self.reading.identify(chunk.id, chunk.model, chunk.service_tier);
+        let choices: Option<Vec<Choice<'_>>> = chunk.choices.read();
+        let (mut delivers, mut within) = (false, Json::default());
+        for choice in choices.iter().flatten() {
+            delivers |= choice.show(&mut self.reading);
+            self.reading.finished |= choice.finish_reason.text().is_some();
+            within = within.or(choice.usage);
         }
-        let terminal = chunk.error.is_some_and(is_truthy).then_some(End::Failed);
-        let alone = chunk.usage.is_some() && choices.is_some_and(|choices| choices.is_empty());
+        let beside: Groq<'_> = chunk.x_groq.read().unwrap_or_default();
+        self.usage(chunk.usage.or(beside.usage).or(within));
+        let alone = chunk.usage.is_there() && choices.is_some_and(|choices| choices.is_empty());
         self.reading.finished |= alone;
+        let terminal = chunk.error.is_error().then_some(End::Failed);
         Seen {
             terminal,
             usage_only: alone && terminal.is_none(),
@@ -258,14 +238,12 @@ impl Meter {
     }
 
     /// Takes in a usage, if it can be believed.
-    fn usage(&mut self, usage: &RawValue) {
-        let value = serde_json::from_str::<Value>(usage.get()).unwrap_or_default();
+    fn usage(&mut self, told: Json<'_>) {
+        let value: Value = told.read().unwrap_or_default();
         match Usage::parse_for(&value, self.dialect, self.ttl) {
             Ok(Some(usage)) => {
-                self.reading.usage = Some(Usage {
-                    tools: self.reading.tools.clone(),
-                    ..usage
-                })
+                let tools = self.reading.tools.clone();
+                self.reading.usage = Some(Usage { tools, ..usage });
             }
             Ok(None) => {}
             Err(problem) => self.reading.usage_problem = Some(problem),
@@ -278,134 +256,113 @@ impl Meter {
             return Seen::default();
         }
         let Some(event) = object::<ResponseEvent<'_>>(data) else {
+            let terminal = end_of(name);
             return Seen {
-                terminal: end_of(name),
+                terminal,
                 ..Seen::default()
             };
         };
-        let kind = event.kind.get().unwrap_or(name);
-        if let Some(end) = end_of(kind) {
-            let delivers = event.response.is_some_and(|response| self.response_end(&response));
-            return Seen {
-                terminal: Some(end),
-                usage_only: false,
-                delivers,
-            };
+        let kind = event.kind.text().unwrap_or(Cow::Borrowed(name));
+        if kind.is_empty() && event.error.is_error() {
+            return Seen::end(End::Failed);
         }
-        match kind {
-            "response.output_item.added" => Seen {
-                delivers: self.item_begins(&event),
-                ..Seen::default()
-            },
-            "response.output_item.done" => Seen {
-                delivers: self.item_ends(&event),
-                ..Seen::default()
-            },
-            "" if event.error.is_some_and(is_truthy) => Seen::end(End::Failed),
-            _ if kind.ends_with(".delta") => Seen {
-                delivers: self.delta(kind, &event),
-                ..Seen::default()
-            },
+        let terminal = end_of(&kind);
+        let response = event.response.as_ref();
+        let delivers = match &*kind {
+            _ if terminal.is_some() => response.is_some_and(|response| self.response_end(response)),
+            "response.output_item.added" => self.item_begins(&event),
+            "response.output_item.done" => self.item_ends(&event),
+            "response.image_generation_call.partial_image" => true,
+            _ if kind.ends_with(".delta") => self.delta(&kind, &event),
             _ => {
-                if let Some(response) = &event.response {
-                    self.reading
-                        .identify(&response.id, &response.model, &response.service_tier);
+                if let Some(response) = response {
+                    self.identify(response);
                 }
-                Seen {
-                    delivers: kind == "response.image_generation_call.partial_image",
-                    ..Seen::default()
-                }
+                false
             }
+        };
+        Seen {
+            terminal,
+            usage_only: false,
+            delivers,
         }
+    }
+
+    fn identify(&mut self, response: &Response<'_>) {
+        self.reading
+            .identify(response.id, response.model, response.service_tier);
     }
 
     /// A piece of an item's output.
     fn delta(&mut self, kind: &str, event: &ResponseEvent<'_>) -> bool {
-        let Some(text) = event.delta.get().filter(|text| !text.is_empty()) else {
+        let Some(text) = event.delta.text().filter(|text| !text.is_empty()) else {
             return false;
         };
         if MODEL_TEXT.contains(&kind) {
-            self.items.told(&self.position(event));
-            return self.reading.show(text);
+            self.items.texts.note(&self.items.position(event));
+            return self.reading.show(&text);
         }
         DELIVERED.contains(&kind)
     }
 
-    /// Which item an event tells of; the one under way when it does not say.
-    fn position<'a>(&self, event: &'a ResponseEvent<'_>) -> Position<'a> {
-        match (event.output_index.0, event.item_id.get()) {
-            (None, None) => Position {
-                index: Some(self.items.ended),
-                id: None,
-            },
-            (index, id) => Position { index, id },
-        }
-    }
-
     /// An item is announced; the name of a function that is called is output of the model.
     fn item_begins(&mut self, event: &ResponseEvent<'_>) -> bool {
-        let Some(item) = event.item.and_then(read::<Item<'_>>) else {
+        let item: Item<'_> = event.item.read().unwrap_or_default();
+        if !item.is_call() || item.name.text().is_none() {
             return false;
-        };
-        let name = item.name.get().filter(|_| item.is_call());
-        let position = Position {
-            index: event.output_index.0,
-            id: item.id.get(),
-        };
-        if name.is_some() {
-            self.items.named(&position);
         }
-        self.reading.show_all([name])
+        self.items.names.note(&Position {
+            index: event.output_index.read(),
+            id: item.id.text(),
+        });
+        self.reading.show_all([item.name])
     }
 
     /// An item is whole; some upstreams send nothing but this of it.
     fn item_ends(&mut self, event: &ResponseEvent<'_>) -> bool {
-        let Some(item) = event.item.and_then(read::<Item<'_>>) else {
+        let Some(item) = event.item.read::<Item<'_>>() else {
             return false;
         };
-        let index = event.output_index.0.unwrap_or(self.items.ended);
+        let index = event.output_index.read().unwrap_or(self.items.ended);
         self.items.ended = self.items.ended.max(index.saturating_add(1));
         self.items.tally.add(&item.call());
-        self.tools(None);
-        self.whole_item(&item, Some(index))
+        self.tools(Json::default());
+        self.whole_item(&item, index)
     }
 
     /// Takes in an item's id, and what of its output has not been seen before.
-    fn whole_item(&mut self, item: &Item<'_>, index: Option<u64>) -> bool {
+    fn whole_item(&mut self, item: &Item<'_>, index: u64) -> bool {
         let position = Position {
-            index,
-            id: item.id.get(),
+            index: Some(index),
+            id: item.id.text(),
         };
-        self.reading.name_item(position.id);
-        let named = item.is_call() && self.items.named(&position);
-        let shown = named && self.reading.show_all([item.name.get()]);
-        let told = self.items.told(&position);
+        self.reading.name_item(position.id.as_deref());
+        let named = item.is_call() && self.items.names.note(&position);
+        let shown = named && self.reading.show_all([item.name]);
+        let told = self.items.texts.note(&position);
         (told && item.show(&mut self.reading)) | shown | (told && item.has_result())
     }
 
     /// The response object of a terminal event; its items count where the stream showed none of them.
     fn response_end(&mut self, response: &Response<'_>) -> bool {
-        self.reading
-            .identify(&response.id, &response.model, &response.service_tier);
-        let items: Vec<Item<'_>> = response.output.and_then(read).unwrap_or_default();
+        self.identify(response);
+        let items: Vec<Item<'_>> = response.output.read().unwrap_or_default();
         let mut delivers = false;
         for (index, item) in (0..).zip(&items) {
-            delivers |= self.whole_item(item, Some(index));
+            delivers |= self.whole_item(item, index);
         }
         if !items.is_empty() {
             self.items.tally = ToolTally::default();
             items.iter().for_each(|item| self.items.tally.add(&item.call()));
         }
         self.tools(response.tool_usage);
-        if let Some(usage) = response.usage {
-            self.usage(usage);
-        }
+        self.usage(response.usage);
         delivers
     }
 
     /// Brings the tools' usage up to date.
-    fn tools(&mut self, told: Option<&RawValue>) {
-        let told = told.and_then(|told| serde_json::from_str::<Value>(told.get()).ok());
+    fn tools(&mut self, told: Json<'_>) {
+        let told: Option<Value> = told.read();
         let tools = ToolUsage::from_responses(told.as_ref(), &self.items.tally).or_else(|problem| {
             self.reading.usage_problem = Some(problem);
             ToolUsage::from_responses(None, &self.items.tally)
@@ -416,9 +373,8 @@ impl Meter {
     /// A unary response.
     fn whole_response(&mut self, response: &Response<'_>) -> End {
         self.response_end(response);
-        let failed = response.error.is_some_and(is_truthy);
-        match response.status.get() {
-            _ if failed => End::Failed,
+        match response.status.text().as_deref() {
+            _ if response.error.is_error() => End::Failed,
             Some("failed" | "cancelled") => End::Failed,
             Some("incomplete") => End::Incomplete,
             _ => End::Completed,
@@ -426,55 +382,13 @@ impl Meter {
     }
 }
 
-/// The terminal events of the Responses API.
-fn end_of(kind: &str) -> Option<End> {
-    match kind {
-        "response.completed" => Some(End::Completed),
-        "response.incomplete" => Some(End::Incomplete),
-        "response.failed" | "error" => Some(End::Failed),
-        _ => None,
+/// An event without data; of one whose data was too long to keep, the name tells the end.
+fn oversized_or_empty(event: &Event, name: &str) -> Seen {
+    Seen {
+        terminal: end_of(name).filter(|_| event.oversized),
+        usage_only: false,
+        delivers: event.oversized,
     }
-}
-
-/// Deltas that are output tokens of the model, as they are counted and billed.
-const MODEL_TEXT: [&str; 11] = [
-    "response.output_text.delta",
-    "response.refusal.delta",
-    "response.function_call_arguments.delta",
-    "response.custom_tool_call_input.delta",
-    "response.mcp_call_arguments.delta",
-    "response.reasoning_text.delta",
-    "response.code_interpreter_call_code.delta",
-    "response.shell_call_command.delta",
-    "response.apply_patch_call_operation_diff.delta",
-    "response.audio.transcript.delta",
-    "response.audio_transcript.delta",
-];
-
-/// Deltas that a client sees, though their text is not made of the model's billed output.
-const DELIVERED: [&str; 3] = [
-    "response.reasoning_summary_text.delta",
-    "response.shell_call_output_content.delta",
-    "response.audio.delta",
-];
-
-/// Events that repeat what others say, and are long: not worth parsing when name and data agree on what they are.
-fn is_dull(name: &str, data: &[u8]) -> bool {
-    const DULL: [&str; 9] = [
-        "response.in_progress",
-        "response.output_text.done",
-        "response.content_part.added",
-        "response.content_part.done",
-        "response.function_call_arguments.done",
-        "response.custom_tool_call_input.done",
-        "response.reasoning_summary_text.done",
-        "response.reasoning_summary_part.added",
-        "response.reasoning_summary_part.done",
-    ];
-    let kind = data
-        .strip_prefix(br#"{"type":""#)
-        .and_then(|rest| rest.strip_prefix(name.as_bytes()));
-    kind.is_some_and(|rest| rest.starts_with(b"\"")) && DULL.contains(&name)
 }
 
 /// Which output items have been seen, so that no text counts twice.
@@ -488,22 +402,21 @@ struct Items {
 }
 
 impl Items {
-    /// Notes that the item's text is counted; whether that is news.
-    fn told(&mut self, position: &Position<'_>) -> bool {
-        self.texts.note(position)
-    }
-
-    /// Notes that the item's name is counted; whether that is news.
-    fn named(&mut self, position: &Position<'_>) -> bool {
-        self.names.note(position)
+    /// Which item an event tells of; the one under way when it does not say.
+    fn position<'a>(&self, event: &ResponseEvent<'a>) -> Position<'a> {
+        let (index, id) = (event.output_index.read(), event.item_id.text());
+        let under_way = id.is_none().then_some(self.ended);
+        Position {
+            index: index.or(under_way),
+            id,
+        }
     }
 }
 
 /// Where an item stands. Some upstreams give it another id in every event, some no index.
-#[derive(Clone, Copy, Debug)]
 struct Position<'a> {
     index: Option<u64>,
-    id: Option<&'a str>,
+    id: Option<Cow<'a, str>>,
 }
 
 /// A set of positions, at most [`MAX_ITEMS`] by either mark.
@@ -516,12 +429,11 @@ struct Positions {
 impl Positions {
     /// Notes a position; whether neither of its marks was noted before.
     fn note(&mut self, position: &Position<'_>) -> bool {
-        let id = position.id.filter(|id| id.len() <= MAX_ID_BYTES);
+        let id = position.id.as_deref().filter(|id| id.len() <= MAX_ID_BYTES);
         let known_id = id.is_some_and(|id| self.ids.contains(id));
         let known_index = position.index.is_some_and(|index| self.indices.contains(&index));
-        if let Some(index) = position
-            .index
-            .filter(|_| !known_index && self.indices.len() < MAX_ITEMS)
+        if let Some(index) = position.index
+            && self.indices.len() < MAX_ITEMS
         {
             self.indices.insert(index);
         }
@@ -529,401 +441,6 @@ impl Positions {
             self.ids.insert(id.to_owned());
         }
         !known_id && !known_index
-    }
-}
-
-/// A chunk of a chat or completions stream, or a whole body of chat, completions or embeddings.
-#[derive(Deserialize)]
-struct Chunk<'a> {
-    #[serde(borrow, default)]
-    id: Text<'a>,
-    #[serde(borrow, default)]
-    model: Text<'a>,
-    #[serde(borrow, default)]
-    service_tier: Text<'a>,
-    #[serde(borrow, default)]
-    choices: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    x_groq: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
-}
-
-/// Groq repeats the usage here.
-#[derive(Deserialize)]
-struct Groq<'a> {
-    #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Choice<'a> {
-    #[serde(borrow, default)]
-    delta: Option<Message<'a>>,
-    #[serde(borrow, default)]
-    message: Option<Message<'a>>,
-    #[serde(borrow, default)]
-    finish_reason: Text<'a>,
-    /// Of the legacy completions.
-    #[serde(borrow, default)]
-    text: Text<'a>,
-    /// Of Moonshot's older models.
-    #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
-}
-
-impl Choice<'_> {
-    fn show(&self, reading: &mut Reading) -> bool {
-        let message = self.delta.as_ref().or(self.message.as_ref());
-        message.is_some_and(|message| message.show(reading)) | reading.show_all([self.text.get()])
-    }
-}
-
-#[derive(Deserialize)]
-struct Message<'a> {
-    #[serde(borrow, default)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    refusal: Text<'a>,
-    #[serde(borrow, default)]
-    reasoning_content: Text<'a>,
-    /// As Groq, Ollama and OpenRouter call `reasoning_content`; some send both.
-    #[serde(borrow, default)]
-    reasoning: Text<'a>,
-    #[serde(borrow, default)]
-    tool_calls: Option<Vec<ToolCallDelta<'a>>>,
-    #[serde(borrow, default)]
-    function_call: Option<FunctionDelta<'a>>,
-    #[serde(borrow, default)]
-    audio: Option<AudioDelta<'a>>,
-}
-
-impl Message<'_> {
-    fn show(&self, reading: &mut Reading) -> bool {
-        let content = self.content.map(Parts::of).unwrap_or_default();
-        let reasoning = self.reasoning_content.get().or(self.reasoning.get());
-        let shown = reading.show_all([reasoning, self.refusal.get()]) | content.show(reading);
-        let calls = self
-            .tool_calls
-            .iter()
-            .flatten()
-            .flat_map(|call| [&call.function, &call.custom]);
-        let functions = calls.chain([&self.function_call]).flatten();
-        let called = functions.fold(false, |shown, function| function.show(reading) | shown);
-        let heard = self.audio.as_ref().is_some_and(|audio| audio.show(reading));
-        shown | called | heard
-    }
-}
-
-#[derive(Deserialize)]
-struct ToolCallDelta<'a> {
-    #[serde(borrow, default)]
-    function: Option<FunctionDelta<'a>>,
-    #[serde(borrow, default)]
-    custom: Option<FunctionDelta<'a>>,
-}
-
-#[derive(Deserialize)]
-struct FunctionDelta<'a> {
-    #[serde(borrow, default)]
-    name: Text<'a>,
-    #[serde(borrow, default)]
-    arguments: Text<'a>,
-    #[serde(borrow, default)]
-    input: Text<'a>,
-}
-
-impl FunctionDelta<'_> {
-    fn show(&self, reading: &mut Reading) -> bool {
-        reading.show_all([self.name.get(), self.arguments.get(), self.input.get()])
-    }
-}
-
-#[derive(Deserialize)]
-struct AudioDelta<'a> {
-    #[serde(borrow, default)]
-    transcript: Text<'a>,
-    #[serde(borrow, default)]
-    data: Text<'a>,
-}
-
-impl AudioDelta<'_> {
-    fn show(&self, reading: &mut Reading) -> bool {
-        reading.show_all([self.transcript.get()]) | self.data.get().is_some_and(|data| !data.is_empty())
-    }
-}
-
-/// An event of a Responses stream.
-#[derive(Deserialize)]
-struct ResponseEvent<'a> {
-    #[serde(borrow, default, rename = "type")]
-    kind: Text<'a>,
-    #[serde(borrow, default)]
-    response: Option<Response<'a>>,
-    #[serde(borrow, default)]
-    item: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    item_id: Text<'a>,
-    #[serde(default)]
-    output_index: Index,
-    #[serde(borrow, default)]
-    delta: Text<'a>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
-}
-
-/// A response object.
-#[derive(Deserialize)]
-struct Response<'a> {
-    #[serde(borrow, default)]
-    id: Text<'a>,
-    #[serde(borrow, default)]
-    model: Text<'a>,
-    #[serde(borrow, default)]
-    service_tier: Text<'a>,
-    #[serde(borrow, default)]
-    status: Text<'a>,
-    #[serde(borrow, default)]
-    output: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    tool_usage: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
-}
-
-/// An output item of a response.
-#[derive(Deserialize)]
-struct Item<'a> {
-    #[serde(borrow, default, rename = "type")]
-    kind: Text<'a>,
-    #[serde(borrow, default)]
-    id: Text<'a>,
-    #[serde(borrow, default)]
-    status: Text<'a>,
-    #[serde(borrow, default)]
-    name: Text<'a>,
-    #[serde(borrow, default)]
-    arguments: Text<'a>,
-    #[serde(borrow, default)]
-    input: Text<'a>,
-    #[serde(borrow, default)]
-    code: Text<'a>,
-    /// Of messages and of reasoning that is not hidden.
-    #[serde(borrow, default)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    summary: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    action: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    container_id: Text<'a>,
-    #[serde(borrow, default)]
-    environment: Option<&'a RawValue>,
-}
-
-/// What a search or a shell call does.
-#[derive(Default, Deserialize)]
-struct Action<'a> {
-    #[serde(borrow, default, rename = "type")]
-    kind: Text<'a>,
-    #[serde(borrow, default, alias = "command")]
-    commands: Option<&'a RawValue>,
-}
-
-/// Where a shell call ran.
-#[derive(Default, Deserialize)]
-struct Environment<'a> {
-    #[serde(borrow, default)]
-    container_id: Text<'a>,
-}
-
-impl<'a> Item<'a> {
-    fn is_call(&self) -> bool {
-        self.kind.get().is_some_and(|kind| kind.ends_with("_call"))
-    }
-
-    /// What the item's fee depends on.
-    fn call(&self) -> ToolCall<'a> {
-        let environment: Environment<'a> = self.environment.and_then(read).unwrap_or_default();
-        let action: Action<'a> = self.action.and_then(read).unwrap_or_default();
-        ToolCall {
-            kind: self.kind.0.clone().unwrap_or_default(),
-            status: self.status.0.clone(),
-            action: action.kind.0,
-            container: self.container_id.0.clone().or(environment.container_id.0),
-        }
-    }
-
-    fn show(&self, reading: &mut Reading) -> bool {
-        let content = self.content.map(Parts::of).unwrap_or_default();
-        let action: Action<'_> = self.action.and_then(read).unwrap_or_default();
-        let commands: Vec<Text<'_>> = action.commands.and_then(read).unwrap_or_default();
-        let texts = [self.arguments.get(), self.input.get(), self.code.get()];
-        reading.show_all(texts.into_iter().chain(commands.iter().map(Text::get))) | content.show(reading)
-    }
-
-    /// Whether the item brings what a client sees and [`Reading::visible`] does not hold.
-    fn has_result(&self) -> bool {
-        let summary = self.summary.map(Parts::of).unwrap_or_default();
-        self.kind.get() == Some("image_generation_call") || summary.0.iter().any(|part| !part.text.is_empty())
-    }
-}
-
-/// Text, or a list of parts with text.
-#[derive(Default)]
-struct Parts<'a>(Vec<Part<'a>>);
-
-#[derive(Default, Deserialize)]
-struct Part<'a> {
-    #[serde(borrow, default)]
-    text: Text<'a>,
-    #[serde(borrow, default)]
-    refusal: Text<'a>,
-    /// Mistral's reasoning: a list of parts.
-    #[serde(borrow, default)]
-    thinking: Option<&'a RawValue>,
-}
-
-impl<'a> Parts<'a> {
-    fn of(content: &'a RawValue) -> Parts<'a> {
-        if content.get().starts_with('[') {
-            return Parts(read(content).unwrap_or_default());
-        }
-        let text = read(content).unwrap_or_default();
-        Parts(vec![Part {
-            text,
-            ..Part::default()
-        }])
-    }
-
-    fn show(&self, reading: &mut Reading) -> bool {
-        self.0.iter().fold(false, |shown, part| part.show(reading) | shown)
-    }
-}
-
-impl Part<'_> {
-    /// Thinking may hold thinking; one level of it is all that upstreams send, and all that is looked at.
-    fn show(&self, reading: &mut Reading) -> bool {
-        let thoughts: Vec<Part<'_>> = self.thinking.and_then(read).unwrap_or_default();
-        let texts = thoughts
-            .iter()
-            .map(|part| part.text.get())
-            .chain([self.text.get(), self.refusal.get()]);
-        reading.show_all(texts)
-    }
-}
-
-/// A JSON object of that form; a list is none, though serde would take it for the members in their order.
-fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
-    let is_object = json.trim_ascii_start().starts_with(b"{");
-    is_object.then(|| serde_json::from_slice(json).ok()).flatten()
-}
-
-/// What JSON says, if it is of that form.
-fn read<'a, T: Deserialize<'a>>(raw: &'a RawValue) -> Option<T> {
-    serde_json::from_str(raw.get()).ok()
-}
-
-/// Whether OpenAI's clients take an `error` member for an error.
-fn is_truthy(error: &RawValue) -> bool {
-    !matches!(error.get(), "false" | "\"\"" | "0" | "{}" | "[]")
-}
-
-/// A string where JSON has one; anything else is nothing, so that one odd member does not hide the others.
-#[derive(Clone, Debug, Default)]
-struct Text<'a>(Option<Cow<'a, str>>);
-
-impl Text<'_> {
-    fn get(&self) -> Option<&str> {
-        self.0.as_deref()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.get().is_none_or(str::is_empty)
-    }
-}
-
-/// A whole number where JSON has one.
-#[derive(Clone, Copy, Debug, Default)]
-struct Index(Option<u64>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text<'a>, D::Error> {
-        deserializer.deserialize_any(Scalar).map(|scalar| Text(scalar.text))
-    }
-}
-
-impl<'de> Deserialize<'de> for Index {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Index, D::Error> {
-        deserializer.deserialize_any(Scalar).map(|scalar| Index(scalar.number))
-    }
-}
-
-/// Reads any JSON, and keeps it when it is a string or a whole number.
-struct Scalar;
-
-#[derive(Default)]
-struct Read<'de> {
-    text: Option<Cow<'de, str>>,
-    number: Option<u64>,
-}
-
-impl<'de> Visitor<'de> for Scalar {
-    type Value = Read<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("anything")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Read<'de>, E> {
-        Ok(Read {
-            text: Some(Cow::Borrowed(text)),
-            ..Read::default()
-        })
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Read<'de>, E> {
-        Ok(Read {
-            text: Some(Cow::Owned(text.to_owned())),
-            ..Read::default()
-        })
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Read<'de>, E> {
-        Ok(Read {
-            number: Some(number),
-            ..Read::default()
-        })
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Read<'de>, E> {
-        Ok(Read::default())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Read<'de>, E> {
-        Ok(Read::default())
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Read<'de>, E> {
-        Ok(Read::default())
-    }
-
-    fn visit_unit<E>(self) -> Result<Read<'de>, E> {
-        Ok(Read::default())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Read<'de>, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Read::default())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Read<'de>, A::Error> {
-        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Read::default())
     }
 }
 

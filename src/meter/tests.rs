@@ -17,7 +17,7 @@ fn watch<'a>(mut meter: Meter, chunks: impl IntoIterator<Item = &'a [u8]>) -> (R
     }
     let rest = std::iter::from_fn(|| splitter.finish()).filter_map(|piece| piece.event);
     seen.extend(rest.map(|event| meter.observe(&event)));
-    (meter.into_reading(), seen)
+    (meter.reading, seen)
 }
 
 fn own(file: &str) -> Vec<u8> {
@@ -273,7 +273,7 @@ fn unary_bodies_are_read_at_every_endpoint() {
     let body = |endpoint, body: Value| {
         let mut meter = Meter::new(endpoint, Dialect::OpenAi);
         meter.observe_body(body.to_string().as_bytes());
-        meter.into_reading()
+        meter.reading
     };
     let told = json!({"prompt_tokens": 21, "completion_tokens": 5, "prompt_tokens_details": {"cached_tokens": 16}});
     let chat = body(
@@ -357,7 +357,7 @@ fn what_is_malformed_changes_nothing() {
                 "{text:.40}"
             );
             meter.observe_body(text.as_bytes());
-            assert_eq!(meter.into_reading(), Reading::default(), "{text:.40}");
+            assert_eq!(meter.reading, Reading::default(), "{text:.40}");
         }
     }
 }
@@ -378,6 +378,9 @@ fn one_odd_member_does_not_hide_the_usage() {
     let lone_surrogate = br#"{"choices":[{"delta":{"content":"\ud83d"}}],"usage":{"prompt_tokens":1}}"#;
     meter.chunk("", lone_surrogate);
     assert_eq!(meter.reading().usage, usage(json!({"prompt_tokens": 1})));
+    let beside_text = br#"{"choices":[{"delta":{"reasoning":"\ud83d","refusal":"no"}}]}"#;
+    assert!(meter.chunk("", beside_text).delivers);
+    assert_eq!(meter.reading().visible, "no");
 }
 
 #[test]
@@ -396,7 +399,7 @@ fn an_oversized_event_ends_a_stream_by_its_name() {
             delivers: true
         }
     );
-    assert_eq!(meter.into_reading().end, Some(End::Completed));
+    assert_eq!(meter.reading.end, Some(End::Completed));
 }
 
 #[test]
