@@ -176,7 +176,7 @@ pub enum CacheTtl {
 
 impl Usage {
     /// Reads a `usage` object of chat, completions, embeddings or responses. `null` is `None`, and so is an object
-    /// without any count of tokens; zero is a usage. Cache writes of unstated life live as long as the request said, `ttl`.
+    /// without any count of tokens; zero is a usage. Cache writes of unstated life live for `ttl`.
     ///
     /// A part that is larger than what it is a part of is cut down, in the order cached, written, audio, so that
     /// what is left of the input at the plain rate is never negative.
