@@ -122,10 +122,10 @@ impl Decoder {
             Coding::Gzip => (Engine::Gzip(Box::new(MultiGzDecoder::new(sink))), None),
             Coding::Deflate => (Engine::Deflate(Box::new(Inflate::new(sink))), None),
             Coding::Brotli => (Engine::Brotli(Box::new(Unbrotli::new(sink))), None),
-            Coding::Zstd => match Unzstd::new() {
-                Ok(zstd) => (Engine::Zstd(Box::new(Unzstd { sink, ..zstd })), None),
+            Coding::Zstd => match Unzstd::new(sink) {
+                Ok(zstd) => (Engine::Zstd(Box::new(zstd)), None),
                 // zstd could not set a context aside; every call of this decoder says so.
-                Err(_) => (Engine::Identity(sink), Some(DecodeError::Broken)),
+                Err(_) => (Engine::Identity(Sink::default()), Some(DecodeError::Broken)),
             },
         };
         Decoder { engine, limit, failed }
@@ -152,9 +152,7 @@ impl Decoder {
     }
 
     fn feed(&mut self, piece: &[u8]) -> Result<(), DecodeError> {
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
+        self.failed.map_or(Ok(()), Err)?;
         let fed = match &mut self.engine {
             Engine::Identity(sink) => sink.write_all(piece),
             Engine::Gzip(gzip) => gzip.write_all(piece).and_then(|()| gzip.flush()),
@@ -166,15 +164,13 @@ impl Decoder {
     }
 
     fn end(&mut self) -> Result<(), DecodeError> {
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
+        self.failed.map_or(Ok(()), Err)?;
         let ended = match &mut self.engine {
             Engine::Identity(_) => Ok(()),
             Engine::Gzip(gzip) => gzip.try_finish(),
-            Engine::Deflate(deflate) => deflate.end(),
-            Engine::Brotli(brotli) => brotli.end(),
-            Engine::Zstd(zstd) => zstd.end(),
+            Engine::Deflate(deflate) => deflate.ended.then_some(()).ok_or_else(broken),
+            Engine::Brotli(brotli) => brotli.ended.then_some(()).ok_or_else(broken),
+            Engine::Zstd(zstd) => zstd.at_frame_end.then_some(()).ok_or_else(broken),
         };
         self.judge(ended)
     }
@@ -245,6 +241,11 @@ impl Sink {
     }
 }
 
+/// Whether an encoded body has ended where its input does.
+fn nothing_behind(rest: &[u8]) -> io::Result<()> {
+    if rest.is_empty() { Ok(()) } else { Err(broken()) }
+}
+
 fn broken() -> io::Error {
     io::Error::from(io::ErrorKind::InvalidData)
 }
@@ -267,29 +268,18 @@ impl Inflate {
         }
     }
 
-    fn feed(&mut self, piece: &[u8]) -> io::Result<()> {
-        if self.state.is_some() {
-            return self.inflate(piece);
-        }
-        let held: Vec<u8> = self
-            .first
-            .take()
-            .into_iter()
-            .chain(piece.iter().copied().take(2))
-            .collect();
-        match held[..] {
-            [] => Ok(()),
-            [only] => {
-                self.first = Some(only);
-                Ok(())
-            }
-            [first, second, ..] => {
-                self.state = Some(Decompress::new(is_zlib(first, second)));
-                let from_piece = held.len().min(piece.len()).min(2);
-                self.inflate(&held)?;
-                self.inflate(&piece[from_piece..])
+    fn feed(&mut self, mut piece: &[u8]) -> io::Result<()> {
+        while self.state.is_none() {
+            let Some((&byte, rest)) = piece.split_first() else {
+                return Ok(());
+            };
+            piece = rest;
+            if let Some(first) = self.first.replace(byte) {
+                self.state = Some(Decompress::new(is_zlib(first, byte)));
+                self.inflate(&[first, byte])?;
             }
         }
+        self.inflate(piece)
     }
 
     fn inflate(&mut self, mut input: &[u8]) -> io::Result<()> {
@@ -297,10 +287,7 @@ impl Inflate {
             return Err(broken());
         };
         let mut chunk = [0; CHUNK];
-        loop {
-            if self.ended {
-                return if input.is_empty() { Ok(()) } else { Err(broken()) };
-            }
+        while !self.ended {
             let (read_before, written_before) = (state.total_in(), state.total_out());
             let status = state
                 .decompress(input, &mut chunk, FlushDecompress::None)
@@ -310,14 +297,11 @@ impl Inflate {
             self.sink.write_all(&chunk[..written])?;
             input = &input[read..];
             self.ended = status == Status::StreamEnd;
-            if !self.ended && written < CHUNK && (input.is_empty() || read == 0) {
-                return if input.is_empty() { Ok(()) } else { Err(broken()) };
+            if written < CHUNK && (input.is_empty() || read == 0) {
+                break;
             }
         }
-    }
-
-    fn end(&mut self) -> io::Result<()> {
-        if self.ended { Ok(()) } else { Err(broken()) }
+        nothing_behind(input)
     }
 }
 
@@ -364,11 +348,7 @@ impl Unbrotli {
                 BrotliResult::ResultFailure => return Err(broken()),
             }
         }
-        if left == 0 { Ok(()) } else { Err(broken()) }
-    }
-
-    fn end(&mut self) -> io::Result<()> {
-        if self.ended { Ok(()) } else { Err(broken()) }
+        nothing_behind(&piece[read..])
     }
 }
 
@@ -380,11 +360,11 @@ struct Unzstd {
 }
 
 impl Unzstd {
-    fn new() -> io::Result<Unzstd> {
+    fn new(sink: Sink) -> io::Result<Unzstd> {
         let mut state = ZstdDecoder::new()?;
         state.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
         Ok(Unzstd {
-            sink: Sink::default(),
+            sink,
             state,
             at_frame_end: false,
         })
@@ -402,10 +382,6 @@ impl Unzstd {
             more_waits = status.bytes_written == CHUNK && !self.at_frame_end;
         }
         Ok(())
-    }
-
-    fn end(&mut self) -> io::Result<()> {
-        if self.at_frame_end { Ok(()) } else { Err(broken()) }
     }
 }
 

@@ -237,10 +237,10 @@ impl Splitter {
         let value = line.slice_ref(value.strip_prefix(b" ").unwrap_or(value));
         match &line[..colon] {
             b"data" => self.data(value),
-            b"event" if value.len() <= MAX_NAME_BYTES => {
-                self.event.name = Some(String::from_utf8_lossy(&value).into_owned());
+            b"event" => {
+                let short = value.len() <= MAX_NAME_BYTES;
+                self.event.name = short.then(|| String::from_utf8_lossy(&value).into_owned());
             }
-            b"event" => self.event.name = None,
             _ => {}
         }
     }
@@ -250,16 +250,14 @@ impl Splitter {
         if self.event.oversized {
             return;
         }
+        let kept = self.event.data.as_ref().map_or(0, |before| before.len() + 1);
+        if kept + value.len() > MAX_EVENT_BYTES {
+            return self.overflow();
+        }
         let Some(before) = self.event.data.take() else {
-            if value.len() > MAX_EVENT_BYTES {
-                return self.overflow();
-            }
             self.event.data = Some(value);
             return;
         };
-        if before.len() + 1 + value.len() > MAX_EVENT_BYTES {
-            return self.overflow();
-        }
         let mut joined = before
             .try_into_mut()
             .unwrap_or_else(|shared| BytesMut::from(&shared[..]));

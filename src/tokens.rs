@@ -10,22 +10,22 @@ use crate::call::{Call, Endpoint, InputShape};
 use crate::usage::Tokens;
 
 /// Tokens of an image at most: 10,000 patches × 1.2 (no public formula since GPT-5.4).
-pub const IMAGE_TOKENS: u64 = 12_000;
+const IMAGE_TOKENS: u64 = 12_000;
 
 /// Tokens of an image most likely: a square of 1024 pixels in detail is 630 to 1,300 of the models' ways to count.
-pub const LIKELY_IMAGE_TOKENS: u64 = 1_000;
+const LIKELY_IMAGE_TOKENS: u64 = 1_000;
 
 /// What frames a message.
-pub const MESSAGE_TOKENS: u64 = 4;
+const MESSAGE_TOKENS: u64 = 4;
 
 /// What frames a request.
-pub const REQUEST_TOKENS: u64 = 3;
+const REQUEST_TOKENS: u64 = 3;
 
 /// What goes before tools at most, a strict output format included.
-pub const TOOLS_TOKENS: u64 = 256;
+const TOOLS_TOKENS: u64 = 256;
 
 /// What goes before tools most likely.
-pub const LIKELY_TOOLS_TOKENS: u64 = 72;
+const LIKELY_TOOLS_TOKENS: u64 = 72;
 
 /// A text is counted in pieces of this size at most. The merging of a run without spaces takes more than linear time,
 /// and the tokenizer's regular expression gives up, by a panic, on very long runs.
@@ -143,7 +143,7 @@ pub enum Known {
 
 impl Known {
     /// A count or limit with the margin that a guess needs: half as much again.
-    pub fn widen(self, tokens: Tokens) -> Tokens {
+    fn widen(self, tokens: Tokens) -> Tokens {
         match self {
             Known::Exact => tokens,
             Known::Guess => Tokens::saturating((tokens.get() * 3).div_ceil(2)),
@@ -200,13 +200,9 @@ fn count_text(call: &Call, encoding: Encoding) -> Tokens {
 /// Blobs are base64 of encrypted reasoning, sound and files, and bounded by a token per byte that it stands for:
 /// reasoning has several bytes to a token (recorded: four to ten), sound some hundreds.
 fn beside_text(input: &InputShape) -> Tokens {
-    let frame = input
-        .messages
-        .saturating_mul(MESSAGE_TOKENS)
-        .saturating_add(REQUEST_TOKENS);
     let tools = if input.tools { TOOLS_TOKENS } else { 0 };
     sum([
-        frame,
+        frame_tokens(input),
         tools,
         input.token_ids,
         input.images.saturating_mul(IMAGE_TOKENS),
@@ -216,17 +212,21 @@ fn beside_text(input: &InputShape) -> Tokens {
 
 /// What is most likely read beside the text; of a blob a token per six bytes, as recorded for encrypted reasoning.
 fn likely_beside_text(input: &InputShape) -> Tokens {
-    let frame = input
-        .messages
-        .saturating_mul(MESSAGE_TOKENS)
-        .saturating_add(REQUEST_TOKENS);
     let tools = if input.tools { LIKELY_TOOLS_TOKENS } else { 0 };
     sum([
-        frame,
+        frame_tokens(input),
         tools,
         input.images.saturating_mul(LIKELY_IMAGE_TOKENS),
         input.blob_bytes / 6,
     ])
+}
+
+/// What frames the request and its messages.
+fn frame_tokens(input: &InputShape) -> u64 {
+    input
+        .messages
+        .saturating_mul(MESSAGE_TOKENS)
+        .saturating_add(REQUEST_TOKENS)
 }
 
 /// By how much tools and formats are read shorter than their JSON: a quarter in the median.

@@ -92,13 +92,6 @@ impl Tier {
             Tier::Batch => "batch",
         }
     }
-
-    /// The tier of a [`Tier::name`].
-    pub fn from_name(name: &str) -> Option<Tier> {
-        [Tier::Standard, Tier::Flex, Tier::Priority, Tier::Ultrafast, Tier::Batch]
-            .into_iter()
-            .find(|tier| tier.name() == name)
-    }
 }
 
 /// How a vendor's usage object departs from OpenAI's.
@@ -183,7 +176,7 @@ pub enum CacheTtl {
 
 impl Usage {
     /// Reads a `usage` object of chat, completions, embeddings or responses. `null` is `None`, and so is an object
-    /// without any count of tokens; zero is a usage. Cache writes of unstated life count as written for 30 minutes.
+    /// without any count of tokens; zero is a usage. Cache writes of unstated life live for `ttl`.
     ///
     /// A part that is larger than what it is a part of is cut down, in the order cached, written, audio, so that
     /// what is left of the input at the plain rate is never negative.
@@ -191,14 +184,6 @@ impl Usage {
     /// # Errors
     /// A count that is negative, no whole number, no number at all or beyond [`Tokens::MAX`]; an output without an
     /// input.
-    pub fn parse(usage: &Value, dialect: Dialect) -> Result<Option<Usage>, UsageError> {
-        Usage::parse_for(usage, dialect, CacheTtl::Minutes30)
-    }
-
-    /// As [`Usage::parse`], for a request that said how long its cache writes are to live.
-    ///
-    /// # Errors
-    /// As [`Usage::parse`].
     pub fn parse_for(usage: &Value, dialect: Dialect, ttl: CacheTtl) -> Result<Option<Usage>, UsageError> {
         let Some(usage) = object(Some(usage), "usage")? else {
             return Ok(None);
@@ -226,6 +211,12 @@ impl Usage {
             tools: ToolUsage::default(),
         }))
     }
+
+    /// As [`Usage::parse_for`], for a request that said nothing of its cache writes.
+    #[cfg(test)]
+    pub fn parse(usage: &Value, dialect: Dialect) -> Result<Option<Usage>, UsageError> {
+        Usage::parse_for(usage, dialect, CacheTtl::default())
+    }
 }
 
 /// Input and output as billed; `None` when the object counts no tokens.
@@ -240,14 +231,11 @@ fn totals(usage: &Map<String, Value>, dialect: Dialect) -> Result<Option<(Tokens
             }),
         };
     };
-    let beyond_input = |total: Tokens| total.saturating_sub(input);
+    let beyond_input = || Ok(count(usage, "total_tokens")?.unwrap_or_default().saturating_sub(input));
     let output = match (dialect, output) {
         (Dialect::OpenAi, Some(output)) => output,
-        (Dialect::OpenAi, None) => count(usage, "total_tokens")?.map(beyond_input).unwrap_or_default(),
-        (Dialect::TotalCoversReasoning, output) => {
-            let total = count(usage, "total_tokens")?.map(beyond_input).unwrap_or_default();
-            output.unwrap_or_default().max(total)
-        }
+        (Dialect::OpenAi, None) => beyond_input()?,
+        (Dialect::TotalCoversReasoning, output) => output.unwrap_or_default().max(beyond_input()?),
     };
     Ok(Some((input, output)))
 }
@@ -441,7 +429,7 @@ impl ToolUsage {
     /// the items show, because one visible call may hide several that are billed.
     ///
     /// # Errors
-    /// A count that cannot be believed, as in [`Usage::parse`].
+    /// A count that cannot be believed, as in [`Usage::parse_for`].
     pub fn from_responses(tool_usage: Option<&Value>, items: &ToolTally) -> Result<ToolUsage, UsageError> {
         let members = Details(object(tool_usage, "tool_usage")?);
         let searches = Details(members.member("web_search")?).tokens("num_requests")?;

@@ -58,8 +58,9 @@ pub(super) struct Member<'a> {
     pub(super) value: &'a str,
 }
 
-#[derive(Deserialize, PartialEq, Eq)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+/// A member's name, JSON escapes undone.
+#[derive(Deserialize)]
+pub(super) struct Name<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 struct Members<'a>(Vec<Member<'a>>);
 
@@ -93,15 +94,10 @@ impl<'de> Deserialize<'de> for Members<'de> {
 /// The members of the object that `text` is.
 pub(super) fn members(text: &str) -> Result<Vec<Member<'_>>, CallError> {
     match serde_json::from_str::<Members<'_>>(text) {
-        Ok(Members(members)) if members.len() > MAX_MEMBERS => {
-            let message =
-                format!("The request has more than {MAX_MEMBERS} parameters. Leave out those that are not OpenAI's.");
-            Err(CallError {
-                message,
-                param: None,
-                code: "invalid_value",
-            })
-        }
+        Ok(Members(members)) if members.len() > MAX_MEMBERS => Err(CallError::of_body(
+            "invalid_value",
+            format!("The request has more than {MAX_MEMBERS} parameters. Leave out those that are not OpenAI's."),
+        )),
         Ok(Members(members)) => Ok(members),
         Err(error) => Err(not_an_object(text, &error)),
     }
@@ -114,11 +110,7 @@ fn not_an_object(text: &str, error: &serde_json::Error) -> CallError {
         let (line, column) = (error.line(), error.column());
         format!("The request body is not valid JSON (line {line}, column {column}). Send one JSON object, in UTF-8.")
     };
-    CallError {
-        message,
-        param: None,
-        code: "invalid_json",
-    }
+    CallError::of_body("invalid_json", message)
 }
 
 /// Where `part`, a slice of `text`, lies in it.
@@ -206,50 +198,48 @@ fn same_name(written: &str, name: &str) -> bool {
     folded.eq(name.chars())
 }
 
+impl CallError {
+    /// A refusal of the whole body.
+    pub(super) fn of_body(code: &'static str, message: String) -> CallError {
+        CallError {
+            message,
+            param: None,
+            code,
+        }
+    }
+
+    /// A refusal of a parameter.
+    pub(super) fn of(param: &str, code: &'static str, message: String) -> CallError {
+        CallError {
+            message,
+            param: Some(param.to_owned()),
+            code,
+        }
+    }
+}
+
 fn miswritten(name: &str) -> CallError {
     let message = format!("A parameter is `{name}` but for the case of its letters. Write `{name}`.");
-    CallError {
-        message,
-        param: Some(name.to_owned()),
-        code: "unknown_parameter",
-    }
+    CallError::of(name, "unknown_parameter", message)
 }
 
 fn repeated(name: &str) -> CallError {
     let message = format!("`{name}` appears more than once. Send it once.");
-    CallError {
-        message,
-        param: Some(name.to_owned()),
-        code: "duplicate_parameter",
-    }
+    CallError::of(name, "duplicate_parameter", message)
 }
 
 /// `name` is not of its type.
 pub(super) fn wrong_type(name: &str, kind: &str) -> CallError {
-    let message = format!("`{name}` must be {kind}.");
-    CallError {
-        message,
-        param: Some(name.to_owned()),
-        code: "invalid_type",
-    }
+    CallError::of(name, "invalid_type", format!("`{name}` must be {kind}."))
 }
 
 /// `name` is of its type, but `problem` (`must be …`).
 pub(super) fn wrong_value(name: &str, problem: &str) -> CallError {
-    let message = format!("`{name}` {problem}.");
-    CallError {
-        message,
-        param: Some(name.to_owned()),
-        code: "invalid_value",
-    }
+    CallError::of(name, "invalid_value", format!("`{name}` {problem}."))
 }
 
 /// `name` is understood, and not served here: `reason` is a sentence that says what to do instead.
 pub(super) fn unsupported(name: &str, reason: &str) -> CallError {
     let message = format!("`{name}` is not supported by this gateway. {reason}");
-    CallError {
-        message,
-        param: Some(name.to_owned()),
-        code: "unsupported_parameter",
-    }
+    CallError::of(name, "unsupported_parameter", message)
 }

@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::fields::{Member, members, unsupported};
+use super::fields::{Member, Name, members, unsupported, wrong_value};
 use super::piece::Piece;
 use super::{CallError, Endpoint, HostedTools, Reference};
 
@@ -203,34 +202,21 @@ impl<'w> Walk<'w> {
         E::custom(reason)
     }
 
-    /// Notes on the way back where the walk ended.
-    pub(super) fn at_member<E>(&mut self, name: &str, error: E) -> E {
-        if let Some(refusal) = &mut self.refusal {
-            let dot = if refusal.path.is_empty() || refusal.path.starts_with('[') {
+    /// Notes on the way back where the walk ended: at a member's name, or an `[index]`.
+    pub(super) fn at<E>(&mut self, step: impl fmt::Display, error: E) -> E {
+        if let Some(Refusal { path, .. }) = &mut self.refusal {
+            let dot = if path.is_empty() || path.starts_with('[') {
                 ""
             } else {
                 "."
             };
-            refusal.path = format!("{name}{dot}{}", refusal.path);
-        }
-        error
-    }
-
-    /// Notes on the way back where the walk ended.
-    pub(super) fn at_index<E>(&mut self, index: usize, error: E) -> E {
-        if let Some(refusal) = &mut self.refusal {
-            let dot = if refusal.path.is_empty() || refusal.path.starts_with('[') {
-                ""
-            } else {
-                "."
-            };
-            refusal.path = format!("[{index}]{dot}{}", refusal.path);
+            *path = format!("{step}{dot}{path}");
         }
         error
     }
 
     fn call_error(&mut self, parameter: &str, error: &serde_json::Error) -> CallError {
-        self.at_member(parameter, ());
+        self.at(parameter, ());
         if let Some(Refusal { path, reason }) = self.refusal.take() {
             return unsupported(&path, reason);
         }
@@ -239,12 +225,7 @@ impl<'w> Walk<'w> {
         } else {
             "holds a string with half of a surrogate pair (a cut emoji), or a number out of range; send whole characters"
         };
-        let message = format!("`{parameter}` {problem}.");
-        CallError {
-            message,
-            param: Some(parameter.to_owned()),
-            code: "invalid_value",
-        }
+        wrong_value(parameter, problem)
     }
 }
 
@@ -363,7 +344,7 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
         let mut index = 0;
         loop {
             let element = list.next_element_seed(Node { walk: self.walk, scope });
-            match element.map_err(|error| self.walk.at_index(index, error))? {
+            match element.map_err(|error| self.walk.at(format_args!("[{index}]"), error))? {
                 Some(()) => index += 1,
                 None => return Ok(()),
             }
@@ -383,15 +364,11 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
                 other => other,
             };
             let value = map.next_value_seed(Node { walk: self.walk, scope });
-            value.map_err(|error| self.walk.at_member(&name, error))?;
+            value.map_err(|error| self.walk.at(&name, error))?;
         }
         Ok(())
     }
 }
-
-/// A member's name, JSON escapes undone.
-#[derive(Deserialize)]
-pub(super) struct Name<'a>(#[serde(borrow)] pub(super) Cow<'a, str>);
 
 /// What tells references and generated images from other items, whatever the order of the members.
 #[derive(Default)]
@@ -404,9 +381,7 @@ struct ItemFrame<'a> {
 
 impl ItemFrame<'_> {
     fn is(&self, name: &str) -> bool {
-        self.types
-            .iter()
-            .any(|json| decoded(json).is_some_and(|found| found == name))
+        self.types.iter().any(|json| decoded(json).as_deref() == Some(name))
     }
 
     /// An item with an id and no type is a reference too.
@@ -426,7 +401,7 @@ impl Walk<'_> {
         let mut frame = ItemFrame::default();
         while let Some(Name(name)) = map.next_key()? {
             let value = self.item_member(&name, &mut map, &mut frame);
-            value.map_err(|error| self.at_member(&name, error))?;
+            value.map_err(|error| self.at(&name, error))?;
         }
         if frame.is_reference() {
             let ids = frame.ids.iter().filter_map(|json| decoded(json));
@@ -439,7 +414,7 @@ impl Walk<'_> {
         };
         for result in frame.results {
             let walked = self.json(result, scope);
-            walked.map_err(|error| self.at_member("result", A::Error::custom(error)))?;
+            walked.map_err(|error| self.at("result", A::Error::custom(error)))?;
         }
         Ok(())
     }

@@ -37,12 +37,8 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
     let model = model(&fields)?;
     let (stream_options, include_usage) = stream_options(text, &fields)?;
     let limits = limits(endpoint, text, &fields)?;
-    let read = read(endpoint, &members, &fields)?;
-    let mut tools = read.tools;
-    tools.web_search |= fields.raw("web_search_options").is_some() || searches_by_itself(&model);
-    tools.max_calls = fields
-        .count("max_tool_calls")?
-        .map(|count| u32::try_from(count).unwrap_or(u32::MAX));
+    let mut read = read(endpoint, &members, &fields)?;
+    read.tools.web_search |= searches_by_itself(&model);
     Ok(Call {
         endpoint,
         stream: fields.boolean("stream")?.unwrap_or(false),
@@ -51,14 +47,10 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
         choices: choices(endpoint, &fields, read.prompts)?,
         tier: tier(&fields)?,
         input: read.input,
-        tools,
+        tools: read.tools,
         refers_to: read.refers_to,
         cache_ttl: cache_ttl(&fields)?,
-        echo: if fields.boolean("echo")? == Some(true) {
-            Echo::Prompt
-        } else {
-            Echo::No
-        },
+        echo: echo(&fields)?,
         body: body.clone(),
         places: Places {
             model: fields.raw("model").map(|raw| span(text, raw)).unwrap_or_default(),
@@ -87,47 +79,38 @@ pub(super) fn each_text(call: &Call, told: &mut dyn FnMut(&str)) {
 
 fn not_utf8() -> CallError {
     let message = "The request body is not UTF-8. Send JSON in UTF-8.".to_owned();
-    CallError {
-        message,
-        param: None,
-        code: "invalid_json",
-    }
+    CallError::of_body("invalid_json", message)
 }
 
-/// State that only the upstream keeps, and parameters by which a vendor would bill another model than the one priced.
+const ONE_MODEL: &str = "A call is priced by one model and its tools: name the model in `model`.";
+
+/// State that only the upstream keeps, and parameters by which a vendor would bill another model than the one priced;
+/// what to do instead.
+const UNSERVED: [(&str, &str); 7] = [
+    (
+        "background",
+        "Leave it out, and keep the connection open for the answer.",
+    ),
+    ("conversation", "Send the earlier messages in `input` instead."),
+    ("prompt", "Send the prompt's text in `instructions` or `input` instead."),
+    (
+        "n_predict",
+        "It would override the limit that is paid for. Set `max_tokens` instead.",
+    ),
+    ("models", ONE_MODEL),
+    ("plugins", ONE_MODEL),
+    ("preset", ONE_MODEL),
+];
+
 fn refuse_unserved(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), CallError> {
-    if fields.boolean("background")? == Some(true) {
-        return Err(unsupported(
-            "background",
-            "Leave it out, and keep the connection open for the answer.",
-        ));
-    }
-    if fields.raw("conversation").is_some() {
-        return Err(unsupported(
-            "conversation",
-            "Send the earlier messages in `input` instead.",
-        ));
-    }
-    if endpoint == Endpoint::Responses && fields.raw("prompt").is_some() {
-        return Err(unsupported(
-            "prompt",
-            "Send the prompt's text in `instructions` or `input` instead.",
-        ));
-    }
-    if fields.raw("n_predict").is_some() {
-        return Err(unsupported(
-            "n_predict",
-            "It would override the limit that is paid for. Set `max_tokens` instead.",
-        ));
-    }
-    let vendors = ["models", "plugins", "preset"]
-        .into_iter()
-        .find(|name| fields.raw(name).is_some());
-    match vendors {
-        Some(name) => Err(unsupported(
-            name,
-            "A call is priced by one model and its tools: name the model in `model`.",
-        )),
+    let background = fields.boolean("background")? == Some(true);
+    let is_asked_for = |name: &str| match name {
+        "background" => background,
+        "prompt" if endpoint != Endpoint::Responses => false,
+        _ => fields.raw(name).is_some(),
+    };
+    match UNSERVED.into_iter().find(|(name, _)| is_asked_for(name)) {
+        Some((name, instead)) => Err(unsupported(name, instead)),
         None => Ok(()),
     }
 }
@@ -149,11 +132,7 @@ fn expect_kinds(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), CallErr
 fn model(fields: &Deciding<'_>) -> Result<String, CallError> {
     let Some(model) = fields.string("model")? else {
         let message = "The request names no model. Set `model`; GET /v1/models lists what this key may use.".to_owned();
-        return Err(CallError {
-            message,
-            param: Some("model".to_owned()),
-            code: "missing_required_parameter",
-        });
+        return Err(CallError::of("model", "missing_required_parameter", message));
     };
     if model.is_empty() || model.len() > MAX_MODEL_BYTES || model.contains(char::is_control) {
         return Err(wrong_value(
@@ -259,6 +238,13 @@ fn cache_ttl(fields: &Deciding<'_>) -> Result<CacheTtl, CallError> {
     }
 }
 
+fn echo(fields: &Deciding<'_>) -> Result<Echo, CallError> {
+    Ok(match fields.boolean("echo")? {
+        Some(true) => Echo::Prompt,
+        _ => Echo::No,
+    })
+}
+
 /// What a walk over the request found.
 struct Read {
     input: InputShape,
@@ -273,10 +259,15 @@ fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) ->
     let mut walk = Walk::new(&mut emit);
     walk.request(endpoint, parameters)?;
     let Walk {
-        tools, mut refers_to, ..
+        mut tools,
+        mut refers_to,
+        ..
     } = walk;
     refers_to.extend(fields.string("previous_response_id")?.map(Reference::Response));
     input.unbounded |= reasons_beyond_the_body(fields)?;
+    tools.web_search |= fields.raw("web_search_options").is_some();
+    let most = fields.count("max_tool_calls")?;
+    tools.max_calls = most.map(|most| u32::try_from(most).unwrap_or(u32::MAX));
     Ok(Read {
         input,
         prompts,

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::fields::members;
-use super::input::{Name, Node, Scope, Walk, decoded, skip};
+use super::fields::{Name, members};
+use super::input::{Node, Scope, Walk, decoded, skip};
 
 /// The image model of an `image_generation` tool that names none.
 const DEFAULT_IMAGE_MODEL: &str = "gpt-image-2";
@@ -101,7 +101,7 @@ impl<'de> Visitor<'de> for Definition<'_, '_> {
         let mut index = 0;
         loop {
             let element = list.next_element_seed(Definition(self.0));
-            match element.map_err(|error| self.0.at_index(index, error))? {
+            match element.map_err(|error| self.0.at(format_args!("[{index}]"), error))? {
                 Some(()) => index += 1,
                 None => return Ok(()),
             }
@@ -112,7 +112,7 @@ impl<'de> Visitor<'de> for Definition<'_, '_> {
         let mut tool = Tool::default();
         while let Some(Name(name)) = map.next_key()? {
             let value = self.0.tool_member(&name, &mut map, &mut tool);
-            value.map_err(|error| self.0.at_member(&name, error))?;
+            value.map_err(|error| self.0.at(&name, error))?;
         }
         self.0.note(&tool)
     }
