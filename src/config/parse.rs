@@ -9,6 +9,7 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
 use super::{LogFormat, UpstreamAuth};
+use crate::hold;
 use crate::pricing::{Factor, ListName};
 use crate::usage::Tokens;
 
@@ -250,13 +251,13 @@ pub(super) fn tokens(text: &str) -> Parsed<Tokens> {
     match text
         .parse::<u64>()
         .ok()
-        .filter(|count| (1..=1_000_000).contains(count))
+        .filter(|count| (hold::MIN_LIMIT.get()..=1_000_000).contains(count))
         .and_then(Tokens::new)
     {
         Some(tokens) => Ok(tokens),
         None => problem(
             format!("`{text}` is not a count of tokens"),
-            "write a whole number from 1 to 1000000",
+            "write a whole number from 16, the least that upstreams take as a limit, to 1000000",
         ),
     }
 }
