@@ -10,7 +10,7 @@ use super::audit::{self, Act};
 use super::columns::{Micros, names_and_marks, text};
 use super::digest::{Cells, Digest, GENESIS, Hash};
 use super::users::{self, User};
-use super::{Actor, ExchangeId, Outcome, Store, StoreError, Tried, UserId};
+use super::{Actor, ExchangeId, Outcome, Store, StoreError, UserId};
 use crate::money::Usd;
 
 /// The largest balance, and the largest credit line, in dollars four billion: their sum still fits.
@@ -169,13 +169,11 @@ pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<En
     )
 }
 
+/// A credit's entry, whose it is, and whether it was made now; or why it was not made.
+type Credited = Result<(Entry, User, Times), CreditRefused>;
+
 /// Credits or adjusts; part of a transaction.
-pub(super) fn credit(
-    tx: &Connection,
-    credit: &Credit,
-    by: &Actor,
-    now: Timestamp,
-) -> Tried<(Entry, User, Times), CreditRefused> {
+pub(super) fn credit(tx: &Connection, credit: &Credit, by: &Actor, now: Timestamp) -> rusqlite::Result<Credited> {
     if let Some(first) = credited_before(tx, credit)? {
         return Ok(first);
     }
@@ -227,10 +225,7 @@ fn record_credit(tx: &Connection, entry: &Entry, (before, after): (&User, &User)
 }
 
 /// The first answer to a credit that is repeated with its reference.
-fn credited_before(
-    tx: &Connection,
-    credit: &Credit,
-) -> rusqlite::Result<Option<Result<(Entry, User, Times), CreditRefused>>> {
+fn credited_before(tx: &Connection, credit: &Credit) -> rusqlite::Result<Option<Credited>> {
     let Some(reference) = &credit.reference else {
         return Ok(None);
     };

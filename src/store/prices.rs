@@ -7,7 +7,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params};
 
 use super::audit::{self, Act};
-use super::columns::{Micros, hex, in_column, unreadable};
+use super::columns::{Micros, hex, in_column, to_the_microsecond, unreadable};
 use super::digest::Digest;
 use super::{Actor, Outcome, Store, StoreError};
 use crate::pricing::{CatalogueRow, ListName, Price};
@@ -78,6 +78,21 @@ fn rows_of(conn: &Connection, list: &ListName, model: &str) -> rusqlite::Result<
     .collect()
 }
 
+/// The price from a date on; the operator's, where there are two.
+pub(super) fn price_of(
+    conn: &Connection,
+    list: &ListName,
+    model: &str,
+    from: Timestamp,
+) -> rusqlite::Result<Option<Price>> {
+    let rows = rows_of(conn, list, model)?;
+    let from = to_the_microsecond(from);
+    Ok(rows
+        .into_iter()
+        .find(|row| row.from == from)
+        .map(|row| Arc::unwrap_or_clone(row.price)))
+}
+
 /// The row in force at a time, of rows in the order of [`rows_of`].
 fn in_force(rows: &[PriceRow], at: Timestamp) -> Option<&PriceRow> {
     rows.iter().find(|row| row.from <= at)
@@ -85,7 +100,7 @@ fn in_force(rows: &[PriceRow], at: Timestamp) -> Option<&PriceRow> {
 
 /// How the audit log names a row.
 fn subject(list: &str, model: &str, from: Timestamp) -> String {
-    format!("{list}/{model} from {from}")
+    format!("{list}/{model} from {}", to_the_microsecond(from))
 }
 
 fn set(tx: &Connection, (list, model, from, price): &NewPrice, by: &Actor, now: Timestamp) -> rusqlite::Result<()> {

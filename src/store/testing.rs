@@ -210,9 +210,38 @@ pub(super) fn ask(exchange: ExchangeId, key: &Key, amount: &str) -> PlaceHold {
     }
 }
 
+/// Lines in which the plain input makes the charge, at ten dollars per million, and everything else is free.
+fn lines(tokens: u64, charge: &str) -> Vec<Line> {
+    let free = [
+        (Class::CachedInput, 10),
+        (Class::CacheWrite, 11),
+        (Class::CacheWrite12h, 12),
+        (Class::AudioInput, 13),
+        (Class::Output, 35),
+        (Class::AudioOutput, 15),
+        (Class::WebSearch, 1),
+        (Class::FileSearch, 2),
+        (Class::Container, 3),
+        (Class::ImageTextInput, 16),
+        (Class::ImageInput, 17),
+        (Class::ImageTextOutput, 18),
+        (Class::ImageOutput, 19),
+    ];
+    let line = |class, quantity, rate: &str, amount: &str| Line {
+        class,
+        quantity,
+        rate: rate.to_owned(),
+        amount: amount.to_owned(),
+    };
+    let paid = (tokens > 0).then(|| line(Class::Input, tokens, "10", &usd(charge).to_string()));
+    let free = free.map(|(class, quantity)| line(class, quantity, "0", "0"));
+    paid.into_iter().chain(free).collect()
+}
+
 /// A row in which every column has a value.
 pub(super) fn row(exchange: ExchangeId, key: &Key, charge: &str) -> ExchangeRow {
     let some = |n: u64| Tokens::saturating(n);
+    let tokens = u64::try_from(usd(charge).nanos() / 10_000).expect("not negative");
     ExchangeRow {
         id: exchange,
         user: key.user_id,
@@ -229,7 +258,7 @@ pub(super) fn row(exchange: ExchangeId, key: &Key, charge: &str) -> ExchangeRow 
         state: State::Completed,
         basis: Basis::Reported,
         usage: Usage {
-            input_tokens: some(100),
+            input_tokens: some(tokens + 10 + 11 + 12 + 13),
             cached_tokens: some(10),
             cache_write_tokens: some(11),
             cache_write_12h_tokens: some(12),
@@ -249,14 +278,9 @@ pub(super) fn row(exchange: ExchangeId, key: &Key, charge: &str) -> ExchangeRow 
                 }),
             },
         },
-        lines: vec![Line {
-            class: Class::Input,
-            quantity: 100,
-            rate: "2.5".into(),
-            amount: "0.00025".into(),
-        }],
-        uplift: Some("1.1".to_owned()),
-        markup: "1.04".to_owned(),
+        lines: lines(tokens, charge),
+        uplift: Some("1".to_owned()),
+        markup: "1".to_owned(),
         cost: usd(charge),
         charge: usd(charge),
         uncollected: Usd::ZERO,

@@ -326,7 +326,7 @@ pub(super) fn insert(tx: &Connection, row: &ExchangeRow, hold_hash: &Hash, hold_
 }
 
 /// Reads a row.
-fn exchange(row: &Row<'_>) -> rusqlite::Result<ExchangeRow> {
+pub(super) fn exchange(row: &Row<'_>) -> rusqlite::Result<ExchangeRow> {
     Ok(ExchangeRow {
         id: row.get("exchange_id")?,
         user: row.get("user_id")?,
@@ -756,7 +756,7 @@ mod tests {
             let expected = UsageSum {
                 group: String::new(),
                 exchanges: 3,
-                input_tokens: 300,
+                input_tokens: 350_138,
                 cached_tokens: 30,
                 output_tokens: 150,
                 cost: usd("3.5"),

@@ -11,9 +11,10 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 use super::digest::{Digest, GENESIS, Hash};
 use super::entries::{ENTRY_COLUMNS, ENTRY_DOMAIN};
 use super::ledger::{HOLD_COLUMNS, HOLD_DOMAIN, closed_state};
-use super::usage_log::{USAGE_COLUMNS, USAGE_DOMAIN};
+use super::usage_log::{self, ExchangeRow, USAGE_COLUMNS, USAGE_DOMAIN};
 use super::{Store, StoreError, audit, keys, prices, users};
 use crate::money::Usd;
+use crate::pricing::{self, Factor, Price, SearchTool, Terms};
 
 /// Findings that are kept; after so many the books are wrong enough.
 const MAX_FINDINGS: usize = 1000;
@@ -108,9 +109,10 @@ impl Books<'_> {
                 self.find("users", &name, "has a balance that is not the sum of its entries");
             }
             let head = row.get_ref("head_hash")?;
-            let head = (head != ValueRef::Null)
-                .then(|| bytes(head))
-                .unwrap_or(GENESIS.to_vec());
+            let head = match head {
+                ValueRef::Null => GENESIS.to_vec(),
+                head => bytes(head),
+            };
             if integer(row, "entries")? != Some(entries.count) || head != entries.head {
                 self.find(
                     "users",
@@ -210,8 +212,16 @@ impl Books<'_> {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             self.result.exchanges += 1;
+            let name = shown(row.get_ref("exchange_id")?);
             for problem in usage_problems(row)? {
-                self.find("usage_logs", shown(row.get_ref("exchange_id")?), problem);
+                self.find("usage_logs", &name, problem);
+            }
+            let problems = match usage_log::exchange(row) {
+                Ok(row) => bill_problems(self.conn, &row)?,
+                Err(error) => vec![format!("does not parse: {error}")],
+            };
+            for problem in problems {
+                self.find("usage_logs", &name, problem);
             }
         }
         Ok(())
@@ -365,6 +375,55 @@ fn hold_problems(row: &Row<'_>) -> rusqlite::Result<Vec<&'static str>> {
         }
     }
     Ok(problems)
+}
+
+/// What is wrong with how a receipt comes to its cost and charge (law 5).
+fn bill_problems(conn: &Connection, row: &ExchangeRow) -> rusqlite::Result<Vec<String>> {
+    let mut problems = Vec::new();
+    match pricing::recompute(&row.lines, row.uplift.as_deref(), &row.markup) {
+        Err(error) => problems.push(format!("its lines cannot be added up: {error}")),
+        Ok((cost, charge)) => {
+            if cost != row.cost {
+                problems.push(format!("its cost is {}, its lines come to {cost}", row.cost));
+            }
+            if charge != row.charge {
+                problems.push(format!("its charge is {}, its lines come to {charge}", row.charge));
+            }
+        }
+    }
+    let counted = pricing::miscounted(&row.lines, &row.usage);
+    problems.extend(
+        counted
+            .wrong
+            .iter()
+            .map(|what| format!("its lines count its {what} otherwise")),
+    );
+    if !counted.unpriced.is_empty() && has_price(conn, row)? {
+        let what = counted.unpriced.join(", ");
+        problems.push(format!("{what} were used and priced, and are not in its lines"));
+    }
+    Ok(problems)
+}
+
+/// Whether all that an exchange used has a rate in the price it names. What has none is not charged, with a word in
+/// the log.
+fn has_price(conn: &Connection, row: &ExchangeRow) -> rusqlite::Result<bool> {
+    let price = match (&row.list, row.price_from) {
+        (Some(list), Some(from)) => prices::price_of(conn, list, &row.priced_model, from)?,
+        _ => Some(Price::free()),
+    };
+    Ok(price.is_some_and(|price| {
+        let terms = Terms {
+            price: &price,
+            image_price: None,
+            search: SearchTool::Current,
+            tier: row.tier,
+            region: None,
+            markup: Factor::ONE,
+            at: row.started_at,
+        };
+        pricing::bill(&row.usage, &terms).is_ok()
+    }))
 }
 
 fn usage_problems(row: &Row<'_>) -> rusqlite::Result<Vec<&'static str>> {
@@ -684,6 +743,59 @@ mod tests {
     }
 
     #[test]
+    fn a_receipt_that_does_not_come_to_its_charge_is_found() {
+        type Change = fn(&mut ExchangeRow);
+        let changes: [(Change, &str); 6] = [
+            (|row| row.cost = usd("1.5"), "its cost is 1.5"),
+            (|row| row.charge = usd("1.5"), "its charge is 1.5"),
+            (|row| row.markup = "1.1".to_owned(), "its charge is 1,"),
+            (|row| row.uplift = Some("1.1".to_owned()), "its cost is 1,"),
+            (|row| row.lines[0].amount = "7".to_owned(), "cannot be added up"),
+            (
+                |row| row.usage.output_tokens = crate::usage::Tokens::saturating(9999),
+                "its lines count its output otherwise",
+            ),
+        ];
+        for (change, says) in changes {
+            let desk = Desk::new();
+            let key = desk.key(&desk.user("ada", "9"));
+            let id = exchange();
+            desk.set_aside(&ask(id, &key, "2"));
+            let mut close = closing(id, &key, "1");
+            change(&mut close.row);
+            desk.close(id, &close);
+            let findings = desk.store.verify().expect("it verifies").findings;
+            assert!(
+                findings.iter().any(|f| f.problem.contains(says)),
+                "{says}: {findings:#?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_had_no_price_may_be_missing_from_a_receipt_and_what_had_one_may_not() {
+        let desk = Desk::new();
+        let key = desk.key(&desk.user("ada", "9"));
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "2"));
+        let mut close = closing(id, &key, "0");
+        close.row.usage.tools = crate::usage::ToolUsage::default();
+        close.row.lines.clear();
+        desk.close(id, &close);
+        desk.assert_books_balance();
+        let json = r#"{"kind":"text","rates":{"input":"1","output":"1"}}"#;
+        let price = Price::from_json(json).expect("a price");
+        let from = close.row.price_from.expect("a date");
+        let row = (crate::pricing::ListName::openai(), close.row.priced_model, from, price);
+        done(desk.store.set_prices(&[row], &by(), at(2)));
+        let findings = desk.store.verify().expect("it verifies").findings;
+        assert!(
+            findings.iter().any(|f| f.problem.contains("were used and priced")),
+            "{findings:#?}"
+        );
+    }
+
+    #[test]
     fn every_credit_is_the_act_of_somebody() {
         for sql in [
             "DELETE FROM audit_log WHERE action = 'ledger.adjust'",
@@ -719,7 +831,9 @@ mod tests {
         ] {
             let desk = books();
             for input in ["6", "7"] {
-                let row = (list.clone(), "m".to_owned(), at(1), price(input));
+                // Finer than the database keeps it.
+                let from = at(1) + std::time::Duration::from_nanos(7);
+                let row = (list.clone(), "m".to_owned(), from, price(input));
                 done(desk.store.set_prices(&[row], &by(), at(2)));
             }
             desk.assert_books_balance();
