@@ -16,13 +16,13 @@ use crate::usage::{CacheTtl, Dialect, Tier, ToolTally, ToolUsage, Usage, UsageEr
 use wire::{Choice, Chunk, DELIVERED, Groq, Item, Json, MODEL_TEXT, Response, ResponseEvent, end_of, is_dull, object};
 
 /// Visible output kept for an estimate, in bytes: more than the longest answer of any model.
-pub const MAX_VISIBLE_BYTES: usize = 8 * 1024 * 1024;
+const MAX_VISIBLE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Output items of one answer whose ids are kept, at most; a long agent's answer has some dozens.
 pub const MAX_ITEMS: usize = 4_096;
 
 /// An id or a model's name, at most, in bytes; OpenAI's have some 60, Copilot's encrypted ones some 400.
-pub const MAX_ID_BYTES: usize = 1_024;
+const MAX_ID_BYTES: usize = 1_024;
 
 /// How an answer ended, as far as its bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -65,9 +65,9 @@ pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
     is_object.then(|| serde_json::from_slice(json).ok()).flatten()
 }
 
-/// A member as it is written; nothing when it is missing or null. It is read only where it is wanted, so that an odd one
-/// does not hide the others, and text that nobody counts is not decoded.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+/// A member as it is written; nothing when it is missing or null. It is read only where it is wanted, so that an odd
+/// one does not hide the others, and text that nobody counts is not decoded.
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Json<'a>(#[serde(borrow)] Option<&'a RawValue>);
 
