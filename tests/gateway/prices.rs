@@ -61,7 +61,8 @@ fn with_rates(price: &Value, input: &str, output: &str) -> Value {
 fn catalogue_row(harness: &Harness, model: &str, from: &str, price: &Value) {
     harness.alter(&format!(
         "INSERT INTO model_pricing (list, model, from_at, source, price, recorded_at)
-         VALUES ('openai', '{model}', unixepoch('{from}') * 1000000, 'catalogue', '{price}', unixepoch() * 1000000)"
+         VALUES ('openai', '{model}', unixepoch('{from}') * 1000000, 'catalogue', '{price}', unixepoch() * 1000000);
+         UPDATE meta SET value = 'of a newer binary' WHERE name = 'catalogue'"
     ));
 }
 
