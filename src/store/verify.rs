@@ -422,7 +422,7 @@ fn has_price(conn: &Connection, row: &ExchangeRow) -> rusqlite::Result<bool> {
             markup: Factor::ONE,
             at: row.started_at,
         };
-        pricing::bill(&row.usage, &terms).is_ok()
+        pricing::bill(&row.usage, &terms).is_ok_and(|bill| bill.unpriced.is_empty())
     }))
 }
 
