@@ -56,7 +56,8 @@ def every_charge_is_what_the_upstream_counted(gateway):
     for receipt in receipts:
         if not receipt["estimated"] and nanos(receipt["cost"]):
             billed[receipt["model"], receipt["response_id"], nanos(receipt["cost"])] += 1
-            expect_equal(nanos(receipt["charge"]), nanos(receipt["cost"]), "charge without a markup")
+            collected = nanos(receipt["charge"]) + nanos(receipt["uncollected"])
+            expect_equal(collected, nanos(receipt["cost"]), "charge without a markup, and what was not collected")
     for exchange in gateway.tap.posts():
         usage = exchange.usage()
         if exchange.status == 200 and usage and (cost := charge(exchange.model, usage)):
