@@ -1,0 +1,109 @@
+//! Receipts done again: whether the lines of one come to its amounts, and count what was used.
+
+use super::*;
+
+/// Cost and charge of a receipt, recomputed from its lines, the uplift and the markup it names. Fails when a line's
+/// amount is not what its quantity and rate come to, or when something does not parse or fit.
+pub fn recompute(lines: &[Line], uplift: Option<&str>, markup: &str) -> Result<(Usd, Usd), PriceError> {
+    let (uplift, markup) = (uplift.map_or(Ok(Factor::ONE), Factor::parse)?, Factor::parse(markup)?);
+    let (mut cost, mut charge) = (Exact::ZERO, Exact::ZERO);
+    for given in lines {
+        let (class, rate) = (given.class, Rate::parse(&given.rate)?);
+        if *given != line(class, given.quantity, rate) {
+            return Err(PriceError(format!(
+                "the amount of {class} is not its quantity at its rate"
+            )));
+        }
+        let lifted = if class.is_fee() { Factor::ONE } else { uplift };
+        let add = |sum: Exact, markup: Factor| {
+            Exact(i128::from(rate.0) * i128::from(lifted.0) * i128::from(markup.0))
+                .times(given.quantity)
+                .and_then(|amount| sum.plus(amount))
+        };
+        let too_large = || PriceError("the amount does not fit".into());
+        cost = add(cost, Factor::ONE).ok_or_else(too_large)?;
+        charge = add(charge, markup).ok_or_else(too_large)?;
+    }
+    let rounded = cost.round().zip(charge.round());
+    rounded.ok_or_else(|| PriceError("the amount does not fit".into()))
+}
+
+/// What of a usage its lines count otherwise: each group of classes has to come to its total. A group that is left out
+/// whole is returned among the unpriced ones: it may have no rate.
+pub fn miscounted(lines: &[Line], usage: &Usage) -> Counted {
+    let lines_of = |classes: &[Class]| -> u64 {
+        let of = lines.iter().filter(|line| classes.contains(&line.class));
+        of.fold(0, |sum, line| sum.saturating_add(line.quantity))
+    };
+    let images = usage.tools.image_gen.clone().unwrap_or_default();
+    let details = usage.cached_tokens.get()
+        + usage.cache_write_tokens.get()
+        + usage.cache_write_12h_tokens.get()
+        + usage.audio_input_tokens.get();
+    let groups: [(&'static str, &[Class], u64); 12] = [
+        (
+            "input",
+            &[
+                Class::Input,
+                Class::CachedInput,
+                Class::CacheWrite,
+                Class::CacheWrite12h,
+                Class::AudioInput,
+            ],
+            usage.input_tokens.get().max(details),
+        ),
+        (
+            "output",
+            &[Class::Output, Class::ReasoningOutput, Class::AudioOutput],
+            usage.output_tokens.get().max(usage.audio_output_tokens.get()),
+        ),
+        (
+            "web searches",
+            &[Class::WebSearch, Class::WebSearchPreview],
+            u64::from(usage.tools.web_searches),
+        ),
+        (
+            "file searches",
+            &[Class::FileSearch],
+            u64::from(usage.tools.file_searches),
+        ),
+        ("containers", &[Class::Container], u64::from(usage.tools.containers)),
+        ("cached input", &[Class::CachedInput], usage.cached_tokens.get()),
+        ("cache writes", &[Class::CacheWrite], usage.cache_write_tokens.get()),
+        (
+            "cache writes for 12 hours",
+            &[Class::CacheWrite12h],
+            usage.cache_write_12h_tokens.get(),
+        ),
+        ("audio input", &[Class::AudioInput], usage.audio_input_tokens.get()),
+        ("audio output", &[Class::AudioOutput], usage.audio_output_tokens.get()),
+        (
+            "image input",
+            &[Class::ImageTextInput, Class::ImageInput],
+            images.text_input_tokens.get() + images.image_input_tokens.get(),
+        ),
+        (
+            "image output",
+            &[Class::ImageTextOutput, Class::ImageOutput],
+            images.text_output_tokens.get() + images.image_output_tokens.get(),
+        ),
+    ];
+    let mut counted = Counted::default();
+    for (name, classes, used) in groups {
+        match lines_of(classes) {
+            counted if counted == used => {}
+            0 => counted.unpriced.push(name),
+            _ => counted.wrong.push(name),
+        }
+    }
+    counted
+}
+
+/// How the lines of a receipt count its usage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Groups of classes whose lines come to something else than was used.
+    pub wrong: Vec<&'static str>,
+    /// Groups that were used and have no line.
+    pub unpriced: Vec<&'static str>,
+}

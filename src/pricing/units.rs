@@ -1,0 +1,310 @@
+//! The units of prices: rates, factors, classes, names of lists, and exact amounts before they are rounded.
+
+use std::fmt;
+
+use rust_decimal::Decimal;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::money::Usd;
+
+/// Units of an [`Exact`] in a nano-dollar: millionths of a rate × millionths of an uplift × millionths of a markup.
+pub(super) const EXACT_PER_NANO: i128 = 1_000_000_000_000_000_000;
+
+/// A factor of one.
+pub(super) const ONE: u64 = 1_000_000;
+
+/// What is wrong with a price, or with a number in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct PriceError(pub String);
+
+/// Nano-dollars per million units (tokens, or calls of a tool): `2.5` dollars per million is 2,500,000,000.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rate(pub(super) u64);
+
+impl Rate {
+    /// Nothing. Only someone who wrote zero gets it.
+    pub const ZERO: Rate = Rate(0);
+    /// $100,000 per million: dearer than anything sold, and small enough for exact products.
+    const MAX: u64 = 100_000 * 1_000_000_000;
+
+    /// Reads dollars per million units: at most nine decimals, at most 100,000, not negative.
+    pub fn parse(text: &str) -> Result<Rate, PriceError> {
+        let usd: Usd = text
+            .parse()
+            .map_err(|e| PriceError(format!("the rate {text:?} is {e}")))?;
+        u64::try_from(usd.nanos())
+            .ok()
+            .filter(|nanos| *nanos <= Rate::MAX)
+            .map(Rate)
+            .ok_or_else(|| {
+                PriceError(format!(
+                    "the rate {text:?} is not between 0 and 100000 dollars per million"
+                ))
+            })
+    }
+
+    /// What the user pays per million units: exact, in dollars.
+    pub fn charged(self, markup: Factor) -> String {
+        exact_usd(i128::from(self.0) * i128::from(markup.0))
+    }
+
+    pub(super) fn per_thousand(self) -> Result<Rate, PriceError> {
+        Some(self.0 * 1000)
+            .filter(|nanos| *nanos <= Rate::MAX)
+            .map(Rate)
+            .ok_or_else(|| PriceError("a fee is above 100 dollars per thousand calls".into()))
+    }
+}
+
+impl fmt::Display for Rate {
+    /// Dollars per million units, exact.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Usd::from_nanos(i64::try_from(self.0).unwrap_or(i64::MAX)).fmt(f)
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Rate, D::Error> {
+        Rate::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A multiplier in millionths: markup, regional uplift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Factor(pub(super) u64);
+
+impl Factor {
+    /// No change.
+    pub const ONE: Factor = Factor(ONE);
+
+    /// Reads a decimal between 0 and 1000 with at most six decimals.
+    pub fn parse(text: &str) -> Result<Factor, PriceError> {
+        let wrong = || {
+            PriceError(format!(
+                "{text:?} is not a factor: write it like 1.04, at most six decimals, at most 1000"
+            ))
+        };
+        let usd: Usd = text.parse().map_err(|_| wrong())?;
+        let nanos = u64::try_from(usd.nanos()).map_err(|_| wrong())?;
+        if text.starts_with('$') || nanos % 1000 != 0 || nanos / 1000 > 1000 * ONE {
+            return Err(wrong());
+        }
+        Ok(Factor(nanos / 1000))
+    }
+}
+
+impl fmt::Display for Factor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Usd::from_nanos(i64::try_from(self.0 * 1000).unwrap_or(i64::MAX)).fmt(f)
+    }
+}
+
+impl Serialize for Factor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Factor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Factor, D::Error> {
+        Factor::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+/// The name of a price list, such as `openai`: the same model costs differently at two vendors.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct ListName(String);
+
+impl ListName {
+    /// Reads a name: letters, digits, `.`, `_` and `-`, at most 64 of them; `free` is not a list.
+    pub fn parse(text: &str) -> Result<ListName, PriceError> {
+        let fits = !text.is_empty()
+            && text.len() <= 64
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if !fits || text == "free" {
+            return Err(PriceError(format!(
+                "{text:?} is not a name for a price list: letters, digits, '.', '_' and '-', at most 64, and not 'free'"
+            )));
+        }
+        Ok(ListName(text.to_owned()))
+    }
+
+    /// OpenAI's list.
+    pub fn openai() -> ListName {
+        ListName("openai".to_owned())
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ListName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What a token or a tool call is billed as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are the classes")]
+pub enum Class {
+    Input,
+    CachedInput,
+    CacheWrite,
+    #[serde(rename = "cache_write_12h")]
+    CacheWrite12h,
+    AudioInput,
+    Output,
+    ReasoningOutput,
+    AudioOutput,
+    WebSearch,
+    WebSearchPreview,
+    FileSearch,
+    Container,
+    ImageTextInput,
+    ImageInput,
+    ImageTextOutput,
+    ImageOutput,
+}
+
+impl Class {
+    /// All classes, in the order of a receipt.
+    pub const ALL: [Class; 16] = [
+        Class::Input,
+        Class::CachedInput,
+        Class::CacheWrite,
+        Class::CacheWrite12h,
+        Class::AudioInput,
+        Class::Output,
+        Class::ReasoningOutput,
+        Class::AudioOutput,
+        Class::WebSearch,
+        Class::WebSearchPreview,
+        Class::FileSearch,
+        Class::Container,
+        Class::ImageTextInput,
+        Class::ImageInput,
+        Class::ImageTextOutput,
+        Class::ImageOutput,
+    ];
+
+    /// The name in JSON documents and receipts.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Class::Input => "input",
+            Class::CachedInput => "cached_input",
+            Class::CacheWrite => "cache_write",
+            Class::CacheWrite12h => "cache_write_12h",
+            Class::AudioInput => "audio_input",
+            Class::Output => "output",
+            Class::ReasoningOutput => "reasoning_output",
+            Class::AudioOutput => "audio_output",
+            Class::WebSearch => "web_search",
+            Class::WebSearchPreview => "web_search_preview",
+            Class::FileSearch => "file_search",
+            Class::Container => "container",
+            Class::ImageTextInput => "image_text_input",
+            Class::ImageInput => "image_input",
+            Class::ImageTextOutput => "image_text_output",
+            Class::ImageOutput => "image_output",
+        }
+    }
+
+    /// What a class without a rate is billed as.
+    pub(super) const fn fallback(self) -> Option<Class> {
+        match self {
+            Class::CachedInput | Class::CacheWrite | Class::AudioInput => Some(Class::Input),
+            Class::CacheWrite12h => Some(Class::CacheWrite),
+            Class::ReasoningOutput | Class::AudioOutput => Some(Class::Output),
+            Class::WebSearchPreview => Some(Class::WebSearch),
+            Class::ImageInput => Some(Class::ImageTextInput),
+            Class::ImageTextOutput => Some(Class::ImageOutput),
+            Class::Input
+            | Class::Output
+            | Class::WebSearch
+            | Class::FileSearch
+            | Class::Container
+            | Class::ImageTextInput
+            | Class::ImageOutput => None,
+        }
+    }
+
+    /// Whether the image model of `image_generation` is paid.
+    pub(super) const fn is_image(self) -> bool {
+        matches!(
+            self,
+            Class::ImageTextInput | Class::ImageInput | Class::ImageTextOutput | Class::ImageOutput
+        )
+    }
+
+    /// Whether calls are counted, not tokens; regional uplift leaves these alone.
+    pub const fn is_fee(self) -> bool {
+        matches!(
+            self,
+            Class::WebSearch | Class::WebSearchPreview | Class::FileSearch | Class::Container
+        )
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An amount before it is rounded: nano-dollars × 10¹⁸.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Exact(pub(super) i128);
+
+impl Exact {
+    /// Nothing.
+    pub const ZERO: Exact = Exact(0);
+
+    /// `units` times as much.
+    pub fn times(self, units: u64) -> Option<Exact> {
+        self.0.checked_mul(i128::from(units)).map(Exact)
+    }
+
+    /// The sum.
+    pub fn plus(self, other: Exact) -> Option<Exact> {
+        self.0.checked_add(other.0).map(Exact)
+    }
+
+    /// The next nano-dollar up: for what is set aside.
+    pub fn ceil(self) -> Option<Usd> {
+        let nanos = self.0.checked_add(EXACT_PER_NANO - 1)?.div_euclid(EXACT_PER_NANO);
+        i64::try_from(nanos).ok().map(Usd::from_nanos)
+    }
+
+    /// The nearest nano-dollar, ties up: for what is charged.
+    pub fn round(self) -> Option<Usd> {
+        let nanos = self.0.checked_add(EXACT_PER_NANO / 2)?.div_euclid(EXACT_PER_NANO);
+        i64::try_from(nanos).ok().map(Usd::from_nanos)
+    }
+
+    /// How many units of this amount `money` pays for, after `first` is paid.
+    pub fn affordable(self, money: Usd, first: Exact) -> Option<u64> {
+        let left = i128::from(money.nanos())
+            .checked_mul(EXACT_PER_NANO)?
+            .checked_sub(first.0)?;
+        (self.0 > 0).then(|| u64::try_from(left.div_euclid(self.0)).unwrap_or(0))
+    }
+}
+
+/// Millionths of nano-dollars as dollars, exact.
+pub(super) fn exact_usd(millionths: i128) -> String {
+    Decimal::try_from_i128_with_scale(millionths, 15).map_or_else(|_| String::new(), |usd| usd.normalize().to_string())
+}
