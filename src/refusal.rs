@@ -254,7 +254,7 @@ impl Refusal {
             },
             Refusal::UnpricedTool(why) => Told { param: Some("tools".into()), ..told(400, INVALID, "unsupported_parameter", format!("A hosted tool of this request cannot be billed here: {why}. Leave the tool out, or ask the operator of this gateway to set its price.")) },
             Refusal::Short { user, shortfall } => told_short(user, shortfall),
-            Refusal::NotSupported { endpoint } => policy(403, "endpoint_not_supported", format!("{endpoint} is not offered by this gateway: what it costs cannot be metered here. Nothing was sent.")),
+            Refusal::NotSupported { endpoint } => policy(403, "endpoint_not_supported", format!("{endpoint} is not offered by this gateway: what it costs, or whose answers and files it touches, cannot be metered here. Nothing was sent.")),
             Refusal::NoRoute { endpoint } => told(404, INVALID, "not_found", format!("There is no {endpoint} here. This gateway serves POST /v1/responses, /v1/chat/completions, /v1/completions, /v1/embeddings and GET /v1/models.")),
             Refusal::Method { allowed } => told(
                 405,

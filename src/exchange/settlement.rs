@@ -45,7 +45,7 @@ pub(super) async fn settle(
         (Settle::Capped, _) | (_, Basis::Estimated) => Excess::Waive,
         _ => Excess::Collect,
     };
-    let (id, user, seconds) = (admitted.id(), admitted.key.user_name, row.duration.as_secs_f32());
+    let (id, user, duration_ms) = (admitted.id(), admitted.key.user_name, row.duration.as_millis());
     let (model, upstream) = (row.model.clone(), row.upstream.clone());
     let close = CloseHold { row, excess };
     let closed = gateway
@@ -56,7 +56,7 @@ pub(super) async fn settle(
             tracing::error!(exchange = %id, error = &error as &dyn std::error::Error, "the charge may not be durable");
             Refusal::Storage
         })?;
-    tracing::info!(exchange = %id, user, model, upstream, state = state.name(), charged = %closed.charged, seconds, "settled");
+    tracing::info!(exchange = %id, user, model, upstream, state = state.name(), charged = %closed.charged, duration_ms, "settled");
     if closed.uncollected.nanos() > 0 {
         tracing::warn!(exchange = %id, uncollected = %closed.uncollected, "the charge was more than the hold and the balance");
     }
