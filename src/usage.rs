@@ -199,6 +199,8 @@ impl Usage {
         let uncached = input_tokens.saturating_sub(cached_tokens);
         let written = written.at_most(uncached);
         let plain = uncached.saturating_sub(written.total());
+        let reasoning_tokens = reasoning(&output, usage)?.min(output_tokens);
+        let audio_output = output.tokens("audio_tokens")?.unwrap_or_default();
         Ok(Some(Usage {
             input_tokens,
             cached_tokens,
@@ -206,8 +208,8 @@ impl Usage {
             cache_write_12h_tokens: written.hours_12,
             audio_input_tokens: audio.min(plain),
             output_tokens,
-            reasoning_tokens: reasoning(&output, usage)?.min(output_tokens),
-            audio_output_tokens: output.tokens("audio_tokens")?.unwrap_or_default().min(output_tokens),
+            reasoning_tokens,
+            audio_output_tokens: audio_output.min(output_tokens.saturating_sub(reasoning_tokens)),
             tools: ToolUsage::default(),
         }))
     }

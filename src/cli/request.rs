@@ -402,7 +402,7 @@ impl Receipt {
         let sum = |fees: bool| {
             self.lines
                 .iter()
-                .filter(|line| line.class.is_fee() == fees)
+                .filter(|line| line.class.is_lifted() != fees)
                 .try_fold(Decimal::ZERO, |sum, line| {
                     sum.checked_add(Decimal::from_str_exact(&line.amount).ok()?)
                 })

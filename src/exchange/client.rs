@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Aborted, Answer, Body, DRAIN, LONGEST_CALL, Last, Reply};
+use super::{Answer, Body, DRAIN, LONGEST_CALL, Last, Piece, Reply};
 use crate::refusal::Refusal;
 use crate::store::ledger::Closed;
 
@@ -27,7 +27,7 @@ enum To {
     /// It waits for the head.
     Waiting(oneshot::Sender<Reply>),
     /// It has the head and takes pieces.
-    Streaming(mpsc::Sender<Result<Bytes, Aborted>>),
+    Streaming(mpsc::Sender<Piece>),
     /// It is gone.
     Gone,
 }
@@ -105,14 +105,19 @@ impl Client {
         }
     }
 
-    /// Sends a piece; a client that does not take it in time is gone.
-    pub(super) async fn send(&mut self, piece: Bytes) {
+    /// Sends bytes; a client that does not take them in time is gone.
+    pub(super) async fn send(&mut self, bytes: Bytes) {
+        self.hand_on(Piece::Bytes(bytes)).await;
+    }
+
+    async fn hand_on(&mut self, piece: Piece) {
         let To::Streaming(pieces) = &self.to else { return };
-        let patience = if self.cutoff.is_cancelled() { LAST_STALL } else { STALL };
-        let sent = tokio::select! {
-            sent = timeout(patience, pieces.send(Ok(piece.clone()))) => matches!(sent, Ok(Ok(()))),
-            () = self.cutoff.cancelled(), if patience == STALL => {
-                matches!(timeout(LAST_STALL, pieces.send(Ok(piece))).await, Ok(Ok(())))
+        let sent = {
+            let sending = pieces.send(piece);
+            tokio::pin!(sending);
+            tokio::select! {
+                sent = timeout(STALL, &mut sending) => matches!(sent, Ok(Ok(()))),
+                () = self.cutoff.cancelled() => matches!(timeout(LAST_STALL, &mut sending).await, Ok(Ok(()))),
             }
         };
         if !sent {
@@ -123,8 +128,8 @@ impl Client {
     /// Sends what is left after the settlement, and with it the end.
     pub(super) async fn finish(mut self, last: Last, closed: &Closed) {
         match last {
-            Last::Refusal(refusal) => self.refuse(refusal).await,
-            Last::Abort => self.refuse(Refusal::Internal).await,
+            Last::Refusal(refusal) => self.refuse(refusal),
+            Last::Abort => self.refuse(Refusal::Internal),
             Last::Answer(mut answer) => {
                 add_money(&mut answer.headers, closed);
                 if let To::Waiting(reply) = self.to {
@@ -135,17 +140,16 @@ impl Client {
                 for piece in pieces {
                     self.send(piece).await;
                 }
+                self.hand_on(Piece::End).await;
             }
             Last::Nothing => {}
         }
     }
 
-    /// Refuses a client that waits for its head. A stream is torn down, so that it cannot be taken for a whole one.
-    pub(super) async fn refuse(self, refusal: Refusal) {
-        match self.to {
-            To::Waiting(reply) => drop(reply.send(Err(refusal))),
-            To::Streaming(pieces) => drop(timeout(LAST_STALL, pieces.send(Err(Aborted))).await),
-            To::Gone => {}
+    /// Refuses a client that waits for its head. A stream is torn, because it stops without its end.
+    pub(super) fn refuse(self, refusal: Refusal) {
+        if let To::Waiting(reply) = self.to {
+            drop(reply.send(Err(refusal)));
         }
     }
 }

@@ -108,13 +108,17 @@ pub enum Body {
     /// All of it, after its charge is durable.
     Whole(Bytes),
     /// Piece by piece; it ends after its charge is durable.
-    Stream(mpsc::Receiver<Result<Bytes, Aborted>>),
+    Stream(mpsc::Receiver<Piece>),
 }
 
-/// The stream ends here, and must not look as if it had ended well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the stream was aborted")]
-pub struct Aborted;
+/// What a stream is handed on in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Bytes for the client.
+    Bytes(Bytes),
+    /// The end. A stream that stops without it was torn, and must not look as if it had ended well.
+    End,
+}
 
 /// What a client gets.
 pub type Reply = Result<Answer, Refusal>;
@@ -130,7 +134,7 @@ pub fn start(gateway: &Arc<Gateway>, request: Request) -> oneshot::Receiver<Repl
 async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
     let admitted = match admission::admit(&gateway, request).await {
         Ok(admitted) => admitted,
-        Err(refusal) => return client.refuse(refusal).await,
+        Err(refusal) => return client.refuse(refusal),
     };
     let mut watch = Watch::new(&admitted);
     let answered = answer(&gateway, &admitted, &mut client, &mut watch);
@@ -150,7 +154,7 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
     let Ending { state, settle, last } = ending;
     match settlement::settle(&gateway, admitted, watch, state, settle).await {
         Ok(closed) => client.finish(last, &closed).await,
-        Err(refusal) => client.refuse(refusal).await,
+        Err(refusal) => client.refuse(refusal),
     }
 }
 
@@ -253,7 +257,7 @@ async fn while_wanted<T>(
         let deadline = client.deadline();
         tokio::select! {
             biased;
-            () = gateway.cutoff.cancelled() => return Err(Ending::cut(Refusal::ShuttingDown)),
+            () = gateway.cutoff.cancelled() => return Err(Ending::cut_before_anything(Refusal::ShuttingDown)),
             () = client.left() => if admitted.on_hangup == OnHangup::Cancel {
                 return Err(Ending::left(Settle::Usage));
             },
@@ -277,7 +281,7 @@ impl Ending {
     }
 
     /// A stop signal ended it before anything was delivered: released, as the refusal says.
-    fn cut(refusal: Refusal) -> Ending {
+    fn cut_before_anything(refusal: Refusal) -> Ending {
         Ending {
             state: State::Cancelled,
             settle: Settle::Nothing,

@@ -90,7 +90,10 @@ async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response,
     let status = response.status();
     let headers = upstream::returned_headers(response.headers());
     let reading = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout());
-    let body = timeout(ERROR_TIME, reading).await.unwrap_or(Err(UpstreamFault::Broken));
+    let body = tokio::select! {
+        read = timeout(ERROR_TIME, reading) => read.unwrap_or(Err(UpstreamFault::Broken)),
+        () = gateway.cutoff.cancelled() => Err(UpstreamFault::Broken),
+    };
     let plain = decoded(coding, body.clone().unwrap_or_default(), ERROR_BYTES)
         .await
         .unwrap_or_default();
@@ -181,7 +184,7 @@ struct Stream<'a> {
     /// `Some` when the answer came compressed; its bytes pass as they come, the meter reads what they decode to.
     decoder: Option<Decoder>,
     decoded_bytes: usize,
-    limit: Limit,
+    limit: VisibleLimit,
     idle_until: Instant,
     keep_alive_at: Instant,
     /// When the end has begun: how long what follows is waited for.
@@ -208,7 +211,7 @@ impl<'a> Stream<'a> {
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
             decoded_bytes: 0,
             passage: Passage::new(usage_event(&admitted.call)),
-            limit: Limit::new(&admitted.target.model, admitted.visible_bound),
+            limit: VisibleLimit::new(&admitted.target.model, admitted.visible_bound),
             gateway,
             admitted,
             response,
@@ -297,6 +300,10 @@ impl<'a> Stream<'a> {
                 if self.passage.inside_event() {
                     // The most of it has left; it has to be ended before ours can follow.
                     self.forward(piece.bytes, seen, true).await;
+                    if self.passage.end_has_begun() {
+                        // It was the upstream's own end.
+                        continue;
+                    }
                 }
                 return Some(self.limited(before).await);
             }
@@ -524,7 +531,7 @@ fn stream_headers(of_upstream: &HeaderMap, admitted: &Admitted) -> HeaderMap {
 }
 
 /// Watches that a stream's visible output stays within what the hold pays for.
-struct Limit {
+struct VisibleLimit {
     encoding: Encoding,
     /// In tokens of the encoding, slack and the margin of a guessed vocabulary included.
     most: u64,
@@ -532,15 +539,15 @@ struct Limit {
     count_at: u64,
 }
 
-impl Limit {
-    fn new(model: &str, bound: Tokens) -> Limit {
+impl VisibleLimit {
+    fn new(model: &str, bound: Tokens) -> VisibleLimit {
         let (encoding, known) = Encoding::of(model);
         let margin = match known {
             Known::Exact => 0,
             Known::Guess => bound.get() / 2,
         };
         let most = bound.get() + margin + LIMIT_SLACK;
-        Limit {
+        VisibleLimit {
             encoding,
             most,
             count_at: most,

@@ -2,7 +2,7 @@
 
 use super::admission::Admitted;
 use super::{Gateway, Settle, Watch};
-use crate::call::Endpoint;
+use crate::call::{Echo, Endpoint};
 use crate::meter::Reading;
 use crate::money::Usd;
 use crate::pricing::{Bill, bill};
@@ -11,7 +11,7 @@ use crate::store::ledger::{CloseHold, Closed, Excess};
 use crate::store::usage_log::{Basis, ExchangeRow, State};
 use crate::tokens::{self, Encoding};
 use crate::usage::Tier;
-use crate::usage::Usage;
+use crate::usage::{Tokens, Usage};
 
 /// Closes the hold. An error means that the outcome is unknown: the process stops and recovers from disk.
 pub(super) async fn settle(
@@ -91,10 +91,13 @@ async fn estimate(admitted: &Admitted, watch: &Watch) -> Usage {
     let (call, (encoding, _)) = (admitted.call.clone(), Encoding::of(&admitted.target.model));
     let (visible, beyond) = counted(reading, watch.counted_bytes.unwrap_or(u64::MAX));
     let counting = tokio::task::spawn_blocking(move || {
-        (
-            tokens::estimate_input(&call, encoding),
-            tokens::estimate_output(&visible, beyond, encoding),
-        )
+        let input = tokens::estimate_input(&call, encoding);
+        let shown = tokens::estimate_output(&visible, beyond, encoding);
+        let echoed = match call.echo {
+            Echo::No => Tokens::ZERO,
+            Echo::Prompt => input.saturating_mul(call.choices),
+        };
+        (input, shown.saturating_sub(echoed))
     });
     let (input_tokens, output_tokens) = counting.await.unwrap_or_default();
     Usage {

@@ -321,10 +321,9 @@ impl Terms<'_> {
 
     /// What one unit of a class costs the user, exactly.
     fn unit(&self, class: Class, rate: Rate) -> Exact {
-        let uplift = if class.is_fee() {
-            ONE
-        } else {
-            self.uplift().map_or(ONE, |factor| factor.0)
+        let uplift = match class.is_lifted() {
+            true => self.uplift().map_or(ONE, |factor| factor.0),
+            false => ONE,
         };
         Exact(i128::from(rate.0) * i128::from(uplift) * i128::from(self.markup.0))
     }

@@ -14,7 +14,7 @@ pub fn recompute(lines: &[Line], uplift: Option<&str>, markup: &str) -> Result<(
                 "the amount of {class} is not its quantity at its rate"
             )));
         }
-        let lifted = if class.is_fee() { Factor::ONE } else { uplift };
+        let lifted = if class.is_lifted() { uplift } else { Factor::ONE };
         let add = |sum: Exact, markup: Factor| {
             Exact(i128::from(rate.0) * i128::from(lifted.0) * i128::from(markup.0))
                 .times(given.quantity)

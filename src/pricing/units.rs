@@ -242,6 +242,11 @@ impl Class {
         }
     }
 
+    /// Whether a regional uplift applies: to the tokens of the model itself.
+    pub const fn is_lifted(self) -> bool {
+        !self.is_fee() && !self.is_image()
+    }
+
     /// Whether the image model of `image_generation` is paid.
     pub(super) const fn is_image(self) -> bool {
         matches!(

@@ -78,19 +78,22 @@ fn rows_of(conn: &Connection, list: &ListName, model: &str) -> rusqlite::Result<
     .collect()
 }
 
-/// The price from a date on; the operator's, where there are two.
+/// The price from a date on, as far as it was written at a time; the operator's, where there are two.
 pub(super) fn price_of(
     conn: &Connection,
     list: &ListName,
     model: &str,
     from: Timestamp,
+    at: Timestamp,
 ) -> rusqlite::Result<Option<Price>> {
-    let rows = rows_of(conn, list, model)?;
-    let from = to_the_microsecond(from);
-    Ok(rows
-        .into_iter()
-        .find(|row| row.from == from)
-        .map(|row| Arc::unwrap_or_clone(row.price)))
+    let row = conn
+        .prepare_cached(
+            "SELECT list, model, from_at, source, price FROM model_pricing
+             WHERE list = ?1 AND model = ?2 AND from_at = ?3 AND recorded_at <= ?4 ORDER BY source DESC LIMIT 1",
+        )?
+        .query_row(params![list.as_str(), model, Micros(from), Micros(at)], price_row)
+        .optional()?;
+    Ok(row.map(|row| Arc::unwrap_or_clone(row.price)))
 }
 
 /// The row in force at a time, of rows in the order of [`rows_of`].

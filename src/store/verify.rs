@@ -409,7 +409,7 @@ fn bill_problems(conn: &Connection, row: &ExchangeRow) -> rusqlite::Result<Vec<S
 /// the log.
 fn has_price(conn: &Connection, row: &ExchangeRow) -> rusqlite::Result<bool> {
     let price = match (&row.list, row.price_from) {
-        (Some(list), Some(from)) => prices::price_of(conn, list, &row.priced_model, from)?,
+        (Some(list), Some(from)) => prices::price_of(conn, list, &row.priced_model, from, row.started_at)?,
         _ => Some(Price::free()),
     };
     Ok(price.is_some_and(|price| {
