@@ -45,8 +45,8 @@ pub enum App {
 /// How Codex is set up.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CodexProfile {
-    /// The gateway's address, such as `https://gw.example.com`
-    #[arg(long, value_name = "URL", required_unless_present = "undo")]
+    /// The gateway's address, such as `https://gw.example.com` [default: this machine's]
+    #[arg(long, value_name = "URL")]
     pub url: Option<String>,
     /// Keep the key in the profile: asked for on a terminal, else read from stdin, which is consent to write it.
     /// Without this Codex reads it from CODEX_GATEWAY_API_KEY
@@ -87,7 +87,10 @@ async fn connect(args: &CodexProfile, global: &Global) -> anyhow::Result<()> {
         global.say(&place.undo()?);
         return Ok(());
     }
-    let url = base(args.url.as_deref().unwrap_or_default());
+    let url = match &args.url {
+        Some(url) => base(url),
+        None => global.settings_as_served()?.server.url(),
+    };
     check_url(&url)?;
     let key = match args.key_stdin {
         true if io::stdin().is_terminal() => Some(check_key(&prompt::secret(&format!("Key for {url} (not shown)"))?)?),

@@ -98,7 +98,7 @@ pub fn run(command: KeyCommand, global: &Global) -> anyhow::Result<()> {
 }
 
 fn issue(args: IssueArgs, global: &Global) -> anyhow::Result<()> {
-    let config = global.settings(Vec::new())?.config;
+    let config = global.settings_as_served()?;
     let store = super::open(&config.database, Create::Never)?;
     let at = now();
     let spec = KeySpec {
@@ -113,7 +113,7 @@ fn issue(args: IssueArgs, global: &Global) -> anyhow::Result<()> {
 }
 
 fn rotate(which: &str, grace: SignedDuration, global: &Global) -> anyhow::Result<()> {
-    let config = global.settings(Vec::new())?.config;
+    let config = global.settings_as_served()?;
     let store = super::open(&config.database, Create::Never)?;
     let at = now();
     let old_until = When::Span(grace).ahead(at);

@@ -21,6 +21,7 @@ pub mod values;
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -28,7 +29,7 @@ use clap::{Parser, Subcommand};
 
 use self::failure::{Exit, Failure};
 use crate::config::{Config, Flag, Loaded, LogConfig, LogFormat, Sources};
-use crate::store::{Actor, Create, Store};
+use crate::store::{Actor, Create, ServerLock, Store};
 
 /// The largest settings or secret file that is read.
 const MAX_FILE: u64 = 1 << 20;
@@ -223,6 +224,20 @@ impl Global {
         Ok(loaded)
     }
 
+    /// The settings, with the address of the server that runs on their database in place of the one they name: port 0
+    /// and `serve --listen` choose another.
+    ///
+    /// # Errors
+    /// As [`Global::settings`].
+    pub fn settings_as_served(&self) -> anyhow::Result<Config> {
+        let mut config = self.settings(Vec::new())?.config;
+        let noted = ServerLock::holder(&config.database);
+        if let Some(listen) = noted.as_deref().and_then(address) {
+            config.server.listen = listen;
+        }
+        Ok(config)
+    }
+
     /// The settings file: the named one, or the first there is.
     pub fn settings_path(&self) -> Option<PathBuf> {
         let found = || settings_places(&environment()).into_iter().find(|path| path.exists());
@@ -253,6 +268,11 @@ impl Global {
         let path = self.settings(Vec::new())?.config.database;
         open(&path, create)
     }
+}
+
+/// Where a server listens, as it noted: `process 7, http://127.0.0.1:8080`.
+fn address(noted: &str) -> Option<SocketAddr> {
+    noted.rsplit_once("http://")?.1.parse().ok()
 }
 
 /// Shows the database's path as a whole: a relative one, of a flag or a variable, is another one in each folder.

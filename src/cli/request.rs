@@ -15,7 +15,7 @@ use super::usage::FilterArgs;
 use crate::admin;
 use crate::money::Usd;
 use crate::pricing::Line;
-use crate::store::usage_log::{Basis, ExchangeFilter, ExchangeRow};
+use crate::store::usage_log::{Basis, ExchangeFilter, ExchangeRow, State};
 use crate::store::{Create, Store};
 use crate::time::now;
 use crate::usage::Usage;
@@ -298,7 +298,7 @@ impl Receipt {
         Receipt {
             id: row.id.0.to_string(),
             state: row.state.name(),
-            estimated: row.basis == Basis::Estimated,
+            estimated: row.basis == Basis::Estimated && row.state != State::Interrupted,
             endpoint: row.endpoint.path(),
             streamed: row.streamed,
             user: caller.user,
@@ -336,10 +336,26 @@ impl Receipt {
     /// The receipt as people read it, each step such that it can be done again by hand.
     pub fn text(&self) -> String {
         let mut lines = vec![self.headline()];
-        lines.extend(self.sum_lines());
-        lines.extend(self.money_lines());
+        if self.interrupted() {
+            lines.extend(self.release_lines());
+        } else {
+            lines.extend(self.sum_lines());
+            lines.extend(self.money_lines());
+        }
         lines.extend(self.context_lines());
         lines.join("\n") + "\n"
+    }
+
+    /// Whether nobody was there at its end: what came of it, and when, is not known.
+    fn interrupted(&self) -> bool {
+        self.row.state == State::Interrupted
+    }
+
+    fn release_lines(&self) -> [String; 2] {
+        [
+            format!("  held                {:#}, released", self.row.held),
+            "  interrupted         the server died during this call; its hold was released, nothing charged".into(),
+        ]
     }
 
     fn headline(&self) -> String {
@@ -451,8 +467,9 @@ impl Receipt {
             .first_byte_ms
             .map_or("no answer".to_owned(), |ms| format!("first byte after {ms} ms"));
         let attempts = match self.attempts {
-            1 => "1 attempt".to_owned(),
-            n => format!("{n} attempts"),
+            _ if self.interrupted() => String::new(),
+            1 => ", 1 attempt".to_owned(),
+            n => format!(", {n} attempts"),
         };
         let status = self
             .upstream_status
@@ -465,12 +482,14 @@ impl Receipt {
                 self.tier
             ),
             format!(
-                "  upstream            {}{status}, {attempts}, {}, {form}",
+                "  upstream            {}{status}{attempts}, {}, {form}",
                 self.upstream, self.endpoint
             ),
-            format!("  time                {first}, {} ms in all", self.duration_ms),
-            format!("  request             {}", self.id),
         ];
+        if !self.interrupted() {
+            lines.push(format!("  time                {first}, {} ms in all", self.duration_ms));
+        }
+        lines.push(format!("  request             {}", self.id));
         let ids = [
             ("answered by", &self.answered_model),
             ("response", &self.response_id),
@@ -489,7 +508,6 @@ mod tests {
     use super::*;
     use crate::call::Endpoint;
     use crate::pricing::{Class, ListName};
-    use crate::store::usage_log::State;
     use crate::store::{ExchangeId, KeyId, UserId};
     use crate::usage::Tier;
     use crate::usage::Tokens;
@@ -588,6 +606,21 @@ mod tests {
             text.contains("cannot see hidden reasoning") && text.contains("completed, estimated"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn an_interrupted_call_says_only_what_is_known_of_it() {
+        let mut row = row();
+        (row.state, row.basis, row.attempts) = (State::Interrupted, Basis::Estimated, 0);
+        (row.charge, row.cost, row.lines) = (Usd::ZERO, Usd::ZERO, Vec::new());
+        (row.usage, row.first_byte, row.upstream_status) = (Usage::default(), None, None);
+        let text = receipt(&row);
+        assert!(text.contains("its hold was released, nothing charged"), "{text}");
+        for untrue in ["estimate", "attempt", "no answer", " ms", "balance"] {
+            assert!(!text.contains(untrue), "{untrue}\n{text}");
+        }
+        let document = serde_json::to_value(Receipt::of(&row, caller())).expect("JSON");
+        assert_eq!(document["estimated"], false);
     }
 
     #[test]

@@ -419,7 +419,7 @@ fn interrupted(hold: &Row<'_>, now: Timestamp) -> rusqlite::Result<ExchangeRow> 
         price_from: None,
         tier: Tier::Standard,
         state: State::Interrupted,
-        basis: Basis::Estimated,
+        basis: Basis::Reported,
         usage: Usage::default(),
         lines: Vec::new(),
         uplift: None,

@@ -4,8 +4,14 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{OpenError, StoreError};
+
+/// How often a lock is tried that is taken, and how long is waited in between: [`ServerLock::holder`] has it for an
+/// instant while it looks.
+const TRIES: u32 = 3;
+const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 /// How much of a lock file is read, in bytes.
 const MAX_NOTE: u64 = 1024;
@@ -30,7 +36,7 @@ impl ServerLock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match file.try_lock() {
+        match lock_patiently(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(note(&mut file).map_err(failed)?)),
             Err(TryLockError::Error(error)) => return Err(failed(error).into()),
@@ -38,6 +44,16 @@ impl ServerLock {
         let lock = ServerLock { file };
         lock.write("").map_err(failed)?;
         Ok(lock)
+    }
+
+    /// What the server that runs on a database noted: its process id and address. `None` when none runs, or the lock
+    /// file cannot be read.
+    pub fn holder(database: &Path) -> Option<String> {
+        let mut file = File::open(lock_path(database)).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => note(&mut file).ok(),
+            Ok(()) | Err(TryLockError::Error(_)) => None,
+        }
     }
 
     /// Notes where this server can be found, for whoever finds the lock taken.
@@ -58,6 +74,16 @@ impl ServerLock {
         )?;
         file.flush()
     }
+}
+
+fn lock_patiently(file: &File) -> Result<(), TryLockError> {
+    for _ in 1..TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN_TRIES),
+            other => return other,
+        }
+    }
+    file.try_lock()
 }
 
 fn note(file: &mut File) -> io::Result<String> {
@@ -97,5 +123,19 @@ mod tests {
         }
         drop(first);
         ServerLock::acquire(&database).expect("it is free again");
+    }
+
+    #[test]
+    fn only_a_running_server_is_a_holder() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database = folder.path().join("gateway.db");
+        assert_eq!(ServerLock::holder(&database), None);
+        assert!(!lock_path(&database).exists(), "a look makes no file");
+        let server = ServerLock::acquire(&database).expect("nobody has it");
+        server.set_note("http://127.0.0.1:8080").expect("written");
+        let noted = ServerLock::holder(&database).expect("it runs");
+        assert!(noted.ends_with(", http://127.0.0.1:8080"), "{noted}");
+        drop(server);
+        assert_eq!(ServerLock::holder(&database), None, "what it noted is still there");
     }
 }

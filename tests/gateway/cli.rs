@@ -1167,3 +1167,19 @@ fn alter(database: &Path, sql: &str) {
     }
     database.execute_batch(sql).expect("changed");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_name_the_address_a_running_server_has() {
+    let home = Home::with_alice();
+    let _simulator = simulated(&home).await;
+    let mut child = piped(&home, "serve");
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+    out.read_line(&mut line).expect("text");
+    let url = line.trim_end().strip_prefix("listening on ").expect("an address");
+    assert_eq!(home.json("key issue alice")["url"], json!(url));
+    let profile = home.ok("connect codex --print");
+    assert!(profile.contains(&format!("base_url = \"{url}/v1\"")), "{profile}");
+    assert_eq!(stopped(child).await, Some(0));
+    assert_eq!(home.json("key issue alice")["url"], json!("http://127.0.0.1:0"));
+}

@@ -58,7 +58,7 @@ pub fn failure(exit: Exit, what: impl Into<String>, why: impl Into<String>, fix:
 /// # Errors
 /// Codex is not installed, no gateway answers, no key can be had, or the asked model is not offered.
 pub fn run(args: &CodexArgs, global: &Global) -> anyhow::Result<u8> {
-    let config = global.settings(Vec::new())?.config;
+    let config = global.settings_as_served()?;
     block_on(async { Ok(through(args, &config, global).await?) })
 }
 
