@@ -75,7 +75,7 @@ impl Client {
     }
 
     /// Resolves once, when the client leaves; from then on it is gone.
-    pub(super) async fn left(&mut self) {
+    pub(super) async fn until_it_leaves(&mut self) {
         match &mut self.to {
             To::Waiting(reply) => reply.closed().await,
             To::Streaming(pieces) => pieces.closed().await,

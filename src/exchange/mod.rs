@@ -203,7 +203,8 @@ struct Ending {
     last: Last,
 }
 
-/// What an ending is settled by.
+/// What an ending is settled by: completed, incomplete, left → `Usage`; failed, broken, cancelled → `UsageOfDelivered`;
+/// limited → `Capped`; refused, and whatever ended before a stream began → `Nothing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Settle {
     /// The usage; without one an estimate: counted input and visible output.
@@ -258,7 +259,7 @@ async fn while_wanted<T>(
         tokio::select! {
             biased;
             () = gateway.cutoff.cancelled() => return Err(Ending::cut_before_anything(Refusal::ShuttingDown)),
-            () = client.left() => if admitted.on_hangup == OnHangup::Cancel {
+            () = client.until_it_leaves() => if admitted.on_hangup == OnHangup::Cancel {
                 return Err(Ending::left(Settle::Usage));
             },
             () = sleep_until(deadline) => return Err(match client.is_gone() {

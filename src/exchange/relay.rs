@@ -259,7 +259,7 @@ impl<'a> Stream<'a> {
         tokio::select! {
             biased;
             () = self.gateway.cutoff.cancelled() => Step::Cut,
-            () = self.client.left() => Step::ClientLeft,
+            () = self.client.until_it_leaves() => Step::ClientLeft,
             () = sleep_until(end_by) => Step::Over,
             chunk = self.response.chunk() => match chunk {
                 Ok(Some(chunk)) => Step::Chunk(chunk),

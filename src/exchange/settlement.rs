@@ -13,7 +13,8 @@ use crate::tokens::{self, Encoding};
 use crate::usage::Tier;
 use crate::usage::{Tokens, Usage};
 
-/// Closes the hold. An error means that the outcome is unknown: the process stops and recovers from disk.
+/// Closes the hold. An error means that the charge is not known to be durable ([`crate::store::Writer::close`] says when):
+/// the hold stays open, and the next start or the sweep releases it.
 pub(super) async fn settle(
     gateway: &Gateway,
     admitted: Admitted,
