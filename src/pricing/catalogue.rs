@@ -15,7 +15,7 @@ pub struct CatalogueRow {
     pub model: String,
     /// In force from.
     pub from: Timestamp,
-    /// The price as [`Price::from_json`] reads it.
+    /// The price as [`super::Price::from_json`] reads it.
     pub price: String,
 }
 
