@@ -1183,3 +1183,25 @@ async fn commands_name_the_address_a_running_server_has() {
     assert_eq!(stopped(child).await, Some(0));
     assert_eq!(home.json("key issue alice")["url"], json!("http://127.0.0.1:0"));
 }
+
+#[test]
+fn a_price_that_is_set_names_what_keeps_its_own_rates_and_when_it_begins() {
+    let home = Home::with_alice();
+    let ran = home.run("price set gpt-5.4 --input 3 --from 2099-01-01");
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    for part in ["rates of their own: ", "flex", "in force from 2099-01-01"] {
+        assert!(ran.err.contains(part), "{part}: {}", ran.err);
+    }
+    let plain = home.run("price set mine --input 3 --output 4");
+    assert_eq!(plain.err, "");
+    home.ok("price set mine --input 5 --from 2099-01-01");
+    let export = home.ok("price export");
+    let other = Home::with_alice();
+    let shown = other.run_with("price import - --list openai", &[], &export);
+    assert!(
+        shown.out.lines().next().is_some_and(|head| head.ends_with("from")),
+        "{}",
+        shown.out
+    );
+    assert!(shown.out.contains("2099-01-01"), "{}", shown.out);
+}

@@ -139,6 +139,7 @@ fn price_row(row: &PriceRow) -> Vec<String> {
         Kind::Text | Kind::Embedding => (Class::Input, Class::Output),
         Kind::Image => (Class::ImageTextInput, Class::ImageOutput),
     };
+    let also = also(&row.price);
     let rate = |class: Class| rates.get(&class).map_or("-".to_owned(), ToString::to_string);
     vec![
         row.list.to_string(),
@@ -146,14 +147,18 @@ fn price_row(row: &PriceRow) -> Vec<String> {
         rate(input),
         rate(Class::CachedInput),
         rate(output_class),
-        also(&row.price),
+        if also.is_empty() {
+            "-".to_owned()
+        } else {
+            also.join(", ")
+        },
         output::time(row.from).split(' ').next().unwrap_or_default().to_owned(),
         row.source.word().to_owned(),
     ]
 }
 
 /// What else a price is made of.
-fn also(price: &Price) -> String {
+fn also(price: &Price) -> Vec<String> {
     let mut parts: Vec<String> = price.tiers.keys().map(|tier| tier.name().to_owned()).collect();
     parts.extend(
         price
@@ -163,11 +168,7 @@ fn also(price: &Price) -> String {
     );
     parts.extend(price.off_peak.as_ref().map(|_| "off-peak".to_owned()));
     parts.extend((!price.fees.is_empty()).then(|| "tools".to_owned()));
-    if parts.is_empty() {
-        "-".to_owned()
-    } else {
-        parts.join(", ")
-    }
+    parts
 }
 
 /// An export.
@@ -212,23 +213,29 @@ fn show_changes(changes: &[PriceChange], global: &Global) -> anyhow::Result<()> 
     if global.json {
         return output::json(&Items { items: all.collect() });
     }
-    let columns = [
+    let dated = changes
+        .windows(2)
+        .any(|pair| matches!(pair, [one, next] if one.spec.from != next.spec.from));
+    let mut columns = vec![
         Column::Left("list"),
         Column::Left("model"),
         Column::Left("what"),
         Column::Right("before"),
         Column::Right("after"),
     ];
+    columns.extend(dated.then_some(Column::Left("from")));
     let none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
     let rows: Vec<Vec<String>> = all
         .map(|view| {
-            vec![
+            let mut cells = vec![
                 view.list,
                 output::plain(&view.model),
                 view.field,
                 none(view.before),
                 none(view.after),
-            ]
+            ];
+            cells.extend(dated.then(|| output::time(view.from)));
+            cells
         })
         .collect();
     if rows.is_empty() {

@@ -2,11 +2,11 @@
 
 use jiff::Timestamp;
 
-use super::{list_name, show_changes};
+use super::{also, list_name, show_changes};
 use crate::admin::{self, PriceSpec, Same};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::values::When;
-use crate::cli::{Global, actor, open};
+use crate::cli::{Global, actor, open, output};
 use crate::config::{Config, UpstreamConfig};
 use crate::pricing::{Class, Factor, Kind, ListName, Price, Rate};
 use crate::store::{Create, Store};
@@ -102,7 +102,9 @@ pub(super) fn run(args: &SetArgs, global: &Global) -> anyhow::Result<()> {
     let at = now();
     let from = args.from.map_or(at, |when| when.ahead(at));
     let list = args.list.clone().unwrap_or_else(|| default_list(&config));
-    let price = args.over(base(&store, args, &list, from)?)?;
+    let base = base(&store, args, &list, from)?;
+    let kept = base.as_ref().and_then(|base| args.keeps(base));
+    let price = args.over(base)?;
     let spec = PriceSpec {
         list,
         model: args.model.clone(),
@@ -115,7 +117,14 @@ pub(super) fn run(args: &SetArgs, global: &Global) -> anyhow::Result<()> {
     if changes.is_empty() {
         global.say("nothing differs from your price in force");
     }
-    show_changes(&changes, global)
+    show_changes(&changes, global)?;
+    if !changes.is_empty() {
+        kept.iter().for_each(|kept| global.say(kept));
+        if from > at {
+            global.say(&format!("in force from {} UTC", output::time(from)));
+        }
+    }
+    Ok(())
 }
 
 /// The price that the given rates are laid over: the one of `--like`, the model's own, or none.
@@ -154,6 +163,13 @@ impl SetArgs {
                 .fix("give the rates per million tokens: --input 2.5 --cached-input 0.25 --output 10")
                 .into()
         })
+    }
+
+    /// What of a price these rates do not reach, in words.
+    fn keeps(&self, base: &Price) -> Option<String> {
+        let own = also(base);
+        (!own.is_empty() && self.rates().next().is_some())
+            .then(|| format!("unchanged, with rates of their own: {}", own.join(", ")))
     }
 
     fn rates(&self) -> impl Iterator<Item = (Class, Rate)> {
