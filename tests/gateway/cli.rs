@@ -546,6 +546,13 @@ fn an_import_shows_the_differences_and_writes_only_with_consent() {
     assert!(shown.err.contains("nothing was written; add --yes"), "{}", shown.err);
     assert!(shown.err.contains("left out gpt-odd"), "{}", shown.err);
     home.fails("price list gpt-new", 5);
+    let none = home.run("price import map.json --list groq");
+    assert_eq!((none.code, none.out.as_str()), (5, ""), "{}", none.err);
+    assert!(
+        none.err.contains("list 'groq'") && none.err.contains("one of openai"),
+        "{}",
+        none.err
+    );
     home.ok("price import map.json --yes");
     assert_eq!(
         rates(&home, "gpt-new"),

@@ -1,6 +1,7 @@
 //! `gateway price import`: our own export or LiteLLM's price map, shown first, written with consent.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
@@ -16,6 +17,7 @@ use crate::cli::prompt::{self, Consent};
 use crate::cli::values::When;
 use crate::cli::{Global, actor};
 use crate::pricing::{ListName, Price};
+use crate::route::nearest;
 use crate::store::{Create, Store};
 use crate::time::now;
 
@@ -58,12 +60,14 @@ pub(super) fn run(
     let text = read_import(file)?;
     let from = from.map(|when| when.ahead(at));
     let mut specs = if litellm::is_map(&text) {
-        let specs = of_litellm(&text, from.unwrap_or(at), global)?;
+        let specs = of_litellm(&text, list, from.unwrap_or(at), global)?;
         keeping_what_the_map_does_not_know(&store, specs)?
     } else {
         of_export(&text, from)?
     };
-    specs.retain(|spec| list.is_none_or(|list| spec.list == *list));
+    if let Some(list) = list {
+        specs = only(list, specs, file)?;
+    }
     let changes = admin::price_changes(&store, specs).map_err(Failure::from)?;
     show_changes(&changes, global)?;
     if changes.is_empty() {
@@ -76,6 +80,24 @@ pub(super) fn run(
     admin::set_prices(&store, &changes, &actor(), at).map_err(Failure::from)?;
     global.say(&format!("{} prices written", changes.len()));
     Ok(())
+}
+
+/// The prices of one list; a file that has none is not what was meant.
+fn only(list: &ListName, mut specs: Vec<PriceSpec>, file: &Path) -> Result<Vec<PriceSpec>, Failure> {
+    let lists: BTreeSet<String> = specs.iter().map(|spec| spec.list.to_string()).collect();
+    specs.retain(|spec| spec.list == *list);
+    if !specs.is_empty() {
+        return Ok(specs);
+    }
+    let what = format!("{} has no prices for the list '{list}'", file.display());
+    let lists: Vec<&str> = lists.iter().map(String::as_str).collect();
+    Err(match lists.is_empty() {
+        true => Failure::new(Exit::NotFound, what).why("it has none for any list"),
+        false => Failure {
+            near: nearest(list.as_str(), lists.iter().copied()).map(str::to_owned),
+            ..Failure::new(Exit::NotFound, what).fix(format!("give --list one of {}", lists.join(", ")))
+        },
+    })
 }
 
 fn read_import(file: &Path) -> anyhow::Result<String> {
@@ -133,10 +155,20 @@ fn keep_what_holds(at: Timestamp, rows: &mut Vec<ImportRow<'_>>) {
     rows.dedup_by(|next, best| (&next.list, &next.model) == (&best.list, &best.model));
 }
 
-fn of_litellm(text: &str, from: Timestamp, global: &Global) -> Result<Vec<PriceSpec>, Failure> {
+fn of_litellm(
+    text: &str,
+    list: Option<&ListName>,
+    from: Timestamp,
+    global: &Global,
+) -> Result<Vec<PriceSpec>, Failure> {
     let read = litellm::read(text).map_err(not_imported)?;
     for (model, why) in &read.left_out {
         global.say(&format!("left out {}: {}", output::plain(model), output::plain(why)));
+    }
+    for (of, note) in &read.zeros {
+        if list.is_none_or(|list| list == of) {
+            global.say(&output::plain(note));
+        }
     }
     let spec = |(list, model, price)| PriceSpec {
         list,

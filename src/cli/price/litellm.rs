@@ -1,6 +1,6 @@
 //! LiteLLM's price map to prices: exact decimals from the JSON text, and a reason for every model that is left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rust_decimal::Decimal;
 use serde_json::value::RawValue;
@@ -15,6 +15,8 @@ pub(super) struct Read {
     pub(super) prices: Vec<(ListName, String, Price)>,
     /// Models left out, and why.
     pub(super) left_out: Vec<(String, String)>,
+    /// List, and what is said of a zero that is not taken over.
+    pub(super) zeros: Vec<(ListName, String)>,
 }
 
 type Fields = BTreeMap<String, Box<RawValue>>;
@@ -89,6 +91,10 @@ pub(super) fn read(text: &str) -> Result<Read, String> {
         } else {
             price(kind, fields)
         };
+        if let Some(command) = setting_zeros(kind, fields, &list, &model) {
+            let note = format!("the zero of {} is not taken over; if it is free: {command}", key);
+            read.zeros.push((list.clone(), note));
+        }
         match made {
             Err(why) => read.left_out.push((key.clone(), why)),
             Ok(price) => match ours.insert((list, model), price.clone()) {
@@ -142,6 +148,25 @@ fn searches_by_itself(list: &ListName, model: &str, fields: &Fields) -> bool {
         .iter()
         .any(|part| model.contains(part));
     named || (list.as_str() == "perplexity" && fields.contains_key("search_context_cost_per_query"))
+}
+
+/// The command that takes over what a map calls free: only an operator may say so.
+fn setting_zeros(kind: Kind, fields: &Fields, list: &ListName, model: &str) -> Option<String> {
+    let zero = |name: &str| {
+        fields
+            .get(name)
+            .is_some_and(|rate| per_million(rate.get()) == Ok(Rate::ZERO))
+    };
+    let classes: BTreeSet<Class> = CLASSES
+        .iter()
+        .filter(|(name, class)| zero(name) && !(kind == Kind::Embedding && *class == Class::Output))
+        .map(|(_, class)| *class)
+        .collect();
+    let flags: String = classes
+        .iter()
+        .map(|class| format!(" --{} 0", class.name().replace('_', "-")))
+        .collect();
+    (!flags.is_empty()).then(|| format!("gateway price set {model} --list {list}{flags}"))
 }
 
 /// A field's name taken apart: class, long-context threshold, tier.
@@ -312,5 +337,10 @@ mod tests {
         assert!(read.prices.is_empty(), "{:?}", read.prices);
         let names: Vec<&str> = read.left_out.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["a", "b", "c", "o4-deep-research", "xai/d"]);
+        let zeros: Vec<&str> = read.zeros.iter().map(|(_, note)| note.as_str()).collect();
+        assert_eq!(
+            zeros,
+            ["the zero of b is not taken over; if it is free: gateway price set b --list openai --input 0 --output 0"]
+        );
     }
 }
