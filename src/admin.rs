@@ -406,6 +406,14 @@ pub fn key(store: &Store, which: &str) -> Done<Key> {
         return Ok(key);
     }
     let mut found = store.find_keys(which)?;
+    if found.is_empty() {
+        // A start of what is shown will do, as long as it is one key's.
+        found = store
+            .keys(None)?
+            .into_iter()
+            .filter(|key| key.prefix.starts_with(which))
+            .collect();
+    }
     match (found.pop(), found.is_empty()) {
         (Some(key), true) => Ok(key),
         (Some(key), false) => Err(AdminError::Ambiguous {
@@ -413,7 +421,7 @@ pub fn key(store: &Store, which: &str) -> Done<Key> {
             name: veiled(which),
             matches: std::iter::once(&key)
                 .chain(&found)
-                .map(|key| key.id.0.to_string())
+                .map(|key| format!("{} ({}/{})", key.prefix, key.user_name, key.name))
                 .collect(),
         }),
         (None, _) => Err(AdminError::NotFound {

@@ -108,7 +108,7 @@ fn verify(global: &Global) -> anyhow::Result<()> {
                 ..
             } = found;
             output::print(&format!(
-                "the books balance: {users} users, {entries} entries, {exchanges} requests, {open_holds} open holds\n"
+                "the books balance (users {users}, entries {entries}, requests {exchanges}, open holds {open_holds})\n"
             ))?;
         }
         return Ok(());

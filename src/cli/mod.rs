@@ -77,6 +77,7 @@ pub enum Command {
     /// Serve the gateway until SIGTERM or Ctrl-C
     Serve(serve::ServeArgs),
     /// Start Codex through this gateway; changes no file
+    #[command(disable_version_flag = true)]
     Codex(codex::CodexArgs),
     /// Set up a client for this gateway
     Connect(connect::ConnectArgs),

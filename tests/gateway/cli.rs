@@ -372,6 +372,21 @@ fn a_key_is_revoked_by_prefix_and_a_wrong_one_names_the_nearest() {
 }
 
 #[test]
+fn the_start_of_a_keys_prefix_will_do_as_long_as_it_is_one_keys() {
+    let home = Home::with_alice();
+    let first = home.json("key issue alice --name laptop");
+    let shown = first["prefix"].as_str().expect("a prefix");
+    let start = &shown[..shown.len() - 3];
+    assert_eq!(home.json(&format!("key show {start}"))["id"], first["id"]);
+    home.json("key issue alice --name desk");
+    let error = home.fails("key show sk-gw-", 2);
+    assert!(
+        error.contains("alice/laptop") && error.contains("alice/desk"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_rotated_key_keeps_its_permissions_and_its_grace() {
     let home = Home::with_alice();
     let old = home.json("key issue alice --name laptop --model gpt-4o");
@@ -1141,7 +1156,7 @@ fn books_that_balance_say_so_and_what_they_looked_at() {
     );
     assert!(
         home.ok("ledger verify")
-            .starts_with("the books balance: 1 users, 1 entries")
+            .starts_with("the books balance (users 1, entries 1,")
     );
 }
 
