@@ -1,5 +1,7 @@
 //! Reading a request: its deciding parameters, and a walk over what the model reads.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::fields::{Deciding, Member, members, span, unsupported, wrong_type, wrong_value};
@@ -34,7 +36,7 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
     let fields = Deciding::pick(&members, "")?;
     refuse_unserved(endpoint, &fields)?;
     expect_kinds(endpoint, &fields)?;
-    let model = model(&fields)?;
+    let (model, model_place) = model(text, &fields)?;
     let (stream_options, include_usage) = stream_options(text, &fields)?;
     let limits = limits(endpoint, text, &fields)?;
     let mut read = read(endpoint, &members, &fields)?;
@@ -53,7 +55,7 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
         echo: echo(&fields)?,
         body: body.clone(),
         places: Places {
-            model: fields.raw("model").map(|raw| span(text, raw)).unwrap_or_default(),
+            model: model_place,
             limits,
             stream_options,
             end: text.trim_end().len().saturating_sub(1),
@@ -129,8 +131,9 @@ fn expect_kinds(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), CallErr
     fields.boolean("store").map(|_| ())
 }
 
-fn model(fields: &Deciding<'_>) -> Result<String, CallError> {
-    let Some(model) = fields.string("model")? else {
+/// The model, and where in the text it stands.
+fn model(text: &str, fields: &Deciding<'_>) -> Result<(String, Range<usize>), CallError> {
+    let (Some(model), Some(raw)) = (fields.string("model")?, fields.raw("model")) else {
         let message = "The request names no model. Set `model`; GET /v1/models lists what this key may use.".to_owned();
         return Err(CallError::of("model", "missing_required_parameter", message));
     };
@@ -140,7 +143,7 @@ fn model(fields: &Deciding<'_>) -> Result<String, CallError> {
             "must be the name of a model; GET /v1/models lists what this key may use",
         ));
     }
-    Ok(model)
+    Ok((model, span(text, raw)))
 }
 
 /// Chat models that search the web in every call, asked to or not.

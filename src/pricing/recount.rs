@@ -35,12 +35,25 @@ pub fn miscounted(lines: &[Line], usage: &Usage) -> Counted {
         let of = lines.iter().filter(|line| classes.contains(&line.class));
         of.fold(0, |sum, line| sum.saturating_add(line.quantity))
     };
+    let mut counted = Counted::default();
+    for (name, classes, used) in groups(usage) {
+        match lines_of(classes) {
+            in_lines if in_lines == used => {}
+            0 => counted.unpriced.push(name),
+            _ => counted.wrong.push(name),
+        }
+    }
+    counted
+}
+
+/// Groups of classes of which a usage tells the sum.
+fn groups(usage: &Usage) -> [(&'static str, &'static [Class], u64); 12] {
     let images = usage.tools.image_gen.clone().unwrap_or_default();
     let details = usage.cached_tokens.get()
         + usage.cache_write_tokens.get()
         + usage.cache_write_12h_tokens.get()
         + usage.audio_input_tokens.get();
-    let groups: [(&'static str, &[Class], u64); 12] = [
+    [
         (
             "input",
             &[
@@ -87,16 +100,7 @@ pub fn miscounted(lines: &[Line], usage: &Usage) -> Counted {
             &[Class::ImageTextOutput, Class::ImageOutput],
             images.text_output_tokens.get() + images.image_output_tokens.get(),
         ),
-    ];
-    let mut counted = Counted::default();
-    for (name, classes, used) in groups {
-        match lines_of(classes) {
-            counted if counted == used => {}
-            0 => counted.unpriced.push(name),
-            _ => counted.wrong.push(name),
-        }
-    }
-    counted
+    ]
 }
 
 /// How the lines of a receipt count its usage.
