@@ -1,4 +1,4 @@
--- The whole schema of a gateway's database, version 1. A new database is made from this file.
+-- The whole schema of a gateway's database, version 2. A new database is made from this file.
 --
 -- Conventions: money is an integer count of nano-dollars (1 USD = 10^9), in columns named *_nanos; times are
 -- microseconds since 1970-01-01 UTC, in columns named *_at; ids are UUIDs in 16 bytes; hashes are SHA-256 in 32 bytes
@@ -12,13 +12,21 @@
 -- end of a table are found by it.
 
 PRAGMA application_id = 0x43784777; -- "CxGw"
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 
 -- Facts about this file.
 CREATE TABLE meta (
     name  TEXT NOT NULL PRIMARY KEY, -- what the fact is about: `catalogue` (fingerprint of the price catalogue written last)
     value TEXT NOT NULL              -- the fact; `catalogue_rows`: SHA-256, in hexadecimal, of the catalogue's rows in model_pricing
 ) STRICT, WITHOUT ROWID;
+
+-- How many transactions were committed. The high-water mark beside the database says how many there have to be at least:
+-- so a lost log or an old copy is found (src/store/mark.rs).
+CREATE TABLE commits (
+    one   INTEGER PRIMARY KEY CHECK (one = 1), -- there is one row
+    count INTEGER NOT NULL CHECK (count >= 0)  -- transactions since the database was made, or since it was given this table
+) STRICT;
+INSERT INTO commits (one, count) VALUES (1, 0);
 
 -- Who owns a balance.
 CREATE TABLE users (
@@ -247,3 +255,9 @@ BEGIN SELECT RAISE(ABORT, 'a hold is closed once, and nothing else of it changes
 
 CREATE TRIGGER holds_stay BEFORE DELETE ON holds
 BEGIN SELECT RAISE(ABORT, 'holds are never deleted'); END;
+
+CREATE TRIGGER commits_are_counted BEFORE UPDATE ON commits
+WHEN NEW.count IS NOT OLD.count + 1 OR NEW.one IS NOT OLD.one
+BEGIN SELECT RAISE(ABORT, 'commits are counted one by one'); END;
+CREATE TRIGGER commits_stay BEFORE DELETE ON commits
+BEGIN SELECT RAISE(ABORT, 'the count of commits is not deleted'); END;

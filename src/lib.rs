@@ -3,6 +3,8 @@
 //! The modules in reading order, from the bottom up; a module uses what stands above it here, never what stands below.
 //! A stranger reads this list and then [`exchange`], and knows how the gateway works.
 //!
+//! [`fail_point`] is where the crash tests make it fail.
+//!
 //! Vocabulary: values and rules, without clock, I/O or async.
 //! [`money`] and [`usage`] are what is counted; [`call`] is a request as far as its cost and its route depend on it;
 //! [`pricing`] makes money of usage and [`tokens`] bounds and estimates it; [`hold`] says how much to set aside and
@@ -13,6 +15,8 @@
 //! settlement. [`admin`] is what operators do.
 //!
 //! The edge: [`server`], the [`simulator`] that plays an upstream, and the command line in [`cli`].
+
+pub mod fail_point;
 
 pub mod money;
 pub mod usage;

@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::{ContextKind, ContextValue};
 use codex_gateway::cli::{self, Cli, failure, output};
+use codex_gateway::fail_point;
 use codex_gateway::route::nearest;
 
 fn main() -> ExitCode {
+    let _armed = fail_point::arm();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(error),

@@ -14,6 +14,7 @@ use super::users::UserStatus;
 use super::{ExchangeId, KeyId, UserId};
 use crate::call::Endpoint;
 use crate::config::OnHangup;
+use crate::fail_point::Injected;
 use crate::money::Usd;
 use crate::pricing::ListName;
 use crate::usage::Tier;
@@ -27,6 +28,11 @@ pub(super) fn unreadable(what: &str) -> FromSqlError {
 /// An error of an operation that found what must not be.
 pub(super) fn broken(what: impl Into<String>) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(what.into().into())
+}
+
+/// The error of a statement that a crash test made fail.
+pub(super) fn injected(point: Injected) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(Box::new(point))
 }
 
 macro_rules! id_column {

@@ -14,13 +14,11 @@ use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
+use super::migrate::{self, VERSION};
 use super::{Create, OpenError, StoreError, during};
 
 /// The whole schema.
 const SCHEMA: &str = include_str!("../../schema.sql");
-
-/// `user_version` of the schema.
-const VERSION: i64 = 1;
 
 /// `application_id` of a gateway's database: "CxGw".
 const APPLICATION: i64 = 0x4378_4777;
@@ -94,6 +92,7 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
     }
     match version(&conn).map_err(during(opening()))? {
         VERSION => {}
+        found if (1..VERSION).contains(&found) => migrate::migrate(&mut conn).map_err(during(opening()))?,
         found => return Err(OpenError::TooNew { found, known: VERSION }),
     }
     use_wal(&conn).map_err(during(opening()))?;
@@ -279,10 +278,10 @@ mod tests {
     #[test]
     fn a_newer_database_and_a_foreign_one_are_left_alone() {
         let desk = Desk::new();
-        desk.raw().execute_batch("PRAGMA user_version = 2").expect("set");
+        desk.raw().execute_batch("PRAGMA user_version = 3").expect("set");
         let newer = open_at(&desk.path(), Create::Never);
         assert!(
-            matches!(newer, Err(OpenError::TooNew { found: 2, known: 1 })),
+            matches!(newer, Err(OpenError::TooNew { found: 3, known: 2 })),
             "{newer:?}"
         );
     }

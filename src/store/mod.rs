@@ -6,12 +6,14 @@ pub mod audit;
 mod cache;
 mod checkpoint;
 mod columns;
+mod commits;
 mod connection;
 mod digest;
 pub mod entries;
 pub mod keys;
 pub mod ledger;
 mod lock;
+mod migrate;
 pub mod prices;
 #[cfg(test)]
 mod testing;
@@ -263,9 +265,12 @@ fn write_on<D, R>(conn: &mut Connection, context: &str, act: impl FnOnce(&Connec
         Err(error) => return failed(Trouble::of(&error), error),
     };
     match act(&tx) {
-        Ok(Ok(done)) => match tx.commit() {
-            Ok(()) => Outcome::Committed(done),
-            Err(error) => failed(Trouble::of_commit(&error), error),
+        Ok(Ok(done)) => match commits::count(&tx) {
+            Ok(_) => match tx.commit() {
+                Ok(()) => Outcome::Committed(done),
+                Err(error) => failed(Trouble::of_commit(&error), error),
+            },
+            Err(error) => failed(Trouble::of(&error), error),
         },
         Ok(Err(refused)) => Outcome::Refused(refused),
         Err(error) => failed(Trouble::of(&error), error),

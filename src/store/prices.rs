@@ -173,6 +173,7 @@ pub(super) fn seed(conn: &mut Connection, rows: &[CatalogueRow]) -> rusqlite::Re
         .execute(params![row.list.as_str(), row.model, Micros(row.from), row.price])?;
     }
     let there = digest_of_rows(&tx)?;
+    super::commits::count(&tx)?;
     for fact in [[CATALOGUE, &fingerprint], [CATALOGUE_ROWS, &there]] {
         tx.execute(
             "INSERT INTO meta (name, value) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",

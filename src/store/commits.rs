@@ -1,0 +1,15 @@
+//! How many transactions were committed: what tells a database that lost its end from a whole one.
+
+use rusqlite::Connection;
+
+/// Counts the transaction that is about to commit, and gives its number; part of it.
+pub(super) fn count(tx: &Connection) -> rusqlite::Result<i64> {
+    tx.prepare_cached("UPDATE commits SET count = count + 1 RETURNING count")?
+        .query_row([], |row| row.get(0))
+}
+
+/// The number of the last one.
+pub(super) fn last(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.prepare_cached("SELECT count FROM commits")?
+        .query_row([], |row| row.get(0))
+}
