@@ -7,13 +7,14 @@ use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
-use super::columns::{Micros, broken, names_and_marks, text, tokens};
+use super::columns::{Micros, broken, injected, names_and_marks, text, tokens};
 use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry};
 use super::usage_log::{self, Basis, ExchangeRow, State};
 use super::users::{self, User, UserStatus};
 use super::{ExchangeId, KeyId, Outcome, Store, Tried, UserId};
 use crate::call::Endpoint;
+use crate::fail_point::{self, Point};
 use crate::hold::{self, Policy, Quote, Room, Shortfall, Size};
 use crate::money::Usd;
 use crate::pricing::ListName;
@@ -317,6 +318,7 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
         ..close.row.clone()
     };
     let usage_hash = usage_log::insert(tx, &row, &hold.hash, state)?;
+    fail_point::hit(Point::InSettlement).map_err(injected)?;
     if charged > Usd::ZERO {
         append_charge(tx, &row, charged, usage_hash)?;
     }
@@ -452,6 +454,7 @@ pub(super) fn interrupt_before(
         .prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open' AND placed_at < ?1 LIMIT ?2")?
         .query_map(params![Micros(placed_before), limit], |row| row.get(0))?
         .collect::<Result<_, _>>()?;
+    fail_point::hit(Point::Sweep).map_err(injected)?;
     let mut closed = 0;
     for exchange in overdue {
         interrupt(tx, exchange, now)?;

@@ -33,7 +33,7 @@ use uuid::Uuid;
 
 use cache::Caches;
 pub use lock::ServerLock;
-pub use writer::{Busy, Place, Writer};
+pub use writer::{Busy, NotClosed, Place, Writer};
 
 /// Id of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

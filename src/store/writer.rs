@@ -86,6 +86,18 @@ pub enum Busy {
     Stopped,
 }
 
+/// Why a hold was not closed.
+#[derive(Debug, thiserror::Error)]
+pub enum NotClosed {
+    /// The row can never be written, or not in time before the process stops: the hold stays open for the sweep or the
+    /// next start.
+    #[error("it cannot be written, and its hold stays open")]
+    NotWritten(#[source] StoreError),
+    /// It may or may not be durable. [`Writer::failed`] fires as well, and the process has to stop.
+    #[error("it may or may not be durable")]
+    Unknown(#[source] StoreError),
+}
+
 /// What is asked of the writer; whoever asked waits for `answer`.
 #[derive(Debug)]
 enum Job {
@@ -163,10 +175,8 @@ impl Writer {
     }
 
     /// Settles or releases: one transaction for charge, entry, usage row and the hold's closing. Repeated until it
-    /// commits; `Err` when the outcome is unknown, and then [`Writer::failed`] fires as well and the process has to
-    /// stop; or when this very row can never be written, or not in time before the process stops: then the hold stays
-    /// open for the sweep or the next start.
-    pub async fn close(&self, hold: Hold, place: Place, close: CloseHold) -> Result<Closed, StoreError> {
+    /// commits.
+    pub async fn close(&self, hold: Hold, place: Place, close: CloseHold) -> Result<Closed, NotClosed> {
         let (answer, answered) = oneshot::channel();
         let job = Job::Close {
             exchange: hold.exchange,
@@ -174,8 +184,12 @@ impl Writer {
             answer,
             _place: place,
         };
-        self.handle.queue.send(job).map_err(|_| self.stopped())?;
-        answered.await.unwrap_or_else(|_| Err(self.stopped()))
+        let sent = self.handle.queue.send(job);
+        sent.map_err(|_| NotClosed::NotWritten(self.stopped()))?;
+        match answered.await {
+            Ok(closed) => closed.map_err(NotClosed::NotWritten),
+            Err(_) => Err(NotClosed::Unknown(self.stopped())),
+        }
     }
 
     /// Releases the holds taken before a time, longer ago than the longest possible call, as `interrupted`. Returns
