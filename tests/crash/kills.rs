@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use codex_gateway::fail_point::Point;
 use codex_gateway::simulator::Ended;
+use codex_gateway::store::Store;
 use codex_gateway::store::usage_log::{Basis, State};
 use futures_util::FutureExt;
 use rustix::process::Signal;
@@ -31,7 +32,7 @@ const PER_DATABASE: u64 = 16;
 const UNDER_WAY: usize = 16;
 
 /// When a random kill comes, in milliseconds of load: from before the first answer to many answers.
-const MOMENTS: (u64, u64) = (25, 250);
+const MOMENTS: (u64, u64) = (25, 350);
 
 /// At which passage of a point a directed kill comes; so many calls are under way at the first of them.
 const PASSAGES: (u64, u64) = (17, 60);
@@ -80,7 +81,9 @@ async fn one_database(dice: &Dice, cycles: std::ops::Range<u64>, cycle: &mut u64
     for number in cycles {
         *cycle = number;
         let kill = Kill::thrown(&mut dice.of(number), number);
-        let mut serving = machine.serve_with(&kill.env()).await;
+        let points = kill.points(&store);
+        let env = points.as_deref().map(|points| ("FAILPOINTS", points));
+        let mut serving = machine.serve_with(env.as_slice()).await;
         let accounts = Accounts::compared(&machine, &all);
         tally.count(&accounts, &last);
         machine.people.iter().for_each(|person| person.help(&store));
@@ -109,7 +112,7 @@ enum Kill {
     /// After so much load.
     After(Duration),
     /// By itself, at this passage of a point.
-    At(Point, String),
+    At(Point, u64),
 }
 
 impl Kill {
@@ -119,15 +122,20 @@ impl Kill {
             return Kill::After(Duration::from_millis(dice.between(MOMENTS.0, MOMENTS.1)));
         }
         let turn = usize::try_from(cycle / 2).expect("few") % POINTS.len();
-        let (point, passage) = (POINTS[turn], dice.between(PASSAGES.0, PASSAGES.1));
-        Kill::At(point, format!("{}={}*off->return(kill)", point.name(), passage - 1))
+        Kill::At(POINTS[turn], dice.between(PASSAGES.0, PASSAGES.1))
     }
 
-    fn env(&self) -> Vec<(&str, &str)> {
-        match self {
-            Kill::After(_) => Vec::new(),
-            Kill::At(_, points) => vec![("FAILPOINTS", points)],
-        }
+    /// The words of `FAILPOINTS` for it.
+    fn points(&self, store: &Store) -> Option<String> {
+        let Kill::At(point, passage) = self else {
+            return None;
+        };
+        // The start itself closes what the last kill left open.
+        let at_start = match point {
+            Point::InSettlement => store.verify().expect("the books can be verified").open_holds,
+            _ => 0,
+        };
+        Some(format!("{}={}*off->return(kill)", point.name(), at_start + passage - 1))
     }
 
     /// Kills, or sees the gateway die.
