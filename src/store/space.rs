@@ -14,7 +14,7 @@ use super::connection;
 use crate::config::DiskConfig;
 
 /// What is written at once where the file system cannot set space aside by itself.
-const PIECE: [u8; 1 << 16] = [0; 1 << 16];
+static PIECE: [u8; 1 << 16] = [0; 1 << 16];
 
 /// The space for the books.
 #[derive(Debug)]
