@@ -19,4 +19,6 @@ mod accounts;
 mod dice;
 mod kills;
 mod load;
+#[cfg(feature = "failpoints")]
+mod points;
 mod rig;
