@@ -73,7 +73,7 @@ fn how_many() -> u64 {
     said.map_or(KILLS, |kills| kills.parse().expect("GATEWAY_KILLS is a number"))
 }
 
-/// Kill after kill on one database; at the end a stop.
+/// Kill after kill on one database; at the end it serves and stops as if nothing had been.
 async fn one_database(dice: &Dice, cycles: std::ops::Range<u64>, cycle: &mut u64, tally: &mut Tally) {
     let machine = Machine::new(&dice.of(cycles.start), "").await.with(six_people);
     let store = machine.store();
@@ -94,10 +94,13 @@ async fn one_database(dice: &Dice, cycles: std::ops::Range<u64>, cycle: &mut u64
         tally.killed(&kill, &last);
         all.extend_from_slice(&last);
     }
-    machine.serve().await.stop().await;
-    let accounts = Accounts::compared(&machine, &all);
-    tally.count(&accounts, &last);
-    tally.database(&accounts);
+    let serving = machine.serve().await;
+    tally.count(&Accounts::compared(&machine, &all), &last);
+    let (load, served) = (Load::start(&machine, &serving), machine.simulator.served().len());
+    machine.simulator.arrived(served + UNDER_WAY).await;
+    all.extend(load.stop().await);
+    serving.stop().await;
+    tally.database(&Accounts::compared(&machine, &all));
     let verified = machine.program("ledger verify").output().await.expect("it runs");
     assert!(
         verified.status.success(),

@@ -152,6 +152,7 @@ impl Load {
     }
 
     /// One call of somebody with plenty, that is to come whole.
+    #[cfg(feature = "failpoints")]
     pub async fn one(machine: &Machine, serving: &Serving) -> Seen {
         let (log, client) = (Log::default(), machine.people[0].client_of(serving));
         let ask = Ask {
@@ -161,8 +162,7 @@ impl Load {
         let note = log.begin(ask.mark.clone(), ask.streamed);
         let fate = call(&client, &ask, &note).await;
         note.write(|seen| seen.fate = fate);
-        let seen = log.lock()[0].clone();
-        seen
+        log.lock()[0].clone()
     }
 
     /// What everybody has seen until now.
@@ -301,7 +301,7 @@ async fn call(client: &Client, ask: &Ask, note: &Note) -> Fate {
     let mut body = Vec::new();
     let ended = loop {
         match answer.chunk().await {
-            Ok(Some(_)) if ask.hangs_up => return Fate::HungUp,
+            Ok(Some(_)) if ask.hangs_up && answer.status() == 200 => return Fate::HungUp,
             Ok(Some(piece)) => body.extend_from_slice(&piece),
             Ok(None) => break true,
             Err(_) => break false,
