@@ -222,8 +222,8 @@ macro_rules! matrix {
         async fn $test() {
             let mut cell = Cell::new(Point::$point).await;
             cell.aborts().await;
-            let actions = format!("9*off->2*return(error)->4*off->1*sleep({DELAY})->4*off->2*panic");
-            cell.serves_on_after(&actions, 2).await;
+            let actions = format!("9*off->8*return(error)->4*off->1*sleep({DELAY})->4*off->8*panic");
+            cell.serves_on_after(&actions, 8).await;
         }
     )*};
 }
