@@ -19,4 +19,6 @@ mod accounts;
 mod dice;
 mod kills;
 mod load;
+mod power;
 mod rig;
+mod shim;
