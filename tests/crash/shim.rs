@@ -309,10 +309,10 @@ impl Journal {
         self.0.len()
     }
 
-    /// What the disk has when the power fails after all this, if it had `before` at the start.
-    pub fn after_power_cut(&self, before: &Files, spared: Spared<'_>) -> Files {
+    /// What the disk has when the power fails after so many of the calls, if it had `before` at the start.
+    pub fn after_power_cut(&self, before: &Files, calls: usize, spared: Spared<'_>) -> Files {
         let mut disk = Disk::new(before);
-        self.0.iter().for_each(|(at, note)| disk.play(*at, note));
+        self.0[..calls].iter().for_each(|(at, note)| disk.play(*at, note));
         disk.cut(spared)
     }
 }
