@@ -22,3 +22,4 @@ mod load;
 mod power;
 mod rig;
 mod shim;
+mod storage;
