@@ -113,8 +113,11 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     }
     let upstreams = config.upstreams.iter().map(upstream).collect::<Result<Vec<_>, _>>()?;
     let lock = ServerLock::acquire(store.path())?;
+    if let Some(behind) = store.behind() {
+        return Err(OpenError::Behind(behind).into());
+    }
     let writer_tasks = TaskTracker::new();
-    let writer = store.start_writer(&writer_tasks);
+    let writer = store.start_writer(&writer_tasks, config.disk);
     close_interrupted(&store).await?;
     let listen = |source| StartError::Listen {
         addr: config.server.listen,
@@ -273,7 +276,11 @@ impl Server {
     }
 
     /// Stops accepting, lets running calls finish up to `drain_timeout`, settles all.
-    pub async fn stop(self) {
+    ///
+    /// # Errors
+    /// Why the books may not be as they seem.
+    pub async fn stop(self) -> Result<(), String> {
+        let failure = self.app.gateway.writer.failure();
         self.app.stopping.store(true, Ordering::SeqCst);
         let tracker = &self.app.gateway.tracker;
         tracker.close();
@@ -297,6 +304,7 @@ impl Server {
         self.writer_tasks.close();
         self.writer_tasks.wait().await;
         drop(self.lock);
+        failure.why().map_or(Ok(()), Err)
     }
 }
 
@@ -395,17 +403,14 @@ fn ready(app: &App) -> Response<Body> {
     if app.stopping.load(Ordering::SeqCst) {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the server is stopping\n");
     }
-    if !app.gateway.writer.is_ready() {
-        return plain(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not ready: the books cannot be written\n",
-        );
+    match app.gateway.writer.problem() {
+        Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        None => plain(StatusCode::OK, "ready\n"),
     }
-    plain(StatusCode::OK, "ready\n")
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(text));
+fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(text.into());
     *response.status_mut() = status;
     response
 }
