@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::process::Signal;
 use tokio::time::sleep;
 
 use crate::accounts::Accounts;
 use crate::dice::Dice;
-use crate::load::{Load, Seen, six_people};
+use crate::load::{Fate, Load, Seen, six_people};
 use crate::rig::{Machine, PATIENCE, Serving};
 use crate::shim::{Files, Lasting, Of, Operation, Shim, Spared};
 
@@ -17,6 +18,9 @@ const FAULTS_OF_ONE: usize = 10;
 /// How soon the gateway is to be gone once it cannot know what is on its disk. Most of it is the start of an unoptimised
 /// build, which has a tokenizer to make ready and cannot be interrupted in it.
 const SOON: Duration = Duration::from_secs(5);
+
+/// Answers that are charged before a checkpoint: more than a page of the database.
+const CALLS: usize = 10;
 
 /// One fault.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +83,28 @@ async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_nex
     );
 }
 
+/// What a checkpoint writes is in the log, too: when it fails, the log has to be kept. The next one, at the latest the
+/// one when the last connection is closed, writes all of it anew: what a failed sync has lost as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_fails_loses_nothing_even_when_the_power_fails_after_the_next_one() {
+    if crate::shim::library().is_none() {
+        return;
+    }
+    let seed = Dice::seed();
+    println!("GATEWAY_SEED={seed}");
+    let mut desk = Desk::new(Dice::new(seed)).await;
+    for lasting in [Lasting::Once, Lasting::ForEver] {
+        for (operation, nth) in [(Operation::Write, 1), (Operation::Write, 6), (Operation::Sync, 1)] {
+            let fault = Fault {
+                operation,
+                nth,
+                lasting,
+            };
+            desk.checkpoint_meets(fault).await;
+        }
+    }
+}
+
 /// A machine whose disk fails again and again.
 struct Desk {
     machine: Machine,
@@ -127,6 +153,39 @@ impl Desk {
                 .after_power_cut(&before, journal.len(), Spared::Nothing)
                 .put(&database);
         }
+        self.machine.serve().await.stop().await;
+        Accounts::compared(&self.machine, &self.seen);
+    }
+
+    /// Meets a fault in the checkpoint when the gateway stops; then the power fails.
+    async fn checkpoint_meets(&mut self, fault: Fault) {
+        let Fault {
+            operation,
+            nth,
+            lasting,
+        } = fault;
+        let database = self.machine.database();
+        let before = Files::of(&database);
+        self.shim.begin_notes();
+        let mut serving = self.machine.serve_with(&self.shim.env()).await;
+        let load = Load::start(&self.machine, &serving);
+        while load.seen().iter().filter(|seen| seen.fate == Fate::Whole).count() < CALLS {
+            sleep(Duration::from_millis(5)).await;
+        }
+        self.seen.extend(load.stop().await);
+        self.shim.fail(operation, nth, Of::Database, Errno::IO, lasting);
+        serving.signal(Signal::TERM);
+        serving.end().await;
+        assert!(self.shim.seen(operation) >= nth, "{fault:?} was never met");
+        assert!(
+            serving.said().contains("a checkpoint failed"),
+            "{fault:?} {}",
+            serving.said()
+        );
+        let journal = self.shim.journal();
+        journal
+            .after_power_cut(&before, journal.len(), Spared::Nothing)
+            .put(&database);
         self.machine.serve().await.stop().await;
         Accounts::compared(&self.machine, &self.seen);
     }
