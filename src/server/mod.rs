@@ -5,6 +5,7 @@ pub mod models;
 mod offer;
 mod proxy;
 mod refusal;
+mod sweep;
 mod touch;
 
 use std::net::SocketAddr;
@@ -26,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::call::Endpoint;
 use crate::config::{Config, Pricing, UpstreamConfig};
-use crate::exchange::{Gateway, LONGEST_CALL, Upstream, UpstreamError};
+use crate::exchange::{Gateway, Upstream, UpstreamError};
 use crate::pricing::ListName;
 use crate::refusal::Refusal;
 use crate::route::{Catalogue, Routes, Served};
@@ -47,12 +48,6 @@ const KEPT_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long the last answers may take to leave once their exchanges are settled.
 const FLUSH: Duration = Duration::from_secs(2);
-
-/// Holds older than this belong to no running call: waiting for the head, the longest answer and the drain are shorter.
-const SWEEP_AGE: Duration = Duration::from_secs(2 * LONGEST_CALL.as_secs());
-
-/// How often such holds are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +143,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     let handle = Handle::new();
     let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
-    tasks.spawn(sweep_regularly(Arc::clone(&app), background.clone()));
+    tasks.spawn(sweep::sweep_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn_blocking(|| Encoding::O200k.warm());
     let serving = tasks.spawn(serve(
         listener,
@@ -305,24 +300,6 @@ impl Server {
         self.writer_tasks.wait().await;
         drop(self.lock);
         failure.why().map_or(Ok(()), Err)
-    }
-}
-
-/// Looks for holds that no running call owns. There should be none.
-async fn sweep_regularly(app: Arc<App>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
-        }
-        let Ok(before) = time::now().checked_sub(SWEEP_AGE) else {
-            continue;
-        };
-        match app.gateway.writer.sweep(before, time::now()).await {
-            Ok(0) => {}
-            Ok(count) => tracing::error!(count, "holds were open that no call owned; they are released"),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "open holds cannot be swept"),
-        }
     }
 }
 

@@ -57,7 +57,7 @@ const TURN: Duration = Duration::from_millis(50);
 const GAP: Duration = Duration::from_millis(2);
 
 /// How many holds one sweep closes in one transaction.
-const SWEEP: u32 = 64;
+const SWEEP: usize = 64;
 
 /// The one writer of a serving process: group commit over a bounded queue. Cheap to clone; the writer ends when the
 /// last clone is dropped.
@@ -133,9 +133,9 @@ enum Job {
     /// A hold whose exchange is gone before it got the answer.
     Abandoned { exchange: ExchangeId, now: Timestamp },
     Sweep {
-        placed_before: Timestamp,
+        overdue: Vec<ExchangeId>,
         now: Timestamp,
-        answer: oneshot::Sender<Result<u64, StoreError>>,
+        answer: oneshot::Sender<Result<(), StoreError>>,
     },
     Touch {
         used: Vec<(KeyId, Timestamp)>,
@@ -147,7 +147,7 @@ enum Job {
 enum Done {
     Hold(Result<Hold, HoldRefused>),
     Closed(Closed),
-    Swept(u64),
+    Swept,
     Nothing,
 }
 
@@ -157,9 +157,10 @@ impl Job {
             Job::Hold { ask, .. } => ledger::place(tx, ask).map(Done::Hold),
             Job::Close { exchange, close, .. } => ledger::close(tx, *exchange, close).map(Done::Closed),
             Job::Abandoned { exchange, now } => ledger::interrupt(tx, *exchange, *now).map(|()| Done::Nothing),
-            Job::Sweep { placed_before, now, .. } => {
-                ledger::interrupt_before(tx, *placed_before, *now, SWEEP).map(Done::Swept)
-            }
+            Job::Sweep { overdue, now, .. } => overdue
+                .iter()
+                .try_for_each(|exchange| ledger::interrupt(tx, *exchange, *now))
+                .map(|()| Done::Swept),
             Job::Touch { used, .. } => keys::touch(tx, used).map(|()| Done::Nothing),
         }
     }
@@ -213,23 +214,20 @@ impl Writer {
         }
     }
 
-    /// Releases the holds taken before a time, longer ago than the longest possible call, as `interrupted`. Returns
-    /// how many; it has to be none.
-    pub async fn sweep(&self, placed_before: Timestamp, now: Timestamp) -> Result<u64, StoreError> {
-        let mut closed = 0;
-        loop {
+    /// Releases holds that are open for longer than the longest possible call, as `interrupted`. Returns how many were
+    /// asked for; there have to be none.
+    pub async fn sweep(&self, overdue: Vec<ExchangeId>, now: Timestamp) -> Result<usize, StoreError> {
+        for some in overdue.chunks(SWEEP) {
             let (answer, answered) = oneshot::channel();
             let job = Job::Sweep {
-                placed_before,
+                overdue: some.to_vec(),
                 now,
                 answer,
             };
             self.handle.queue.send(job).map_err(|_| self.stopped())?;
-            match answered.await.unwrap_or_else(|_| Err(self.stopped()))? {
-                0 => return Ok(closed),
-                some => closed += some,
-            }
+            answered.await.unwrap_or_else(|_| Err(self.stopped()))?;
         }
+        Ok(overdue.len())
     }
 
     /// Notes uses of keys, some time soon; forgotten when the queue is full.
@@ -414,7 +412,7 @@ impl Consumer<'_> {
             match self.jobs.try_recv() {
                 Ok(job @ Job::Sweep { .. }) if !self.backlog.is_empty() => {
                     // What waits to be settled is not to be swept.
-                    let unswept = tell(job, Done::Swept(0));
+                    let unswept = tell(job, Done::Swept);
                     debug_assert!(unswept.is_none());
                 }
                 Ok(job) => batch.push(job),
@@ -626,7 +624,7 @@ fn tell(job: Job, done: Done) -> Option<Job> {
         }
         (Job::Hold { answer, .. }, Done::Hold(Err(refused))) => answer.send(Outcome::Refused(refused)).is_err(),
         (Job::Close { answer, .. }, Done::Closed(closed)) => answer.send(Ok(closed)).is_err(),
-        (Job::Sweep { answer, .. }, Done::Swept(count)) => answer.send(Ok(count)).is_err(),
+        (Job::Sweep { answer, .. }, Done::Swept) => answer.send(Ok(())).is_err(),
         _ => false,
     };
     if unheard {
@@ -1005,8 +1003,9 @@ mod tests {
     async fn overdue_holds_are_swept_and_a_late_settlement_gets_the_first_answer() {
         let open = open("5");
         let held = done(open.hold("2").await);
-        assert_eq!(open.writer.sweep(at(10), at(5000)).await.expect("swept"), 0);
-        assert_eq!(open.writer.sweep(at(11), at(5000)).await.expect("swept"), 1);
+        let overdue = open.desk.store.open_holds().expect("read");
+        assert_eq!(overdue, [held.0.exchange]);
+        open.writer.sweep(overdue, at(5000)).await.expect("swept");
         let closed = open.settle(held, "1").await;
         assert_eq!((closed.charged, closed.balance), (Usd::ZERO, usd("5")));
         open.finish().await;
