@@ -151,15 +151,23 @@ impl Load {
         load
     }
 
+    /// One call of somebody with plenty, that is to come whole.
+    pub async fn one(machine: &Machine, serving: &Serving) -> Seen {
+        let (log, client) = (Log::default(), machine.people[0].client_of(serving));
+        let ask = Ask {
+            hangs_up: false,
+            ..Ask::new(CALLS.fetch_add(1, Ordering::Relaxed), Means::Plenty)
+        };
+        let note = log.begin(ask.mark.clone(), ask.streamed);
+        let fate = call(&client, &ask, &note).await;
+        note.write(|seen| seen.fate = fate);
+        let seen = log.lock()[0].clone();
+        seen
+    }
+
     /// What everybody has seen until now.
     pub fn seen(&self) -> Vec<Seen> {
         self.log.lock().clone()
-    }
-
-    /// How many calls are not over.
-    pub fn under_way(&self) -> usize {
-        let log = self.log.lock();
-        log.iter().filter(|seen| seen.fate == Fate::UnderWay).count()
     }
 
     /// Waits until the gateway is gone for everybody.

@@ -19,6 +19,8 @@ mod accounts;
 mod dice;
 mod kills;
 mod load;
+#[cfg(feature = "failpoints")]
+mod points;
 mod power;
 mod rig;
 mod shim;

@@ -1,12 +1,11 @@
 //! The rig: a machine with settings, books and an upstream, on which the real program is started, killed and started
 //! again.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use codex_gateway::simulator::playwright::{Pace, standard};
@@ -15,8 +14,10 @@ use codex_gateway::store::{Create, Store};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::watch;
 use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use crate::dice::Dice;
 use crate::load::Person;
@@ -31,7 +32,7 @@ pub struct Machine {
     /// Who may call.
     pub people: Vec<Person>,
     folder: Option<TempDir>,
-    starts: AtomicUsize,
+    listeners: TaskTracker,
 }
 
 /// A running `gateway serve`. It is killed when this is dropped.
@@ -39,7 +40,7 @@ pub struct Serving {
     child: Child,
     /// `http://127.0.0.1:40123`
     pub url: String,
-    stderr: PathBuf,
+    said: watch::Receiver<String>,
 }
 
 /// A gateway that ended before it listened.
@@ -72,7 +73,7 @@ impl Machine {
             simulator,
             people: Vec::new(),
             folder: Some(folder),
-            starts: AtomicUsize::new(0),
+            listeners: TaskTracker::new(),
         }
     }
 
@@ -122,33 +123,53 @@ impl Machine {
 
     /// Starts the gateway, with variables in its environment, and waits until it listens or ends.
     pub async fn try_serve(&self, env: &[(&str, &str)]) -> Result<Serving, NotServing> {
-        let number = self.starts.fetch_add(1, Ordering::Relaxed);
-        let stderr = self.folder().join(format!("stderr-{number}"));
         let mut program = self.program("serve");
-        program.envs(env.iter().copied()).stdout(Stdio::piped());
-        program.stderr(File::create(&stderr).expect("a file"));
-        let mut child = program.spawn().expect("the program starts");
-        let mut said = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let line = timeout(PATIENCE, said.next_line()).await.expect("it speaks or ends");
-        match line
-            .expect("text")
-            .as_deref()
-            .and_then(|line| line.strip_prefix("listening on "))
-        {
+        program.envs(env.iter().copied());
+        let mut child = program
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let (heard, said) = watch::channel(String::new());
+        let stderr = child.stderr.take().expect("a pipe");
+        self.listeners.spawn(listen(stderr, heard));
+        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let line = timeout(PATIENCE, lines.next_line())
+            .await
+            .expect("it speaks or ends")
+            .expect("text");
+        match line.as_deref().and_then(|line| line.strip_prefix("listening on ")) {
             Some(url) => Ok(Serving {
                 url: url.to_owned(),
                 child,
-                stderr,
+                said,
             }),
             None => Err(NotServing {
                 status: timeout(PATIENCE, child.wait())
                     .await
                     .expect("it ends")
                     .expect("a child"),
-                said: fs::read_to_string(&stderr).expect("text"),
+                said: all_of(said).await,
             }),
         }
     }
+}
+
+/// Notes what a program says until it ends.
+async fn listen(stderr: ChildStderr, heard: watch::Sender<String>) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        heard.send_modify(|said| {
+            said.push_str(&line);
+            said.push('\n');
+        });
+    }
+}
+
+/// All that a program said that has ended.
+async fn all_of(mut said: watch::Receiver<String>) -> String {
+    while said.changed().await.is_ok() {}
+    said.borrow().clone()
 }
 
 impl Drop for Machine {
@@ -162,7 +183,14 @@ impl Drop for Machine {
 impl Serving {
     /// What it said so far.
     pub fn said(&self) -> String {
-        fs::read_to_string(&self.stderr).expect("text")
+        self.said.borrow().clone()
+    }
+
+    /// Waits until it has said something so often.
+    pub async fn until_it_says(&self, what: &str, times: usize) {
+        let mut said = self.said.clone();
+        let heard = timeout(PATIENCE, said.wait_for(|said| said.matches(what).count() >= times)).await;
+        assert!(heard.is_ok_and(|heard| heard.is_ok()), "{what}: {}", self.said());
     }
 
     /// Its process id.
