@@ -17,6 +17,7 @@ mod price;
 
 mod accounts;
 mod dice;
+mod disk;
 mod kills;
 mod load;
 #[cfg(feature = "failpoints")]
