@@ -35,7 +35,7 @@ impl Cell {
         }
     }
 
-    /// A gateway with this at the point.
+    /// A gateway that does this at the point.
     async fn serve(&self, actions: &str) -> Serving {
         let points = format!("{}={actions}", self.point.name());
         self.machine.serve_with(&[("FAILPOINTS", &points)]).await

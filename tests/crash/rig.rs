@@ -25,6 +25,9 @@ use crate::load::Person;
 /// Longer than anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A small file is written at each start where the default is a large one.
+const BALLAST: &str = "ballast = \"64KiB\"\n";
+
 /// A machine with a gateway to start. Its folder is kept, and told, when a test fails.
 pub struct Machine {
     /// The upstream; it outlives every gateway.
@@ -63,9 +66,10 @@ impl Machine {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let simulator = Simulator::start(anywhere, playwright, Options { remember: 100_000 }).await;
         let simulator = simulator.expect("a free port");
+        let ballast = if more.contains("ballast") { "" } else { BALLAST };
         let settings = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n[[upstream]]\nname = \"first\"\nbase_url = \"{}\"\n\
-             api_key = \"sk-upstream\"\nprices = \"openai\"\n[database]\npath = \"books.db\"\n{more}\n",
+             api_key = \"sk-upstream\"\nprices = \"openai\"\n[database]\npath = \"books.db\"\n{ballast}{more}\n",
             simulator.base_url()
         );
         fs::write(folder.path().join("gateway.toml"), settings).expect("settings written");
