@@ -5,23 +5,21 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use codex_gateway::simulator::playwright::{Pace, standard};
-use codex_gateway::simulator::{Gate, Playwright, Request, Step};
+use codex_gateway::simulator::Gate;
 use rustix::fs::statvfs;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, prlimit};
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::accounts::Accounts;
-use crate::client::http;
 use crate::dice::Dice;
-use crate::load::{Fate, Load, Seen, six_people};
-use crate::rig::{Machine, PATIENCE, Serving};
+use crate::load::{Load, six_people};
+use crate::rig::{Machine, paced};
 use crate::shim::{Lasting, Of, Operation, Shim};
+use crate::wait::{gated, refused, until, until_ready_says, whole};
 
 /// Where the disk of its own is, for a test that runs in a namespace that has one.
 const DISK: &str = "GATEWAY_TEST_DISK";
@@ -90,56 +88,15 @@ fn free(disk: &Path) -> u64 {
     disk.f_bavail * disk.f_frsize
 }
 
-/// An upstream whose answers wait in the middle.
-fn gated(gate: &Gate) -> Playwright {
-    let (inner, gate) = (standard(Pace::default()), gate.clone());
-    Arc::new(move |request: &Request| {
-        let (script, pause) = (inner(request), Step::Wait(gate.clone()));
-        if request.streamed() { script.at(2, pause) } else { script.first(pause) }
-    })
-}
-
-/// What `/readyz` says.
-async fn readiness(serving: &Serving) -> (u16, String) {
-    let asked = http().get(format!("{}/readyz", serving.url)).send().await.expect("it answers");
-    (asked.status().as_u16(), asked.text().await.expect("text"))
-}
-
-/// Waits until `/readyz` gives this status and says this, and how long that took.
-async fn until_ready_says(serving: &Serving, status: u16, what: &str) -> Duration {
-    let start = Instant::now();
-    loop {
-        let said = readiness(serving).await;
-        if said.0 == status && said.1.contains(what) {
-            return start.elapsed();
-        }
-        assert!(start.elapsed() < PATIENCE, "{said:?}");
-        sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn count(seen: &[Seen], of: impl Fn(&Fate) -> bool) -> usize {
-    seen.iter().filter(|seen| of(&seen.fate)).count()
-}
-
-/// Waits until so many answers have come to their ends.
-async fn until_whole(load: &Load, many: usize) {
-    let wait = async {
-        while count(&load.seen(), |fate| *fate == Fate::Whole) < many {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let waited = timeout(PATIENCE, wait).await;
-    waited.unwrap_or_else(|_| panic!("not {many} answers: {:?}", load.seen()));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn without_space_new_calls_are_refused_and_running_ones_are_settled_from_the_ballast_or_when_there_is_space() {
     let this = "disk::without_space_new_calls_are_refused_and_running_ones_are_settled_from_the_ballast_or_when_there_is_space";
     let Some(disk) = on_a_small_disk(this) else { return };
     let (gate, filler) = (Gate::closed(), Filler::on(&disk));
     let folder = TempDir::new_in(&disk).expect("a folder");
-    let machine = Machine::in_folder(folder, gated(&gate), SETTINGS).await.with(six_people);
+    let machine = Machine::in_folder(folder, gated(&gate), SETTINGS)
+        .await
+        .with(six_people);
     let mut ballast = OsString::from(machine.database());
     ballast.push(".ballast");
     let serving = machine.serve().await;
@@ -152,37 +109,35 @@ async fn without_space_new_calls_are_refused_and_running_ones_are_settled_from_t
     until_ready_says(&serving, 503, "min_free").await;
     let sent = machine.simulator.served().len();
     gate.let_through(10);
-    until_whole(&load, 10).await;
-    let refused = |fate: &Fate| matches!(fate, Fate::Refused(text) if text.contains("storage_unavailable"));
-    let is_refused = async {
-        while count(&load.seen(), refused) < 10 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, is_refused).await.expect("who was served calls again, and is refused");
+    until(&load, whole, 10).await;
+    until(&load, refused, 10).await;
 
     // None: the ballast gives way.
     filler.leave(0);
     gate.let_through(10);
-    until_whole(&load, 20).await;
+    until(&load, whole, 20).await;
     assert!(!Path::new(&ballast).exists(), "it had to");
 
     // None again: what comes to its end waits.
     filler.leave(0);
     gate.let_through(5);
     until_ready_says(&serving, 503, "the books cannot be written").await;
-    assert_eq!(count(&load.seen(), |fate| *fate == Fate::Whole), 20, "no end without a charge");
-    assert_eq!(machine.simulator.served().len(), sent, "nothing was sent since space ran low");
+    assert_eq!(whole(&load), 20, "no end without a charge");
+    assert_eq!(
+        machine.simulator.served().len(),
+        sent,
+        "nothing was sent since space ran low"
+    );
 
     // And goes on by itself.
     filler.remove();
     let freed = Instant::now();
-    until_whole(&load, 25).await;
+    until(&load, whole, 25).await;
     until_ready_says(&serving, 200, "ready").await;
     println!("ready {:?} after there was space", freed.elapsed());
     assert!(freed.elapsed() < SOON, "{:?}", freed.elapsed());
     gate.open();
-    until_whole(&load, 40).await;
+    until(&load, whole, 40).await;
     assert!(Path::new(&ballast).exists(), "for the next time");
     let seen = load.stop().await;
     serving.stop().await;
@@ -200,19 +155,19 @@ async fn a_disk_that_fills_and_empties_under_load_costs_nobody_anything() {
     let dice = Dice::new(seed);
     let filler = Filler::on(&disk);
     let folder = TempDir::new_in(&disk).expect("a folder");
-    let machine = Machine::in_folder(folder, crate::rig::paced(dice), SETTINGS).await.with(six_people);
+    let machine = Machine::in_folder(folder, paced(dice), SETTINGS).await.with(six_people);
     let serving = machine.serve().await;
     let load = Load::start(&machine, &serving);
-    let (mut longest, mut whole) = (Duration::ZERO, 0);
+    let mut longest = Duration::ZERO;
     for _ in 0..cycles {
-        until_whole(&load, whole + 10).await;
+        until(&load, whole, whole(&load) + 10).await;
         // Nothing tells the gateway beforehand.
         filler.leave(0);
         until_ready_says(&serving, 503, "not ready").await;
         filler.remove();
         longest = longest.max(until_ready_says(&serving, 200, "ready").await);
-        whole = count(&load.seen(), |fate| *fate == Fate::Whole);
     }
+    let received = whole(&load);
     let seen = load.stop().await;
     serving.stop().await;
     Accounts::compared(&machine, &seen);
@@ -221,7 +176,7 @@ async fn a_disk_that_fills_and_empties_under_load_costs_nobody_anything() {
         "campaign: {{\"suite\":\"disk-full\",\"seed\":{seed},\"cycles\":{cycles},\"longest_until_ready_ms\":{},\
          \"answers_received\":{},\"failures\":0}}",
         longest.as_millis(),
-        count(&seen, |fate| *fate == Fate::Whole)
+        received
     );
 }
 
@@ -240,8 +195,7 @@ async fn a_database_that_cannot_grow_lets_the_log_grow_and_is_told() {
         assert!(start.elapsed() < Duration::from_secs(15), "{}", serving.said());
         sleep(Duration::from_millis(50)).await;
     }
-    let whole = count(&load.seen(), |fate| *fate == Fate::Whole);
-    until_whole(&load, whole + 10).await;
+    until(&load, whole, whole(&load) + 10).await;
     let seen = load.stop().await;
     serving.kill().await;
     shim.heal();
@@ -255,7 +209,7 @@ async fn a_limit_on_the_size_of_files_stops_the_gateway_and_does_not_kill_it() {
     let machine = Machine::new(&Dice::new(1), "").await.with(six_people);
     let mut serving = machine.serve().await;
     let load = Load::start(&machine, &serving);
-    until_whole(&load, 5).await;
+    until(&load, whole, 5).await;
     let mut log = OsString::from(machine.database());
     log.push("-wal");
     let limit = Rlimit {

@@ -18,6 +18,7 @@ mod price;
 mod accounts;
 mod dice;
 mod disk;
+mod files;
 mod kills;
 mod load;
 #[cfg(feature = "failpoints")]
@@ -26,3 +27,4 @@ mod power;
 mod rig;
 mod shim;
 mod storage;
+mod wait;
