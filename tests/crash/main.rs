@@ -17,8 +17,14 @@ mod price;
 
 mod accounts;
 mod dice;
+mod disk;
+mod files;
 mod kills;
 mod load;
 #[cfg(feature = "failpoints")]
 mod points;
+mod power;
 mod rig;
+mod shim;
+mod storage;
+mod wait;

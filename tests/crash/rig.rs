@@ -42,6 +42,7 @@ pub struct Machine {
 }
 
 /// A running `gateway serve`. It is killed when this is dropped.
+#[derive(Debug)]
 pub struct Serving {
     child: Child,
     /// `http://127.0.0.1:40123`
@@ -134,7 +135,12 @@ impl Machine {
 
     /// Starts the gateway, with variables in its environment, and waits until it listens or ends.
     pub async fn try_serve(&self, env: &[(&str, &str)]) -> Result<Serving, NotServing> {
-        let mut program = self.program("serve");
+        self.try_start("serve", env).await
+    }
+
+    /// The same with another command line, which may have flags.
+    pub async fn try_start(&self, line: &str, env: &[(&str, &str)]) -> Result<Serving, NotServing> {
+        let mut program = self.program(line);
         program.envs(env.iter().copied());
         let mut child = program
             .stdout(Stdio::piped())
