@@ -14,6 +14,7 @@ use codex_gateway::simulator::playwright::{Pace, standard};
 use codex_gateway::store::{Create, Store};
 use rusqlite::Connection;
 use rustix::process::Signal;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::accounts::Accounts;
@@ -28,29 +29,44 @@ const DELAY: u64 = 400;
 /// A machine that serves, with all that was seen of it.
 struct Cell {
     point: Point,
+    seed: u64,
     machine: Machine,
     seen: Vec<Seen>,
 }
 
 impl Cell {
     async fn new(point: Point) -> Cell {
-        let dice = Dice::new(Dice::seed());
-        Cell::of(point, Machine::new(&dice, "").await)
+        let seed = Dice::seed();
+        let machine = Machine::new(&Dice::new(seed), "").await.with(six_people);
+        Cell::of(point, seed, machine)
     }
 
     /// Its upstream answers at once.
     async fn at_full_speed(point: Point) -> Cell {
         let folder = TempDir::new().expect("a folder");
-        Cell::of(point, Machine::in_folder(folder, standard(Pace::default()), "").await)
+        let machine = Machine::in_folder(folder, standard(Pace::default()), "")
+            .await
+            .with(six_people);
+        Cell::of(point, Dice::seed(), machine)
     }
 
-    fn of(point: Point, machine: Machine) -> Cell {
-        let machine = machine.with(six_people);
+    fn of(point: Point, seed: u64, machine: Machine) -> Cell {
+        println!("GATEWAY_SEED={seed} {point:?}");
         Cell {
             point,
+            seed,
             machine,
             seen: Vec::new(),
         }
+    }
+
+    /// The line of a campaign: what the point did, and how many calls met it.
+    fn tell(&self, did: &[&str]) {
+        let line = json!({
+            "suite": "points", "seed": self.seed, "point": self.point.name(), "did": did, "calls": self.seen.len(),
+            "received_whole": self.seen.iter().filter(|seen| seen.fate == Fate::Whole).count(), "failures": 0,
+        });
+        println!("campaign: {line}");
     }
 
     /// A gateway that does this at the point.
@@ -232,6 +248,7 @@ macro_rules! matrix {
             cell.aborts().await;
             let actions = format!("9*off->8*return(error)->4*off->1*sleep({DELAY})->4*off->8*panic");
             cell.serves_on_after(&actions, 8).await;
+            cell.tell(&["abort", "error", "delay", "panic"]);
         }
     )*};
 }
@@ -254,6 +271,7 @@ async fn a_writer_that_panics_in_a_settlement_stops_the_gateway_which_says_so() 
     let mut cell = Cell::new(Point::InSettlement).await;
     cell.aborts().await;
     cell.fails_and_stops().await;
+    cell.tell(&["abort", "error", "delay", "panic"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,6 +284,7 @@ async fn it_may_fail_when_it_finds_the_holds_of_a_dead_process() {
         assert!(verified.open_holds > 0, "all or none");
     })
     .await;
+    cell.tell(&["abort", "error", "delay", "panic"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,6 +298,7 @@ async fn it_may_fail_in_a_migration() {
     std::fs::remove_file(cell.machine.folder().join("books.db.mark")).expect("it was there");
     cell.starts_in_the_end(|machine| assert_eq!(version(machine), 1)).await;
     assert!(version(&cell.machine) > 1);
+    cell.tell(&["abort", "error", "delay", "panic"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,12 +323,14 @@ async fn it_may_fail_in_the_checkpoint_of_a_stop() {
     let whole = cell.seen.iter().filter(|seen| seen.fate == Fate::Whole).count();
     let left = cell.seen.iter().filter(|seen| seen.fate == Fate::HungUp).count();
     assert_eq!(charged, whole + left, "a stop waits for every call and cuts none");
+    cell.tell(&["abort", "error", "delay", "panic"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_may_fail_in_a_checkpoint_under_load() {
     let mut cell = Cell::at_full_speed(Point::Checkpoint).await;
     cell.serves_on_after("1*return(error)->1*panic", 1).await;
+    cell.tell(&["error", "panic"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,4 +364,5 @@ async fn it_may_fail_in_a_backup_beside_the_running_server() {
     cell.seen.extend(load.stop().await);
     serving.stop().await;
     cell.recover().await;
+    cell.tell(&["abort", "error", "delay", "panic"]);
 }
