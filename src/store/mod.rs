@@ -3,6 +3,7 @@
 //! What crosses it are operations and values, never a connection: nothing outside knows which engine is behind it.
 
 pub mod audit;
+pub mod backup;
 mod cache;
 mod checkpoint;
 mod columns;
@@ -15,6 +16,7 @@ pub mod ledger;
 mod lock;
 mod migrate;
 pub mod prices;
+pub mod restore;
 #[cfg(test)]
 mod testing;
 pub mod usage_log;
@@ -85,12 +87,25 @@ pub enum OpenError {
     #[error("{0} is not a gateway database")]
     NotOurs(std::path::PathBuf),
     /// Made by a newer release.
-    #[error("the database is of version {found}, this program knows {known}")]
+    #[error("{} is of version {found}, this program knows {known}", .path.display())]
     TooNew {
-        /// `user_version` of the file.
+        /// The file.
+        path: PathBuf,
+        /// Its `user_version`.
         found: i64,
         /// Ours.
         known: i64,
+        /// The backup that lies beside it, of a version that we know.
+        backup: Option<PathBuf>,
+    },
+    /// Of an earlier version, and left at it, because no backup of it could be made.
+    #[error("the database is of version {found} and stays so, because no backup of it could be made")]
+    NotBackedUp {
+        /// Its `user_version`.
+        found: i64,
+        /// Why.
+        #[source]
+        source: StoreError,
     },
     /// Another server runs on it.
     #[error("another gateway serves this database: {0}")]
@@ -192,6 +207,16 @@ impl Store {
             source: Some(Box::new(e)),
         })?;
         prices::seed(&mut acts, &catalogue).map_err(during("writing the catalogue"))?;
+        Ok(Store::over(path, acts))
+    }
+
+    /// Opens a file that has our version already, and writes nothing into it.
+    fn open_to_read(path: &Path) -> Result<Store, StoreError> {
+        let acts = connection::open_to_read(path).map_err(during(format!("opening {}", path.display())))?;
+        Ok(Store::over(path.to_owned(), acts))
+    }
+
+    fn over(path: PathBuf, acts: Connection) -> Store {
         let inner = Inner {
             readers: connection::readers(&path),
             reading: Arc::new(Semaphore::new(connection::READERS as usize)),
@@ -199,7 +224,7 @@ impl Store {
             caches: Caches::new(),
             path,
         };
-        Ok(Store { inner: Arc::new(inner) })
+        Store { inner: Arc::new(inner) }
     }
 
     /// Where it is.
