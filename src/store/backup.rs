@@ -325,3 +325,133 @@ pub(super) fn failed(doing: &str, file: &Path, error: io::Error) -> StoreError {
         source: Some(Box::new(error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::super::testing::*;
+    use super::*;
+
+    /// What is in a folder, by name.
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |found: io::Result<fs::DirEntry>| found.expect("listed").file_name().into_string();
+        let found = fs::read_dir(folder).expect("listed");
+        let mut names: Vec<String> = found.map(|found| name(found).expect("text")).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_backup_is_one_file_for_its_owner_and_holds_what_was_there() {
+        let desk = Desk::new();
+        let (ada, away) = (desk.user("ada", "9"), tempfile::tempdir().expect("a folder"));
+        done(desk.store.credit(&top_up(&ada, "1", None), &by(), at(2)));
+        let file = away.path().join("copy.db");
+        let contents = desk.store.back_up(&file, Existing::Keep).expect("a backup");
+        assert_eq!((contents.users, contents.entries), (1, 2));
+        assert_eq!(contents.last, Some(LastEntry { seq: 2, at: at(2) }));
+        let there = fs::metadata(&file).expect("it is there");
+        assert_eq!(
+            (there.len(), there.permissions().mode() & 0o777),
+            (contents.bytes, 0o600)
+        );
+        assert_eq!(names(away.path()), ["copy.db"]);
+        let copy = Store::open_to_read(&file).expect("it opens");
+        assert_eq!(copy.users().expect("read"), desk.store.users().expect("read"));
+        drop(copy);
+        assert_eq!(names(away.path()), ["copy.db"], "reading it leaves nothing beside it");
+    }
+
+    #[test]
+    fn every_backup_beside_a_busy_writer_is_a_state_that_was() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "0");
+        let (away, over) = (tempfile::tempdir().expect("a folder"), AtomicBool::new(false));
+        thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let mut written = 0_u64;
+                while !over.load(Ordering::Relaxed) {
+                    done(desk.store.credit(&top_up(&ada, "1", None), &by(), at(2)));
+                    written += 1;
+                }
+                written
+            });
+            let mut last = 0;
+            for n in 0..8 {
+                let file = away.path().join(format!("{n}.db"));
+                let contents = desk.again().back_up(&file, Existing::Keep).expect("a backup");
+                let copy = Store::open_to_read(&file).expect("it opens");
+                let balance = copy.users().expect("read")[0].balance;
+                assert_eq!(balance, usd(&contents.entries.to_string()), "whole acts only");
+                assert!(contents.entries >= last, "time goes on");
+                last = contents.entries;
+            }
+            over.store(true, Ordering::Relaxed);
+            assert!(writing.join().expect("it wrote") >= last);
+        });
+    }
+
+    #[test]
+    fn books_that_do_not_balance_take_nobodys_place() {
+        let desk = Desk::new();
+        desk.user("ada", "9");
+        let away = tempfile::tempdir().expect("a folder");
+        let file = away.path().join("copy.db");
+        desk.store.back_up(&file, Existing::Keep).expect("a backup");
+        let before = fs::read(&file).expect("read");
+        let alter = "DROP TRIGGER entries_are_final; UPDATE ledger_entries SET note = 'altered'";
+        desk.raw().execute_batch(alter).expect("altered");
+        let error = desk.store.back_up(&file, Existing::Replace).expect_err("altered");
+        match &error {
+            BackupError::Unbalanced { file, first } => {
+                assert_eq!((file, first.table), (&desk.path(), "ledger_entries"));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(fs::read(&file).expect("read") == before, "the one before is as it was");
+        assert_eq!(names(away.path()), ["copy.db"]);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_removed_and_what_another_writes_is_not() {
+        let desk = Desk::new();
+        let away = tempfile::tempdir().expect("a folder");
+        let file = away.path().join("copy.db");
+        let left = away.path().join("copy.db.partial-left");
+        fs::create_dir(&left).expect("made");
+        fs::write(left.join("copy.db"), "half").expect("written");
+        fs::write(away.path().join("copy.db.partial-mine"), "no folder").expect("written");
+        let others = Draft::beside(&file).expect("another backup to the same file");
+        assert!(!left.exists(), "nobody writes it any more");
+        desk.store.back_up(&file, Existing::Keep).expect("a backup");
+        assert!(others.file().exists());
+        drop(others);
+        assert_eq!(names(away.path()), ["copy.db", "copy.db.partial-mine"]);
+    }
+
+    #[test]
+    fn files_that_a_backup_would_destroy_are_left_alone() {
+        let desk = Desk::new();
+        let away = tempfile::tempdir().expect("a folder");
+        let refused = |file: &Path| desk.store.back_up(file, Existing::Replace).expect_err("refused");
+        let link = away.path().join("link");
+        std::os::unix::fs::symlink(desk.path(), &link).expect("linked");
+        let own = COMPANIONS.iter().map(|end| connection::beside(&desk.path(), end));
+        for file in own.chain([desk.path(), link]) {
+            let error = refused(&file);
+            assert!(matches!(&error, BackupError::Itself(at) if *at == file), "{error:?}");
+        }
+        let other = away.path().join("other.db");
+        for end in ["-wal", "-journal"] {
+            let log = connection::beside(&other, end);
+            fs::write(&log, "").expect("written");
+            assert!(matches!(refused(&other), BackupError::InUse { log: found, .. } if found == log));
+            fs::remove_file(log).expect("removed");
+        }
+        assert!(matches!(refused(away.path()), BackupError::Folder(_)));
+        assert!(matches!(refused(&other.join("x")), BackupError::Missing(folder) if folder == other));
+    }
+}
