@@ -204,6 +204,9 @@ impl From<OpenError> for Failure {
                 why: Some(chain(&source)),
                 ..Failure::new(Exit::Failed, what).fix("make room beside it, and do it again: nothing was changed")
             },
+            OpenError::Behind(_) => Failure::new(Exit::Failed, what)
+                .why("its log was lost, or an old copy was put in its place")
+                .fix("put its newest copy in its place, or go on without what is missing: gateway serve --accept-loss"),
             OpenError::InUse(_) => {
                 Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database")
             }

@@ -106,13 +106,17 @@ pub enum BackupError {
 }
 
 impl Store {
-    /// Copies the books as they are now into a file, and verifies the copy before it takes the file's place.
+    /// Copies the books as they are now into a file, and verifies the copy before it takes the file's place. Books that
+    /// lost their end are not copied: the backup that is there may have it.
     ///
     /// # Errors
     /// There is no backup then, and a file that was there is as it was.
     pub fn back_up(&self, file: &Path, existing: Existing) -> Result<Contents, BackupError> {
         let file = connection::absolute(file)?;
         may_be_written(&file, self.path(), existing)?;
+        if let Some(behind) = self.behind() {
+            return Err(OpenError::Behind(behind).into());
+        }
         let draft = Draft::beside(&file)?;
         copy(self.path(), &draft)?;
         let contents = verified(&draft.file(), self.path())?;
@@ -332,6 +336,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
+    use super::super::Create;
     use super::super::testing::*;
     use super::*;
 
@@ -413,6 +418,26 @@ mod tests {
         }
         assert!(fs::read(&file).expect("read") == before, "the one before is as it was");
         assert_eq!(names(away.path()), ["copy.db"]);
+    }
+
+    #[test]
+    fn books_that_lost_their_end_do_not_replace_a_backup_that_has_it() {
+        let desk = Desk::new();
+        let (ada, away) = (desk.user("ada", "9"), tempfile::tempdir().expect("a folder"));
+        let (old, new) = (away.path().join("old.db"), away.path().join("new.db"));
+        desk.store.back_up(&old, Existing::Keep).expect("a backup");
+        done(desk.store.credit(&top_up(&ada, "1", None), &by(), at(2)));
+        desk.store.back_up(&new, Existing::Keep).expect("a backup");
+        fs::copy(
+            super::super::mark::path_of(&desk.path()),
+            super::super::mark::path_of(&old),
+        )
+        .expect("copied");
+        let put_back = Store::open(&old, Create::Never).expect("it opens");
+        let error = put_back.back_up(&new, Existing::Replace).expect_err("it is older");
+        assert!(matches!(error, BackupError::Open(OpenError::Behind(_))), "{error:?}");
+        let kept = Store::open_to_read(&new).expect("it opens");
+        assert_eq!(kept.users().expect("read")[0].balance, usd("10"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::mark::MarkFile;
 use super::{Store, StoreError, connection, during};
 use crate::fail_point::{self, Point};
 
@@ -36,10 +37,11 @@ impl Checkpoints {
         let conn = connection::open_writable(store.path())
             .and_then(|conn| conn.busy_timeout(CHECKPOINT_WAIT).map(|()| conn))
             .map_err(during("opening the connection for checkpoints"))?;
+        let mark = MarkFile::open(store.path())?;
         let (wake, woken) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()
             .name("checkpoints".to_owned())
-            .spawn(move || run_checkpoints(&conn, &woken))
+            .spawn(move || run_checkpoints(&conn, &mark, &woken))
             .map_err(|e| StoreError {
                 context: "starting the checkpoints".to_owned(),
                 source: Some(Box::new(e)),
@@ -73,16 +75,17 @@ impl Checkpoints {
     }
 }
 
-fn run_checkpoints(conn: &Connection, woken: &Receiver<()>) {
+fn run_checkpoints(conn: &Connection, mark: &MarkFile, woken: &Receiver<()>) {
     while !matches!(woken.recv_timeout(CHECKPOINT), Err(RecvTimeoutError::Disconnected)) {
         // Without checkpoints the log would grow for ever: a panic of one must not end the others.
-        if catch_unwind(AssertUnwindSafe(|| move_on(conn))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| move_on(conn, mark))).is_err() {
             tracing::error!("a checkpoint panicked");
         }
     }
 }
 
-fn move_on(conn: &Connection) {
+fn move_on(conn: &Connection, mark: &MarkFile) {
+    mark.sync();
     if checkpoint(conn, "PASSIVE") > LOG_LIMIT {
         // Under steady load the log never ends by itself: hold the writer up for once.
         checkpoint(conn, "RESTART");

@@ -297,8 +297,12 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().expect("a folder")), 0o700);
         assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
+        assert_eq!(mode(&path.with_extension("db.mark")), 0o600);
         let others = fs::read_dir(folder.path().join("data")).expect("listed").count();
-        assert_eq!(others, 3, "the database, its log, its index, and nothing else");
+        assert_eq!(
+            others, 4,
+            "the database, its log, its index, its mark, and nothing else"
+        );
         drop(store);
     }
 

@@ -12,7 +12,7 @@ use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry};
 use super::usage_log::{self, Basis, ExchangeRow, State};
 use super::users::{self, User, UserStatus};
-use super::{ExchangeId, KeyId, Outcome, Store, Tried, UserId};
+use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::call::Endpoint;
 use crate::fail_point::{self, Point};
 use crate::hold::{self, Policy, Quote, Room, Shortfall, Size};
@@ -443,20 +443,19 @@ fn interrupted(hold: &Row<'_>, now: Timestamp) -> rusqlite::Result<ExchangeRow> 
     })
 }
 
-/// Releases at most so many open holds that were taken before a time; part of a transaction. Returns how many.
-pub(super) fn interrupt_before(
-    tx: &Connection,
-    placed_before: Timestamp,
-    now: Timestamp,
-    limit: u32,
-) -> rusqlite::Result<u64> {
-    let overdue: Vec<ExchangeId> = tx
-        .prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open' AND placed_at < ?1 LIMIT ?2")?
-        .query_map(params![Micros(placed_before), limit], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
+/// The open holds, at most so many.
+fn open_holds(conn: &Connection, limit: u32) -> rusqlite::Result<Vec<ExchangeId>> {
+    conn.prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open' LIMIT ?1")?
+        .query_map([limit], |row| row.get(0))?
+        .collect()
+}
+
+/// Releases at most so many open holds; part of a transaction. Returns how many.
+fn interrupt_some(tx: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<u64> {
+    let open = open_holds(tx, limit)?;
     fail_point::hit(Point::Sweep).map_err(injected)?;
     let mut closed = 0;
-    for exchange in overdue {
+    for exchange in open {
         interrupt(tx, exchange, now)?;
         closed += 1;
     }
@@ -464,13 +463,18 @@ pub(super) fn interrupt_before(
 }
 
 impl Store {
+    /// The exchanges whose holds are open.
+    pub fn open_holds(&self) -> Result<Vec<ExchangeId>, StoreError> {
+        self.read("reading open holds", |conn| open_holds(conn, u32::MAX))
+    }
+
     /// At start, before listening: closes the holds of a process that died, by releasing them, as `interrupted`.
     /// Returns how many.
     pub fn release_interrupted(&self, now: Timestamp) -> Outcome<u64, ()> {
         let mut released = 0;
         loop {
             let some = self.write("releasing the holds of a process that died", |tx| {
-                interrupt_before(tx, Timestamp::MAX, now, RELEASES_PER_TRANSACTION).map(Ok)
+                interrupt_some(tx, now, RELEASES_PER_TRANSACTION).map(Ok)
             });
             match some {
                 Outcome::Committed(0) => return Outcome::Committed(released),

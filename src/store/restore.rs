@@ -16,7 +16,7 @@ use super::backup::{
     self, BackupError, Contents, Draft, Existing, IN_USE, LastEntry, failed, is_same, last_entry, sync_folder,
 };
 use super::migrate::VERSION;
-use super::{Create, OpenError, ServerLock, StoreError, Trouble, columns, connection, during};
+use super::{Create, OpenError, ServerLock, StoreError, Trouble, columns, connection, during, mark};
 
 /// What was restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,14 +49,21 @@ pub fn restore(file: &Path, database: &Path, existing: Existing, now: Timestamp)
         return Err(BackupError::Exists(database));
     }
     // A link stays what it is, and what it leads to is replaced.
-    let target = fs::canonicalize(&database).unwrap_or(database);
+    let target = fs::canonicalize(&database).unwrap_or_else(|_| database.clone());
     let draft = Draft::beside(&target)?;
     backup::copy(&file, &draft)?;
     bring_up(&draft)?;
     let contents = backup::verified(&draft.file(), &file)?;
     draft.sync()?;
     let replaced = replace(&target, &draft, now)?;
+    mark_as_whole(&database)?;
     Ok(Restored { contents, replaced })
+}
+
+/// Lowers the high-water mark to what was restored: it is meant to be there.
+fn mark_as_whole(database: &Path) -> Result<(), StoreError> {
+    let conn = connection::open_to_read(database).map_err(during("opening what was restored"))?;
+    mark::reset(&conn, database)
 }
 
 /// Refuses a file that is no backup of a gateway's database, by what its head says.
@@ -304,6 +311,11 @@ mod tests {
     fn balance(path: &Path) -> crate::money::Usd {
         let store = Store::open(path, Create::Never).expect("it opens");
         assert_eq!(store.verify().expect("verified").findings, []);
+        assert_eq!(
+            store.behind(),
+            None,
+            "it is what was restored, and not the remains of what was there"
+        );
         store.find_user("ada").expect("read").expect("there").balance
     }
 
@@ -337,7 +349,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(&scene.database), 0o600);
         assert_eq!(mode(scene.database.parent().expect("a folder")), 0o700);
-        assert_eq!(scene.names(), ["gateway.db", "gateway.db.lock"]);
+        assert_eq!(scene.names(), ["gateway.db", "gateway.db.lock", "gateway.db.mark"]);
         assert_eq!(balance(&scene.database), usd("9"));
     }
 
