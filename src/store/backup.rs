@@ -112,7 +112,7 @@ impl Store {
     /// # Errors
     /// There is no backup then, and a file that was there is as it was.
     pub fn back_up(&self, file: &Path, existing: Existing) -> Result<Contents, BackupError> {
-        let file = connection::absolute(file)?;
+        let file = std::path::absolute(file).map_err(|error| failed("finding", file, error))?;
         may_be_written(&file, self.path(), existing)?;
         if let Some(behind) = self.behind() {
             return Err(OpenError::Behind(behind).into());

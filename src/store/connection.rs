@@ -170,8 +170,14 @@ pub(super) fn readers(path: &Path) -> r2d2::Pool<SqliteConnectionManager> {
         .build_unchecked(manager)
 }
 
-/// The path in the form SQLite takes for a path and nothing else.
+/// The path in the form SQLite takes for a path and nothing else. Of a link it is what it leads to: SQLite puts the log
+/// beside that, and so is everything else.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
+    if path.is_symlink()
+        && let Ok(file) = fs::canonicalize(path)
+    {
+        return Ok(file);
+    }
     std::path::absolute(path).map_err(|e| io_error(path, e))
 }
 

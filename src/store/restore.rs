@@ -48,14 +48,12 @@ pub fn restore(file: &Path, database: &Path, existing: Existing, now: Timestamp)
     if existing == Existing::Keep && database.symlink_metadata().is_ok() {
         return Err(BackupError::Exists(database));
     }
-    // A link stays what it is, and what it leads to is replaced.
-    let target = fs::canonicalize(&database).unwrap_or_else(|_| database.clone());
-    let draft = Draft::beside(&target)?;
+    let draft = Draft::beside(&database)?;
     backup::copy(&file, &draft)?;
     bring_up(&draft)?;
     let contents = backup::verified(&draft.file(), &file)?;
     draft.sync()?;
-    let replaced = replace(&target, &draft, now)?;
+    let replaced = replace(&database, &draft, now)?;
     mark_as_whole(&database)?;
     Ok(Restored { contents, replaced })
 }
