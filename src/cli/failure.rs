@@ -206,7 +206,7 @@ impl From<OpenError> for Failure {
             },
             OpenError::Behind(_) => Failure::new(Exit::Failed, what)
                 .why("its log was lost, or an old copy was put in its place")
-                .fix("put its newest copy in its place, or go on without what is missing: gateway serve --accept-loss"),
+                .fix("restore the newest backup (gateway restore FILE --force), or go on without the rest: gateway serve --accept-loss"),
             OpenError::InUse(_) => {
                 Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database")
             }

@@ -174,8 +174,8 @@ fn may_be_written(file: &Path, database: &Path, existing: Existing) -> Result<()
 /// Whether two paths lead to one file, or would if it were there.
 pub(super) fn is_same(one: &Path, other: &Path) -> bool {
     let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
-    let (it, that) = (identity(one), identity(other));
-    one == other || it.is_some() && it == that || real(one).is_some_and(|path| Some(path) == real(other))
+    let one_file = identity(one).is_some_and(|it| Some(it) == identity(other));
+    one_file || real(one).is_some_and(|path| Some(path) == real(other))
 }
 
 /// A path without links, of a file that need not be there.
@@ -464,8 +464,10 @@ mod tests {
         let refused = |file: &Path| desk.store.back_up(file, Existing::Replace).expect_err("refused");
         let link = away.path().join("link");
         std::os::unix::fs::symlink(desk.path(), &link).expect("linked");
+        let second_name = away.path().join("second name");
+        fs::hard_link(desk.path(), &second_name).expect("linked");
         let own = COMPANIONS.iter().map(|end| connection::beside(&desk.path(), end));
-        for file in own.chain([desk.path(), link]) {
+        for file in own.chain([desk.path(), link, second_name]) {
             let error = refused(&file);
             assert!(
                 matches!(&error, BackupError::Itself(_)),

@@ -127,7 +127,7 @@ pub enum OpenError {
 /// Whether opening may create the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Create {
-    /// `serve`, `user add`, `restore`.
+    /// `serve` and `user add`. (`restore` makes one of its own.)
     IfMissing,
     /// Every other command.
     Never,
