@@ -1,5 +1,7 @@
 //! `gateway serve`: start the server, say where it is and what it forwards to, stop it cleanly.
 
+use std::time::Duration;
+
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::stop::StopSignals;
 use crate::cli::{Global, actor, block_on, output};
@@ -19,6 +21,10 @@ const PROXY_VARIABLES: [&str; 6] = [
     "ALL_PROXY",
     "all_proxy",
 ];
+
+/// How long a server that has to stop because of its books still answers: those who wait for an answer are told that
+/// nobody knows its outcome, new calls are refused, and `/readyz` says why.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Serve the gateway until SIGTERM or Ctrl-C.
 #[derive(Debug, clap::Args)]
@@ -77,6 +83,7 @@ async fn serve(config: Config, accept_loss: bool, global: &Global) -> anyhow::Re
         () = signals.any() => stop(server, &mut signals, global).await,
         why = server.failed() => {
             server.cut_off();
+            tokio::time::sleep(FAREWELL).await;
             Err(books_failed(why))
         }
     }

@@ -312,7 +312,8 @@ fn database(dir: &TempDir) -> PathBuf {
     dir.path().join("gateway.db")
 }
 
-fn operator() -> Actor {
+/// Who acts in tests.
+pub fn operator() -> Actor {
     Actor("test".into())
 }
 
@@ -328,7 +329,8 @@ fn set_prices(store: &Store, prices: &[(String, String)]) {
     }
 }
 
-fn add_client(
+/// A user with a key, written beside the server.
+pub fn add_client(
     store: &Store,
     base_url: &str,
     name: &str,
