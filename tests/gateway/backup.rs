@@ -233,7 +233,7 @@ impl Load {
             came: Arc::default(),
             callers: JoinSet::new(),
         };
-        for client in clients.iter().flat_map(|client| [client, client]).cloned() {
+        for client in clients.iter().flat_map(|client| [client.clone(), client.clone()]) {
             let (over, whole, came) = (Arc::clone(&load.over), Arc::clone(&load.whole), Arc::clone(&load.came));
             load.callers.spawn(async move {
                 let mut streamed = false;
