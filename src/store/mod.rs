@@ -17,6 +17,7 @@ pub mod ledger;
 mod lock;
 mod mark;
 mod migrate;
+mod pairing;
 pub mod prices;
 pub mod restore;
 mod space;
@@ -116,6 +117,12 @@ pub enum OpenError {
     /// It ends before its high-water mark: a lost log, or an old copy in its place.
     #[error("the database is not what was there before: {0}")]
     Behind(Behind),
+    /// There was one: something of it is there still.
+    #[error("there is no database at {0}, but what it left is there: {1}")]
+    Gone(PathBuf, PathBuf),
+    /// The log beside it is that of a newer database.
+    #[error("{0} is the log of a newer database than the one beside it")]
+    NotItsLog(PathBuf),
     /// Another server runs on it.
     #[error("another gateway serves this database: {0}")]
     InUse(String),
@@ -211,6 +218,7 @@ impl Store {
     /// Opens, creates and migrates.
     pub fn open(path: &Path, create: Create) -> Result<Store, OpenError> {
         let path = connection::absolute(path)?;
+        pairing::check(&path)?;
         let mut acts = connection::open(&path, create)?;
         let (_, catalogue) = crate::pricing::catalogue().map_err(|e| StoreError {
             context: "reading the catalogue".to_owned(),
