@@ -327,7 +327,7 @@ fn serve(store: &Store, jobs: Receiver<Job>, shared: Shared) -> Result<(), Store
     let worked = consumer.work();
     consumer.checkpoints.stop();
     if worked.is_ok() {
-        checkpoint(&consumer.conn, "TRUNCATE");
+        checkpoint(&consumer.conn, &consumer.mark, "TRUNCATE");
     }
     worked
 }

@@ -204,7 +204,6 @@ impl Serving {
     }
 
     /// Waits until it has said something so often.
-    #[cfg(feature = "failpoints")]
     pub async fn until_it_says(&self, what: &str, times: usize) {
         let mut said = self.said.clone();
         let heard = timeout(PATIENCE, said.wait_for(|said| said.matches(what).count() >= times)).await;

@@ -41,9 +41,7 @@ fn compile() -> Option<PathBuf> {
 pub enum Of {
     /// The database itself: what checkpoints write.
     Database,
-    /// Its write-ahead log: what commits write.
-    Log,
-    /// Both.
+    /// It, and its write-ahead log: what commits write.
     DatabaseAndLog,
 }
 
@@ -134,7 +132,6 @@ impl Shim {
             Word::Files,
             match of {
                 Of::Database => 1,
-                Of::Log => 2,
                 Of::DatabaseAndLog => 3,
             },
         );

@@ -147,7 +147,7 @@ impl Desk {
         }
         tally.faults += 1;
         self.shim.heal();
-        if tally.faults % 2 == 0 {
+        if tally.faults.is_multiple_of(2) {
             let journal = self.shim.journal();
             journal
                 .after_power_cut(&before, journal.len(), Spared::Nothing)
