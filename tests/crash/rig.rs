@@ -227,12 +227,12 @@ impl Serving {
         self.child.try_wait().expect("a child")
     }
 
-    /// Waits until it ends by itself; it has to.
+    /// Waits until it has ended by itself and all that it said is there; it has to.
     pub async fn end(&mut self) -> ExitStatus {
         let ended = timeout(PATIENCE, self.child.wait()).await;
-        ended
-            .unwrap_or_else(|_| panic!("it does not end: {}", self.said()))
-            .expect("a child")
+        let status = ended.unwrap_or_else(|_| panic!("it does not end: {}", self.said()));
+        all_of(self.said.clone()).await;
+        status.expect("a child")
     }
 
     /// Kills it and waits until it is dead; says how it ended, which may have been before.
