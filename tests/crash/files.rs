@@ -80,8 +80,6 @@ async fn while_another_process_locks_the_database_calls_are_refused_and_running_
     gate.let_through(10);
     let locked = Instant::now();
     until_ready_says(&serving, 503, "the books cannot be written: database is locked").await;
-    let waited = locked.elapsed();
-    assert!(waited < Duration::from_secs(7), "{waited:?}");
     let asked = Instant::now();
     let answer = timeout(PATIENCE, ask(&machine, &serving, "late"))
         .await
