@@ -3,6 +3,7 @@
 //! What crosses it are operations and values, never a connection: nothing outside knows which engine is behind it.
 
 pub mod audit;
+pub mod backup;
 mod cache;
 mod checkpoint;
 mod columns;
@@ -18,6 +19,7 @@ mod mark;
 mod migrate;
 mod pairing;
 pub mod prices;
+pub mod restore;
 mod space;
 #[cfg(test)]
 mod testing;
@@ -92,12 +94,25 @@ pub enum OpenError {
     #[error("{0} is not a gateway database")]
     NotOurs(std::path::PathBuf),
     /// Made by a newer release.
-    #[error("the database is of version {found}, this program knows {known}")]
+    #[error("{} is of version {found}, this program knows {known}", .path.display())]
     TooNew {
-        /// `user_version` of the file.
+        /// The file.
+        path: PathBuf,
+        /// Its `user_version`.
         found: i64,
         /// Ours.
         known: i64,
+        /// The backup that lies beside it, of a version that we know.
+        backup: Option<PathBuf>,
+    },
+    /// Of an earlier version, and left at it, because no backup of it could be made.
+    #[error("the database is of version {found} and stays so, because no backup of it could be made")]
+    NotBackedUp {
+        /// Its `user_version`.
+        found: i64,
+        /// Why.
+        #[source]
+        source: StoreError,
     },
     /// It ends before its high-water mark: a lost log, or an old copy in its place.
     #[error("the database is not what was there before: {0}")]
@@ -119,7 +134,7 @@ pub enum OpenError {
 /// Whether opening may create the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Create {
-    /// `serve`, `user add`, `restore`.
+    /// `serve` and `user add`. (`restore` makes one of its own.)
     IfMissing,
     /// Every other command.
     Never,
@@ -216,6 +231,16 @@ impl Store {
         if behind.is_none() && prices::seed(&mut acts, &catalogue).map_err(during("writing the catalogue"))? {
             mark::raise(&acts, &path)?;
         }
+        Ok(Store::over(path, acts, behind))
+    }
+
+    /// Opens a file that has our version already, and writes nothing into it.
+    fn open_to_read(path: &Path) -> Result<Store, StoreError> {
+        let acts = connection::open_to_read(path).map_err(during(format!("opening {}", path.display())))?;
+        Ok(Store::over(path.to_owned(), acts, None))
+    }
+
+    fn over(path: PathBuf, acts: Connection, behind: Option<Behind>) -> Store {
         let inner = Inner {
             readers: connection::readers(&path),
             reading: Arc::new(Semaphore::new(connection::READERS as usize)),
@@ -224,7 +249,7 @@ impl Store {
             behind: Mutex::new(behind),
             path,
         };
-        Ok(Store { inner: Arc::new(inner) })
+        Store { inner: Arc::new(inner) }
     }
 
     /// Where it is.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use codex_gateway::fail_point::Point;
 use codex_gateway::simulator::playwright::{Pace, standard};
+use codex_gateway::store::{Create, Store};
 use rusqlite::Connection;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -147,6 +148,13 @@ impl Cell {
         format!("failpoint {} panic", self.point.name())
     }
 
+    /// A backup in a process of its own, which does this.
+    async fn backs_up(&self, actions: &str) -> ExitStatus {
+        let mut program = self.machine.program("backup --force copy.db");
+        program.env("FAILPOINTS", format!("{}={actions}", self.point.name()));
+        program.output().await.expect("it runs").status
+    }
+
     /// Kills a gateway under load, which leaves holds open.
     async fn leave_holds(&mut self) {
         let mut serving = self.machine.serve().await;
@@ -222,8 +230,8 @@ macro_rules! matrix {
         async fn $test() {
             let mut cell = Cell::new(Point::$point).await;
             cell.aborts().await;
-            let actions = format!("9*off->2*return(error)->4*off->1*sleep({DELAY})->4*off->2*panic");
-            cell.serves_on_after(&actions, 2).await;
+            let actions = format!("9*off->8*return(error)->4*off->1*sleep({DELAY})->4*off->8*panic");
+            cell.serves_on_after(&actions, 8).await;
         }
     )*};
 }
@@ -301,4 +309,37 @@ async fn it_may_fail_in_the_checkpoint_of_a_stop() {
 async fn it_may_fail_in_a_checkpoint_under_load() {
     let mut cell = Cell::at_full_speed(Point::Checkpoint).await;
     cell.serves_on_after("1*return(error)->1*panic", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_may_fail_in_a_backup_beside_the_running_server() {
+    let mut cell = Cell::new(Point::Backup).await;
+    let serving = cell.machine.serve().await;
+    let load = Load::start(&cell.machine, &serving);
+    let copy = cell.machine.folder().join("copy.db");
+    assert!(cell.backs_up("off").await.success());
+    let first = std::fs::read(&copy).expect("the copy");
+    let aborted = cell.backs_up("return(abort)").await;
+    assert_eq!(aborted.signal(), Some(Signal::ABORT.as_raw()), "{aborted}");
+    for actions in ["return(error)", "panic"] {
+        let failed = cell.backs_up(actions).await;
+        assert!(failed.code().is_some_and(|code| code > 0), "{actions}: {failed}");
+    }
+    assert!(std::fs::read(&copy).expect("the copy") == first, "it is as it was");
+    assert!(cell.backs_up(&format!("sleep({DELAY})")).await.success());
+    assert!(std::fs::read(&copy).expect("the copy") != first, "it is a new one");
+
+    let verified = Store::open(&copy, Create::Never)
+        .expect("it opens")
+        .verify()
+        .expect("verified");
+    assert_eq!(verified.findings, []);
+    let left = std::fs::read_dir(cell.machine.folder())
+        .expect("a folder")
+        .map(|file| file.expect("a file").file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains("partial")).collect();
+    assert!(left.is_empty(), "what the others left is gone: {left:?}");
+    cell.seen.extend(load.stop().await);
+    serving.stop().await;
+    cell.recover().await;
 }

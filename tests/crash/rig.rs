@@ -25,8 +25,11 @@ use crate::load::Person;
 /// Longer than anything here takes.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A small file is written at each start where the default is a large one.
-const BALLAST: &str = "ballast = \"64KiB\"\n";
+/// No more of the disk than there is on a machine that builds it all: what `more` does not set itself.
+const DISK: [(&str, &str); 2] = [
+    ("ballast", "ballast = \"64KiB\"\n"),
+    ("min_free", "min_free = \"1MiB\"\n"),
+];
 
 /// A machine with a gateway to start. Its folder is kept, and told, when a test fails.
 pub struct Machine {
@@ -67,10 +70,14 @@ impl Machine {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let simulator = Simulator::start(anywhere, playwright, Options { remember: 100_000 }).await;
         let simulator = simulator.expect("a free port");
-        let ballast = if more.contains("ballast") { "" } else { BALLAST };
+        let disk: String = DISK
+            .iter()
+            .filter(|(name, _)| !more.contains(name))
+            .map(|(_, line)| *line)
+            .collect();
         let settings = format!(
             "[server]\nlisten = \"127.0.0.1:0\"\n[[upstream]]\nname = \"first\"\nbase_url = \"{}\"\n\
-             api_key = \"sk-upstream\"\nprices = \"openai\"\n[database]\npath = \"books.db\"\n{ballast}{more}\n",
+             api_key = \"sk-upstream\"\nprices = \"openai\"\n[database]\npath = \"books.db\"\n{disk}{more}\n",
             simulator.base_url()
         );
         fs::write(folder.path().join("gateway.toml"), settings).expect("settings written");
