@@ -21,7 +21,7 @@ use crate::dice::Dice;
 use crate::load::{Load, MARK, Seen, six_people};
 use crate::rig::{Machine, PATIENCE, Serving};
 use crate::shim::{Files, Shim};
-use crate::wait::{gated, readiness, refused, until, until_ready_says, whole};
+use crate::wait::{SETTLED, gated, readiness, refused, until, until_ready_says, whole};
 
 /// How soon the gateway finds that its files are not what they were, and that a disk or a lock is free.
 const SOON: Duration = Duration::from_secs(5);
@@ -92,7 +92,7 @@ async fn while_another_process_locks_the_database_calls_are_refused_and_running_
 
     other.execute_batch("ROLLBACK").expect("given back");
     let free = Instant::now();
-    until(&load, whole, 10).await;
+    serving.until_it_says(SETTLED, 10).await;
     until_ready_says(&serving, 200, "ready").await;
     assert!(free.elapsed() < SOON, "{:?}", free.elapsed());
     gate.open();
