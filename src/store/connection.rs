@@ -3,12 +3,13 @@
 //! The database files are opened by SQLite only: closing any other handle on them drops the process's locks, and then
 //! acknowledged commits are lost.
 
+use std::cell::Cell;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
@@ -28,7 +29,7 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 
 /// How long a connection asks for a lock, a millisecond apart: a server's writer leaves gaps of two milliseconds, which
 /// SQLite's own ladder of ever longer sleeps would miss.
-const BUSY_TRIES: i32 = 5_000;
+const BUSY: Duration = Duration::from_secs(5);
 
 /// How often setting WAL is tried: the lock it takes ignores the busy handler.
 const WAL_TRIES: u32 = 100;
@@ -208,9 +209,16 @@ fn set_up(conn: &Connection) -> rusqlite::Result<()> {
     conn.execute_batch(SETTINGS)
 }
 
+/// Asked after each try; on a machine with much to do a millisecond is longer than that, so tries are not counted.
 fn wait_a_millisecond(tries: i32) -> bool {
+    thread_local! {
+        static SINCE: Cell<Instant> = Cell::new(Instant::now());
+    }
+    if tries == 0 {
+        SINCE.set(Instant::now());
+    }
     thread::sleep(Duration::from_millis(1));
-    tries < BUSY_TRIES
+    SINCE.get().elapsed() < BUSY
 }
 
 pub(super) fn pragma<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> rusqlite::Result<T> {

@@ -89,6 +89,8 @@ pub enum Busy {
     QueueFull,
     /// There is too little space on the disk.
     NoSpace,
+    /// The last write failed; the writer finds out by itself when the next one would not.
+    Troubled,
     /// The writer has stopped after an unknown outcome: not before the process is restarted.
     Stopped,
 }
@@ -174,6 +176,10 @@ impl Writer {
         }
         if self.handle.health.is_low() {
             return Err(Busy::NoSpace);
+        }
+        // Each would wait for a lock as long as the last one did.
+        if self.handle.health.is_troubled() {
+            return Err(Busy::Troubled);
         }
         let free = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().map_err(|_| Busy::QueueFull);
         let place = Place {
@@ -916,6 +922,20 @@ mod tests {
         });
         assert!(!consumer.health.is_troubled(), "it can write again");
         drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn while_the_last_write_failed_calls_are_refused_at_once_until_one_would_not() {
+        let open = open("5");
+        open.writer.handle.health.failed("database is locked");
+        let refused = open.writer.hold(ask(exchange(), &open.key, "1")).await;
+        assert!(matches!(refused, Err(Busy::Troubled)), "{refused:?}");
+        while open.writer.problem().is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let held = done(open.hold("1").await);
+        open.settle(held, "1").await;
         open.finish().await;
     }
 

@@ -21,7 +21,7 @@ use crate::dice::Dice;
 use crate::load::{Load, MARK, Seen, six_people};
 use crate::rig::{Machine, PATIENCE, Serving};
 use crate::shim::{Files, Shim};
-use crate::wait::{gated, readiness, refused, until, until_ready_says, whole};
+use crate::wait::{SETTLED, gated, readiness, refused, until, until_ready_says, whole};
 
 /// How soon the gateway finds that its files are not what they were, and that a disk or a lock is free.
 const SOON: Duration = Duration::from_secs(5);
@@ -80,21 +80,19 @@ async fn while_another_process_locks_the_database_calls_are_refused_and_running_
     gate.let_through(10);
     let locked = Instant::now();
     until_ready_says(&serving, 503, "the books cannot be written: database is locked").await;
-    let waited = locked.elapsed();
-    assert!(waited < Duration::from_secs(8), "{waited:?}");
     let asked = Instant::now();
     let answer = timeout(PATIENCE, ask(&machine, &serving, "late"))
         .await
         .expect("it is answered");
     assert_eq!(answer.0, 503, "{}", answer.1);
     assert!(answer.1.contains("storage_unavailable"), "{}", answer.1);
-    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(7), "{:?}", asked.elapsed());
     sleep(Duration::from_secs(10).saturating_sub(locked.elapsed())).await;
     assert_eq!(whole(&load), 0, "no end without a charge");
 
     other.execute_batch("ROLLBACK").expect("given back");
     let free = Instant::now();
-    until(&load, whole, 10).await;
+    serving.until_it_says(SETTLED, 10).await;
     until_ready_says(&serving, 200, "ready").await;
     assert!(free.elapsed() < SOON, "{:?}", free.elapsed());
     gate.open();

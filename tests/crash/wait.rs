@@ -11,6 +11,9 @@ use crate::client::http;
 use crate::load::{Fate, Load};
 use crate::rig::{PATIENCE, Serving};
 
+/// What the gateway says of each exchange that is settled; also of those whose clients hung up.
+pub const SETTLED: &str = "settlement: settled exchange=";
+
 /// An upstream whose answers wait in the middle.
 pub fn gated(gate: &Gate) -> Playwright {
     let (inner, gate) = (standard(Pace::default()), gate.clone());
