@@ -1,6 +1,7 @@
 //! The server: settings to a running gateway; its listener, its routes and its graceful stop.
 
 pub mod auth;
+mod guard;
 pub mod models;
 mod offer;
 mod proxy;
@@ -326,6 +327,9 @@ async fn dispatch(
 ) -> Response<Body> {
     let id = ExchangeId(uuid::Uuid::now_v7());
     let (head, body) = request.into_parts();
+    if let Err(refusal) = guard::check(&head) {
+        return identified(refusal::respond(&refusal, None, id), id);
+    }
     let (method, path) = (head.method, head.uri.path().to_owned());
     let below = path
         .strip_prefix("/v1")
@@ -346,7 +350,13 @@ async fn dispatch(
     };
     // Codex reads what comes from below /responses, too.
     let told_as = endpoint.or_else(|| below.starts_with("/responses/").then_some(Endpoint::Responses));
-    let mut response = answered.unwrap_or_else(|refusal| refusal::respond(&refusal, told_as, id));
+    identified(
+        answered.unwrap_or_else(|refusal| refusal::respond(&refusal, told_as, id)),
+        id,
+    )
+}
+
+fn identified(mut response: Response<Body>, id: ExchangeId) -> Response<Body> {
     if let Ok(id) = id.to_string().parse() {
         response.headers_mut().insert("x-request-id", id);
     }

@@ -19,6 +19,7 @@ mod limits;
 mod network;
 mod price;
 mod prices;
+mod rawhttp;
 mod refusals;
 mod replay;
 mod routing;
