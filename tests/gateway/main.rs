@@ -23,6 +23,7 @@ mod rawhttp;
 mod refusals;
 mod replay;
 mod routing;
+mod security;
 mod shutdown;
 mod state;
 mod streaming;
