@@ -19,6 +19,7 @@ mod limits;
 mod network;
 mod price;
 mod prices;
+mod properties;
 mod rawhttp;
 mod refusals;
 mod replay;
