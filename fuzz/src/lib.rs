@@ -404,9 +404,19 @@ pub fn config(data: &[u8]) {
         }
     }
     let (before, after) = file.split_once('\u{1}').unwrap_or((file, ""));
-    if !file.contains("\"\"\"") && !file.contains("'''") {
-        let secret = format!("[[upstream]]\nname = \"u\"\nbase_url = \"https://x\"\napi_key = \"{CANARY}\"\n");
-        if let Err(error) = load(&format!("{before}\n{secret}{after}"), &BTreeMap::new()) {
+    if file.contains("\"\"\"") || file.contains("'''") {
+        return;
+    }
+    let upstream = "[[upstream]]\nname = \"u\"\nbase_url = \"https://x\"";
+    for line in [
+        format!("api_key = \"{CANARY}\""),
+        format!("api_key = {CANARY}"),
+        format!("api_key = \"{CANARY}"),
+        format!("api_key = [\"{CANARY}\"]"),
+        format!("headers = {{ x = \"{CANARY}\", y = '{CANARY}' }}"),
+        format!("proxy = \"{CANARY}@x\""),
+    ] {
+        if let Err(error) = load(&format!("{before}\n{upstream}\n{line}\n{after}"), &BTreeMap::new()) {
             assert!(!error.to_string().contains(CANARY), "{error}");
         }
     }

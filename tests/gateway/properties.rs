@@ -207,6 +207,29 @@ const CONFIG: &[&str] = &[
     "é",
 ];
 
+/// A usage object in the words of chat or of responses, whose parts may be more than the whole.
+fn usage() -> impl Strategy<Value = String> {
+    let count = || prop_oneof![5 => (0_u32..100).prop_map(|count| count.to_string()), 1 => Just("null".to_owned())];
+    let details = |names: &'static [&'static str]| {
+        vec((select(names), count()), 0..5).prop_map(|told| {
+            let told: Vec<String> = told.iter().map(|(name, count)| format!("\"{name}\":{count}")).collect();
+            told.join(",")
+        })
+    };
+    let input = details(&["cached_tokens", "cache_write_tokens", "audio_tokens"]);
+    let written = details(&["ttl_30m_tokens", "ttl_12h_tokens"]);
+    let output = details(&["reasoning_tokens", "audio_tokens"]);
+    let names = select(vec![["prompt", "completion"], ["input", "output"]]);
+    let counts = (count(), count(), count());
+    (names, counts, input, written, output).prop_map(|([read, made], (input, output, total), of_input, written, of_output)| {
+        let comma = if of_input.is_empty() { "" } else { "," };
+        format!(
+            "{{\"{read}_tokens\":{input},\"{made}_tokens\":{output},\"total_tokens\":{total},\"{read}_tokens_details\":{{\
+             {of_input}{comma}\"cache_write_tokens_details\":{{{written}}}}},\"{made}_tokens_details\":{{{of_output}}}}}"
+        )
+    })
+}
+
 /// A whole call, now and then with a member too many.
 fn call() -> impl Strategy<Value = Vec<u8>> {
     let more = vec((select(CALL), members(CALL, 3)), 0..5);
@@ -292,8 +315,9 @@ proptest! {
     }
 
     #[test]
-    fn a_usage_is_what_was_told_and_adds_up(json in members(USAGE, 4)) {
+    fn a_usage_is_what_was_told_and_adds_up(json in members(USAGE, 4), usage in usage()) {
         promises::usage(json.as_bytes());
+        promises::usage(usage.as_bytes());
     }
 
     #[test]
