@@ -167,6 +167,9 @@ impl From<OpenError> for Failure {
             OpenError::TooNew { .. } => {
                 Failure::new(Exit::Failed, what).fix("use the release that made it, or a newer one")
             }
+            OpenError::Behind(_) => Failure::new(Exit::Failed, what)
+                .why("its log was lost, or an old copy was put in its place")
+                .fix("put its newest copy in its place, or go on without what is missing: gateway serve --accept-loss"),
             OpenError::InUse(_) => {
                 Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database")
             }

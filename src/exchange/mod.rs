@@ -19,6 +19,7 @@ mod ending;
 mod offer;
 mod passage;
 mod relay;
+mod sending;
 mod settlement;
 mod upstream;
 
@@ -36,6 +37,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::call::Call;
 use crate::config::{BillingConfig, OnHangup};
+use crate::fail_point::{self, Point};
 use crate::meter::{End, Meter};
 use crate::refusal::{Refusal, UpstreamFault};
 use crate::route::Routes;
@@ -140,21 +142,23 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
     let answered = answer(&gateway, &admitted, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!(exchange = %admitted.id(), "the exchange panicked; what was delivered is settled by estimate");
-        let settle = if watch.delivered {
+        Ending::failed(if watch.delivered {
             Settle::Usage
         } else {
             Settle::Nothing
-        };
-        Ending {
-            state: State::Failed,
-            settle,
-            last: Last::Abort,
-        }
+        })
     });
-    let Ending { state, settle, last } = ending;
-    match settlement::settle(&gateway, admitted, watch, state, settle).await {
+    let (closed, last) = settlement::settle(&gateway, admitted, &watch, ending).await;
+    let closed = closed.and_then(|closed| match fail_point::hit(Point::Settled) {
+        Ok(()) => Ok(closed),
+        Err(_) => Err(Refusal::Unsettled),
+    });
+    match closed {
         Ok(closed) => client.finish(last, &closed).await,
         Err(refusal) => client.refuse(refusal),
+    }
+    if let Err(error) = fail_point::hit(Point::AfterEnd) {
+        tracing::debug!(%error, "nothing is left to do");
     }
 }
 
@@ -238,8 +242,12 @@ async fn answer(gateway: &Gateway, admitted: &Admitted, client: &mut Client, wat
         // Nothing was sent, so nothing can cost.
         return Ending::left(Settle::Nothing);
     }
+    if fail_point::hit(Point::Held).is_err() {
+        return Ending::failed(Settle::Nothing);
+    }
     let sending = gateway.upstreams[admitted.target.upstream].send(admitted, watch);
     match while_wanted(gateway, admitted, client, sending).await {
+        Ok(Ok(_)) if fail_point::hit(Point::Head).is_err() => Ending::fault(UpstreamFault::Broken),
         Ok(Ok(response)) => relay::relay(gateway, admitted, response, client, watch).await,
         Ok(Err(fault)) => Ending::fault(fault),
         Err(ending) => ending,
@@ -272,6 +280,15 @@ async fn while_wanted<T>(
 }
 
 impl Ending {
+    /// The gateway itself failed; what has begun is torn down.
+    fn failed(settle: Settle) -> Ending {
+        Ending {
+            state: State::Failed,
+            settle,
+            last: Last::Abort,
+        }
+    }
+
     /// The upstream did not do its part before anything was delivered: released.
     fn fault(fault: UpstreamFault) -> Ending {
         Ending {

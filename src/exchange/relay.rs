@@ -17,6 +17,7 @@ use super::{Admitted, Answer, Body, Ending, Gateway, Last, Settle, Watch, ending
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
+use crate::fail_point::{self, Point};
 use crate::meter::{End, Reading, Seen};
 use crate::refusal::{Refusal, UpstreamFault};
 use crate::sse::{MAX_EVENT_BYTES, Piece};
@@ -191,6 +192,8 @@ struct Stream<'a> {
     end_by: Option<Instant>,
     /// Whether it is known that the client is gone.
     left: bool,
+    /// Whether a piece has passed.
+    has_begun: bool,
 }
 
 impl<'a> Stream<'a> {
@@ -208,6 +211,7 @@ impl<'a> Stream<'a> {
             keep_alive_at: now + KEEP_ALIVE,
             end_by: None,
             left: false,
+            has_begun: false,
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
             decoded_bytes: 0,
             passage: Passage::new(usage_event(&admitted.call)),
@@ -233,7 +237,10 @@ impl<'a> Stream<'a> {
                 }
             }
             let ending = match self.next().await {
-                Step::Chunk(chunk) => self.pass(chunk).await,
+                Step::Chunk(chunk) => match self.pass(chunk).await {
+                    None => self.interfered(),
+                    ending => ending,
+                },
                 Step::Silent => {
                     self.keep_alive().await;
                     None
@@ -288,6 +295,15 @@ impl<'a> Stream<'a> {
         self.idle_until = now + self.gateway.upstreams[self.admitted.target.upstream].idle_timeout();
         self.keep_alive_at = now + KEEP_ALIVE;
         ending.or_else(|| (self.passage.end_bytes() > AFTER_END_BYTES).then(|| self.over()))
+    }
+
+    /// Where the crash tests break a stream off.
+    fn interfered(&mut self) -> Option<Ending> {
+        let point = match std::mem::replace(&mut self.has_begun, true) {
+            false => Point::FirstPiece,
+            true => Point::MidStream,
+        };
+        fail_point::hit(point).is_err().then(|| self.broke())
     }
 
     /// Event by event.

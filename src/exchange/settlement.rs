@@ -1,62 +1,105 @@
 //! Settlement: what was seen of the answer becomes usage, price and charge, in one transaction with the hold's end.
 
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+
 use super::admission::Admitted;
-use super::{Gateway, Settle, Watch};
+use super::{Ending, Gateway, Last, Settle, Watch};
 use crate::call::{Echo, Endpoint};
+use crate::fail_point::{self, Injected, Point};
 use crate::meter::Reading;
 use crate::money::Usd;
 use crate::pricing::{Bill, bill};
 use crate::refusal::Refusal;
+use crate::store::NotClosed;
 use crate::store::ledger::{CloseHold, Closed, Excess};
 use crate::store::usage_log::{Basis, ExchangeRow, State};
 use crate::tokens::{self, Encoding};
 use crate::usage::Tier;
 use crate::usage::{Tokens, Usage};
 
-/// Closes the hold. An error means that the charge is not known to be durable ([`crate::store::Writer::close`] says when):
-/// the hold stays open, and the next start or the sweep releases it.
+/// Closes the hold, and says what may leave then. A refusal means that the hold stays open, and the next start or the
+/// sweep releases it; or that whether it was charged is not known.
 pub(super) async fn settle(
     gateway: &Gateway,
     admitted: Admitted,
-    watch: Watch,
+    watch: &Watch,
+    ending: Ending,
+) -> (Result<Closed, Refusal>, Last) {
+    let Ending { state, settle, last } = ending;
+    let receipt = receipt(gateway, &admitted, watch, state, settle);
+    let (close, last) = match AssertUnwindSafe(receipt).catch_unwind().await {
+        Ok(Ok(close)) => (close, last),
+        failed => {
+            let error = failed.map_or_else(|_| "it panicked".to_owned(), |_| "it was made to fail".to_owned());
+            tracing::error!(exchange = %admitted.id(), error, "what the call cost cannot be told; it is released, and its end does not leave");
+            (released(gateway, &admitted, watch), Last::Abort)
+        }
+    };
+    (write(gateway, admitted, close).await, last)
+}
+
+/// What the exchange used and costs.
+async fn receipt(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    watch: &Watch,
     state: State,
     settle: Settle,
-) -> Result<Closed, Refusal> {
-    let (usage, basis) = measure(&admitted, &watch, settle).await;
+) -> Result<CloseHold, Injected> {
+    fail_point::hit(Point::BeforeSettlement)?;
+    let (usage, basis) = measure(admitted, watch, settle).await;
     let reading = watch.meter.reading();
     // Only the end of an answer tells the tier for certain; without one it is the tier that was asked for.
     let tier = reading.tier.unwrap_or(match basis {
         Basis::Reported => Tier::Standard,
         Basis::Estimated => admitted.call.tier,
     });
-    let bill = price(&admitted, &usage, tier);
-    let row = row(
-        gateway,
-        &admitted,
-        &watch,
-        Outcome {
-            state,
-            basis,
-            usage,
-            tier,
-            bill,
-        },
-    );
+    let bill = price(admitted, &usage, tier);
+    let outcome = Outcome {
+        state,
+        basis,
+        usage,
+        tier,
+        bill,
+    };
     let excess = match (settle, basis) {
         (Settle::Capped, _) | (_, Basis::Estimated) => Excess::Waive,
         _ => Excess::Collect,
     };
+    let row = row(gateway, admitted, watch, outcome);
+    Ok(CloseHold { row, excess })
+}
+
+/// Closes the hold without a charge: the gateway itself failed.
+fn released(gateway: &Gateway, admitted: &Admitted, watch: &Watch) -> CloseHold {
+    let nothing = Outcome {
+        state: State::Failed,
+        basis: Basis::Reported,
+        usage: Usage::default(),
+        tier: Tier::Standard,
+        bill: Bill::nothing(),
+    };
+    CloseHold {
+        row: row(gateway, admitted, watch, nothing),
+        excess: Excess::Waive,
+    }
+}
+
+/// Hands it to the writer and waits until it is durable.
+async fn write(gateway: &Gateway, admitted: Admitted, close: CloseHold) -> Result<Closed, Refusal> {
+    let row = &close.row;
     let (id, user, duration_ms) = (admitted.id(), admitted.key.user_name, row.duration.as_millis());
-    let (model, upstream) = (row.model.clone(), row.upstream.clone());
-    let close = CloseHold { row, excess };
-    let closed = gateway
-        .writer
-        .close(admitted.hold, admitted.place, close)
-        .await
-        .map_err(|error| {
-            tracing::error!(exchange = %id, error = &error as &dyn std::error::Error, "the charge may not be durable");
-            Refusal::Storage
-        })?;
+    let (model, upstream, state) = (row.model.clone(), row.upstream.clone(), row.state);
+    let closed = gateway.writer.close(admitted.hold, admitted.place, close).await;
+    let closed = closed.map_err(|failed| {
+        tracing::error!(exchange = %id, error = &failed as &dyn std::error::Error, "the call is not settled");
+        match failed {
+            NotClosed::Unknown(_) => Refusal::Unsettled,
+            NotClosed::NotWritten(_) => Refusal::Storage,
+        }
+    })?;
     tracing::info!(exchange = %id, user, model, upstream, state = state.name(), charged = %closed.charged, duration_ms, "settled");
     if closed.uncollected.nanos() > 0 {
         tracing::warn!(exchange = %id, uncollected = %closed.uncollected, "the charge was more than the hold and the balance");
@@ -122,12 +165,7 @@ fn counted(reading: &Reading, bytes: u64) -> (String, u64) {
 fn price(admitted: &Admitted, usage: &Usage, tier: Tier) -> Bill {
     let bill = bill(usage, &admitted.priced.terms(tier)).unwrap_or_else(|error| {
         tracing::error!(exchange = %admitted.id(), %error, ?usage, "the usage cannot be priced and is not charged");
-        Bill {
-            lines: Vec::new(),
-            cost: Usd::ZERO,
-            charge: Usd::ZERO,
-            unpriced: Vec::new(),
-        }
+        Bill::nothing()
     });
     for class in &bill.unpriced {
         tracing::error!(exchange = %admitted.id(), %class, "was used, has no price, and is not charged");

@@ -8,7 +8,7 @@ use http::{HeaderMap, StatusCode};
 use reqwest::{Client, Proxy, Response, redirect};
 use tokio::time::timeout;
 
-use super::{Admitted, Watch};
+use super::{Admitted, Watch, sending};
 use crate::call::{Edits, Endpoint};
 use crate::config::{Pricing, UpstreamAuth, UpstreamConfig};
 use crate::refusal::UpstreamFault;
@@ -153,18 +153,20 @@ impl Upstream {
         let headers = self.request_headers(&admitted.headers);
         let response = loop {
             watch.attempts += 1;
-            let request = self.client.post(&url).headers(headers.clone()).body(body.clone());
-            match timeout(self.config.first_byte_timeout, request.send()).await {
+            let request = self.client.post(&url).headers(headers.clone());
+            let sent = timeout(self.config.first_byte_timeout, sending::send(request, body.clone())).await;
+            match sent {
                 Err(_) => return Err(UpstreamFault::Timeout),
-                Ok(Ok(response)) => break response,
-                Ok(Err(error)) if error.is_connect() && watch.attempts < ATTEMPTS => {
+                Ok(Err(_)) => return Err(UpstreamFault::Broken),
+                Ok(Ok(Ok(response))) => break response,
+                Ok(Ok(Err(error))) if error.is_connect() && watch.attempts < ATTEMPTS => {
                     tracing::info!(
                         upstream = self.name(),
                         error = chain(&error),
                         "no connection; trying once more"
                     );
                 }
-                Ok(Err(error)) => {
+                Ok(Ok(Err(error))) => {
                     tracing::warn!(
                         upstream = self.name(),
                         error = chain(&error),

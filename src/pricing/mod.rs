@@ -385,6 +385,18 @@ pub struct Bill {
     pub unpriced: Vec<Class>,
 }
 
+impl Bill {
+    /// Of what cost nothing.
+    pub fn nothing() -> Bill {
+        Bill {
+            lines: Vec::new(),
+            cost: Usd::ZERO,
+            charge: Usd::ZERO,
+            unpriced: Vec::new(),
+        }
+    }
+}
+
 /// Usage to money. What was used without a rate costs nothing and is named. Fails when the amount does not fit.
 pub fn bill(usage: &Usage, terms: &Terms<'_>) -> Result<Bill, PriceError> {
     let too_large = || PriceError("the amount does not fit".into());

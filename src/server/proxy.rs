@@ -19,6 +19,7 @@ use super::{App, auth};
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, DecodeError};
 use crate::exchange::{self, Answer, Piece};
+use crate::fail_point::{self, Point};
 use crate::refusal::Refusal;
 use crate::store::ExchangeId;
 
@@ -84,6 +85,7 @@ pub(super) async fn call(
     if key.user_suspended {
         return Err(Refusal::Suspended { user: key.user_name });
     }
+    fail_point::hit(Point::Authenticated).map_err(|_| Refusal::Internal)?;
     let (body, memory) = tokio::select! {
         read = timeout(app.body_timeout, read(app, &headers, body)) => read.map_err(|_| Refusal::BodyLost)??,
         () = app.gateway.cutoff.cancelled() => return Err(Refusal::ShuttingDown),
@@ -98,7 +100,8 @@ pub(super) async fn call(
     };
     match exchange::start(&app.gateway, request).await {
         Ok(reply) => Ok(respond(reply?)),
-        Err(_) => Err(Refusal::Internal),
+        // The exchange itself died, with or without a charge.
+        Err(_) => Err(Refusal::Unsettled),
     }
 }
 

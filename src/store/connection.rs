@@ -37,7 +37,7 @@ const WAL_TRIES: u32 = 100;
 const STATEMENTS: usize = 96;
 
 /// The mode of a database: its owner reads and writes it.
-const OWNER_ONLY: u32 = 0o600;
+pub(super) const OWNER_ONLY: u32 = 0o600;
 
 /// Connections that read, at most.
 pub(super) const READERS: u32 = 8;
@@ -148,6 +148,13 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
     std::path::absolute(path).map_err(|e| io_error(path, e))
 }
 
+/// The path of a file beside the database, whose name goes on from the database's.
+pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
 fn io_error(path: &Path, error: io::Error) -> OpenError {
     let context = format!("creating {}", path.display());
     StoreError {
@@ -187,9 +194,7 @@ fn create_file(path: &Path) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".new-{}", uuid::Uuid::now_v7()));
-    let blank = PathBuf::from(name);
+    let blank = beside(path, &format!(".new-{}", uuid::Uuid::now_v7()));
     drop(
         OpenOptions::new()
             .write(true)
@@ -258,8 +263,12 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().expect("a folder")), 0o700);
         assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
+        assert_eq!(mode(&path.with_extension("db.mark")), 0o600);
         let others = fs::read_dir(folder.path().join("data")).expect("listed").count();
-        assert_eq!(others, 3, "the database, its log, its index, and nothing else");
+        assert_eq!(
+            others, 4,
+            "the database, its log, its index, its mark, and nothing else"
+        );
         drop(store);
     }
 

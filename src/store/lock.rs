@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{OpenError, StoreError};
+use super::{OpenError, StoreError, connection};
 
 /// How often a lock is tried that is taken, and how long is waited in between: [`ServerLock::holder`] has it for an
 /// instant while it looks.
@@ -93,9 +93,7 @@ fn note(file: &mut File) -> io::Result<String> {
 }
 
 fn lock_path(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push(".lock");
-    PathBuf::from(name)
+    connection::beside(database, ".lock")
 }
 
 fn store_error(path: &Path, error: io::Error) -> StoreError {
