@@ -15,8 +15,11 @@ use proptest::sample::select;
 #[path = "../../fuzz/src/lib.rs"]
 mod promises;
 
+/// What holds of any bytes.
+type Promise = fn(&[u8]);
+
 /// A target's name and its promise.
-const TARGETS: [(&str, fn(&[u8])); 7] = [
+const TARGETS: [(&str, Promise); 7] = [
     ("sse", promises::sse),
     ("usage", promises::usage),
     ("meter", promises::meter),
