@@ -6,6 +6,7 @@ pub mod models;
 mod offer;
 mod proxy;
 mod refusal;
+mod stall;
 mod sweep;
 mod touch;
 
@@ -19,7 +20,6 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{Method, Request, Response, StatusCode};
 use axum_server::Handle;
-use axum_server::accept::{TcpConfigAcceptor, TcpSocketConfig};
 use ipnet::IpNet;
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
@@ -186,7 +186,7 @@ async fn serve(
 ) -> std::io::Result<()> {
     let router = Router::new().fallback(dispatch).with_state(app);
     let mut server = axum_server::from_tcp(listener)?
-        .acceptor(TcpConfigAcceptor::new(TcpSocketConfig::new().nodelay(true)))
+        .acceptor(stall::Acceptor)
         .handle(handle)
         .http1_only()
         .first_request_timeout(header_timeout);

@@ -1,8 +1,11 @@
 //! Requests as nobody's library would write them: each is one request or none, and what is refused costs nothing.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use codex_gateway::config::Config;
+use codex_gateway::simulator::{Request, Script};
+use http::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -433,4 +436,24 @@ async fn a_head_or_a_body_that_does_not_come_to_its_end_is_not_waited_for() {
     }
     assert!(harness.served().is_empty());
     assert!(harness.finish().await.exchanges.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes the minute that a client has; src/server/stall.rs shows the same with a shorter one"]
+async fn a_client_that_takes_nothing_of_its_answer_is_cut_off_after_a_minute() {
+    let length = 24 << 20;
+    let text = "x".repeat(length);
+    let playwright = Arc::new(move |_: &Request| Script::body(StatusCode::OK, "application/json", text.clone().into()));
+    let harness = Harness::builder().playwright(playwright).start().await;
+    let mut socket = connect(&harness).await;
+    socket.write_all(&bytes(&harness, CALL)).await.expect("it is written");
+    tokio::time::sleep(Duration::from_secs(65)).await;
+    let arrived = rest(&mut socket).await;
+    assert!(
+        arrived.starts_with("HTTP/1.1 200 "),
+        "{}",
+        &arrived[..arrived.len().min(300)]
+    );
+    assert!(arrived.len() < length, "what the kernel had taken, and no more");
+    assert_eq!(harness.finish().await.exchanges.len(), 1);
 }

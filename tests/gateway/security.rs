@@ -535,6 +535,80 @@ fn a_million_ids_are_a_million_and_random_in_every_random_bit() {
     }
 }
 
+/// The acts in the audit log: who, what, and whether there is a state before and after.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "beside the store, to see what is there and what it lets be changed"
+)]
+fn acts(database: &Path) -> Vec<(String, String, bool, bool)> {
+    let conn = Connection::open(database).expect("it opens");
+    let mut acts = conn
+        .prepare("SELECT actor, action, before IS NOT NULL, after IS NOT NULL FROM audit_log ORDER BY seq")
+        .expect("a table");
+    let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+    let acts = acts
+        .query_map([], row)
+        .expect("rows")
+        .map(|act| act.expect("a row"))
+        .collect();
+    for change in [
+        "UPDATE audit_log SET actor = 'nobody'",
+        "DELETE FROM audit_log",
+        "UPDATE OR REPLACE audit_log SET seq = 1",
+    ] {
+        conn.execute(change, []).expect_err(change);
+    }
+    acts
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_act_of_an_operator_is_written_down_and_stays() {
+    let harness = Harness::start().await;
+    let key = harness.issue("--name to-rotate");
+    let (rotate, revoke) = (
+        format!("key rotate {}", key.key_id.0),
+        format!("key revoke {}", key.key_id.0),
+    );
+    // What each is written down as, and whether there was something before it.
+    let lines: [(&str, &[(&str, bool)]); 9] = [
+        (
+            "user add dave --balance 1",
+            &[("user.add", false), ("ledger.credit", true)],
+        ),
+        ("user credit dave 2 --reference r-1", &[("ledger.credit", true)]),
+        ("user credit dave --adjust -1", &[("ledger.adjust", true)]),
+        ("user suspend dave", &[("user.status", true)]),
+        ("user activate dave", &[("user.status", true)]),
+        ("key issue dave", &[("key.issue", false)]),
+        (&rotate, &[("key.rotate", true), ("key.issue", false)]),
+        (&revoke, &[("key.revoke", true)]),
+        (
+            "price set my-model --input 1 --output 2 --list openai",
+            &[("price.set", false)],
+        ),
+    ];
+    let mut seen = acts(&harness.database()).len();
+    for (line, expected) in lines {
+        harness.operate(line);
+        let acts = acts(&harness.database());
+        let new: Vec<_> = acts[seen..]
+            .iter()
+            .map(|(_, action, before, _)| (action.as_str(), *before))
+            .collect();
+        assert_eq!(new, expected, "{line}");
+        assert!(
+            acts[seen..]
+                .iter()
+                .all(|(who, _, _, after)| who.starts_with("cli:operator@") && *after),
+            "{acts:?}"
+        );
+        seen = acts.len();
+    }
+    harness.operate("user credit dave 2 --reference r-1");
+    assert_eq!(acts(&harness.database()).len(), seen, "what changes nothing is no act");
+    harness.finish().await;
+}
+
 /// The source files, without their tests.
 fn sources() -> Vec<(String, String)> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
