@@ -101,6 +101,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -108,7 +109,8 @@ mod tests {
     async fn a_client_that_takes_nothing_is_not_waited_for() {
         let (ours, theirs) = duplex(1_000);
         let mut impatient = Impatient::new(ours, Duration::from_millis(50));
-        let error = impatient.write_all(&[b'x'; 5_000]).await.expect_err("nobody reads");
+        let written = timeout(Duration::from_secs(20), impatient.write_all(&[b'x'; 5_000])).await;
+        let error = written.expect("it is not waited for").expect_err("nobody reads");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(theirs);
     }
