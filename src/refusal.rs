@@ -16,6 +16,8 @@ use crate::usage::Tokens;
 /// Why a call is not forwarded, or its answer not passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
+    /// The head of the request may be read in two ways; its connection is closed.
+    Malformed(&'static str),
     /// The body is no call that can be billed.
     Call(CallError),
     /// The body is larger than the setting, in bytes decompressed.
@@ -219,6 +221,7 @@ impl Refusal {
             ..told
         };
         match self {
+            Refusal::Malformed(why) => told(400, INVALID, "malformed_request", format!("This request is not taken: {why}. Nothing was sent.")),
             Refusal::Call(error) => Told { param: error.param.clone(), ..told(400, INVALID, error.code, error.message.clone()) },
             Refusal::TooLarge { limit } => {
                 let message = format!(

@@ -1,10 +1,12 @@
 //! The server: settings to a running gateway; its listener, its routes and its graceful stop.
 
 pub mod auth;
+mod guard;
 pub mod models;
 mod offer;
 mod proxy;
 mod refusal;
+mod stall;
 mod sweep;
 mod touch;
 
@@ -18,7 +20,6 @@ use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{Method, Request, Response, StatusCode};
 use axum_server::Handle;
-use axum_server::accept::{TcpConfigAcceptor, TcpSocketConfig};
 use ipnet::IpNet;
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
@@ -185,7 +186,7 @@ async fn serve(
 ) -> std::io::Result<()> {
     let router = Router::new().fallback(dispatch).with_state(app);
     let mut server = axum_server::from_tcp(listener)?
-        .acceptor(TcpConfigAcceptor::new(TcpSocketConfig::new().nodelay(true)))
+        .acceptor(stall::Acceptor)
         .handle(handle)
         .http1_only()
         .first_request_timeout(header_timeout);
@@ -311,6 +312,9 @@ async fn dispatch(
 ) -> Response<Body> {
     let id = ExchangeId(uuid::Uuid::now_v7());
     let (head, body) = request.into_parts();
+    if let Err(refusal) = guard::check(&head) {
+        return identified(refusal::respond(&refusal, None, id), id);
+    }
     let (method, path) = (head.method, head.uri.path().to_owned());
     let below = path
         .strip_prefix("/v1")
@@ -331,7 +335,13 @@ async fn dispatch(
     };
     // Codex reads what comes from below /responses, too.
     let told_as = endpoint.or_else(|| below.starts_with("/responses/").then_some(Endpoint::Responses));
-    let mut response = answered.unwrap_or_else(|refusal| refusal::respond(&refusal, told_as, id));
+    identified(
+        answered.unwrap_or_else(|refusal| refusal::respond(&refusal, told_as, id)),
+        id,
+    )
+}
+
+fn identified(mut response: Response<Body>, id: ExchangeId) -> Response<Body> {
     if let Ok(id) = id.to_string().parse() {
         response.headers_mut().insert("x-request-id", id);
     }

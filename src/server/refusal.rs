@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode};
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use serde_json::json;
 
 use crate::call::Endpoint;
@@ -27,6 +27,9 @@ pub(super) fn respond(refusal: &Refusal, endpoint: Option<Endpoint>, id: Exchang
     }
     if let Refusal::Method { allowed } = refusal {
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
+    }
+    if let Refusal::Malformed(_) = refusal {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(promo) = told.promo.and_then(|promo| HeaderValue::from_str(&promo).ok()) {
         headers.insert("x-codex-promo-message", promo);
