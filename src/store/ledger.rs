@@ -488,6 +488,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::super::entries::CreditRefused;
+    use super::super::keys::Key;
     use super::super::testing::*;
     use super::*;
     use proptest::prelude::*;
@@ -624,6 +625,36 @@ mod tests {
         done(desk.store.set_user_status(ada.id, UserStatus::Suspended, &by(), at(3)));
         assert_eq!(refused(desk.place(&ask(exchange(), &key, "1"))), HoldRefused::Suspended);
         desk.assert_books_balance();
+    }
+
+    #[test]
+    fn what_running_calls_hold_is_not_available_to_another() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "3");
+        let key = desk.key(&ada);
+        desk.set_aside(&ask(exchange(), &key, "2"));
+        let HoldRefused::Short(short) = refused(desk.place(&ask(exchange(), &key, "1.5"))) else {
+            panic!("it is only short");
+        };
+        assert_eq!((short.available, short.held), (usd("1"), usd("2")));
+    }
+
+    #[test]
+    fn the_statement_alone_takes_nothing_that_is_not_there() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let (key, revoked) = (desk.key(&ada), desk.key(&ada));
+        done(desk.store.revoke_key(revoked.id, &by(), at(2)));
+        let raw = desk.raw();
+        let takes = |key: &Key, amount: &str| {
+            let ask = ask(exchange(), key, amount);
+            set_aside(&raw, &ask, usd(amount)).expect("no error")
+        };
+        assert!(!takes(&key, "7.000000001") && !takes(&key, "-1") && !takes(&revoked, "1"));
+        assert!(takes(&key, "7"));
+        assert!(!takes(&key, "0.000000001"));
+        done(desk.store.set_user_status(ada.id, UserStatus::Suspended, &by(), at(3)));
+        assert!(!takes(&key, "0"));
     }
 
     #[test]

@@ -68,7 +68,14 @@ mod tests {
         fs::write(&other, "1").expect("written");
         fs::rename(&other, &log).expect("moved");
         assert!(watched.replaced().is_some_and(|why| why.contains("-wal")));
+        fs::write(&other, "1").expect("written");
+        fs::rename(&other, &database).expect("moved");
+        assert!(watched.replaced().is_some_and(|why| why.contains("gateway.db was")));
         fs::remove_file(&log).expect("removed");
+        let mut watched = Watched {
+            is_database: identity(&database),
+            ..watched
+        };
         assert!(watched.replaced().is_some_and(|why| why.contains("-wal")));
         fs::remove_file(&database).expect("removed");
         assert!(watched.replaced().is_some_and(|why| why.contains("gateway.db was")));
