@@ -647,7 +647,7 @@ mod tests {
         done(desk.store.revoke_key(revoked.id, &by(), at(2)));
         let raw = desk.raw();
         let takes = |key: &Key, amount: &str| {
-            let ask = ask(exchange(), key, amount);
+            let ask = ask(exchange(), key, "1");
             set_aside(&raw, &ask, usd(amount)).expect("no error")
         };
         assert!(!takes(&key, "7.000000001") && !takes(&key, "-1") && !takes(&revoked, "1"));
