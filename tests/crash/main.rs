@@ -1,6 +1,7 @@
 //! What is left of the gateway's promises when its process dies, fails, panics or waits at any moment.
 //!
-//! ONE crate. `rig` is the machine with the real program, `load` who calls it, `accounts` the three books compared.
+//! ONE crate. `rig` is the machine with the real program, `load` who calls it, `accounts` the three books compared,
+//! `shim` what its disk and its clock may do.
 
 #[path = "../gateway/books.rs"]
 #[expect(dead_code, reason = "shared with the tests of a gateway that lives")]
