@@ -14,6 +14,8 @@ pub mod keys;
 pub mod ledger;
 mod lock;
 mod migrate;
+#[cfg(test)]
+mod model;
 pub mod prices;
 #[cfg(test)]
 mod testing;

@@ -244,6 +244,15 @@ impl Writer {
             && self.handle.places.available_permits() > 0
     }
 
+    /// A place for a settlement that no hold came with: for tests that settle twice, or without a hold.
+    #[cfg(test)]
+    pub(super) fn spare_place(&self) -> Place {
+        let permit = Arc::clone(&self.handle.places).try_acquire_owned();
+        Place {
+            _permit: permit.expect("there is room"),
+        }
+    }
+
     fn stopped(&self) -> StoreError {
         let why = self.handle.failed.borrow().clone();
         StoreError {
