@@ -5,10 +5,12 @@
 
 mod billing;
 mod books;
+mod campaign;
 mod cli;
 mod client;
 mod concurrency;
 mod credit;
+
 mod demo;
 mod faults;
 mod hangups;
