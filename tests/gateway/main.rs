@@ -10,6 +10,7 @@ mod cli;
 mod client;
 mod concurrency;
 mod credit;
+mod cuts;
 
 mod demo;
 mod faults;
