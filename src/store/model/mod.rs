@@ -46,8 +46,8 @@ const RUN: usize = 400;
 /// Operations by default: a few seconds.
 const STEPS: u64 = 20_000;
 
-/// How long a failure is shrunk.
-const SHRINKS: u32 = 1_000;
+/// How long a failure is shrunk, in milliseconds.
+const SHRINK: u32 = 20_000;
 
 // What may happen -----------------------------------------------------------------------------------------------------
 
@@ -660,7 +660,7 @@ fn runner(seed: u64, number: u64) -> TestRunner {
     let config = Config {
         cases: 1,
         failure_persistence: None,
-        max_shrink_iters: SHRINKS,
+        max_shrink_time: SHRINK,
         ..Config::default()
     };
     let mut bytes = [0; 32];
