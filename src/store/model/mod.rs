@@ -660,6 +660,7 @@ fn runner(seed: u64, number: u64) -> TestRunner {
     let config = Config {
         cases: 1,
         failure_persistence: None,
+        max_shrink_iters: u32::MAX - 1,
         max_shrink_time: SHRINK,
         ..Config::default()
     };
