@@ -212,17 +212,18 @@ impl Stage {
         } = self;
         let cutoff = server.cutoff();
         let mut stopping = std::pin::pin!(server.stop());
-        tokio::select! {
-            () = &mut stopping => {}
+        let stopped = tokio::select! {
+            stopped = &mut stopping => stopped,
             () = signals.any() => {
                 cutoff.cancel();
-                stopping.await;
+                stopping.await
             }
-        }
+        };
         simulator.stop().await;
         drop(store);
         let path = dir.path().display().to_string();
-        dir.close().with_context(|| format!("{path} could not be removed"))
+        dir.close().with_context(|| format!("{path} could not be removed"))?;
+        stopped.map_err(anyhow::Error::msg)
     }
 }
 
@@ -239,7 +240,10 @@ fn settings(dir: &Path, upstream: &str) -> anyhow::Result<Config> {
     let upstream = table(&[("name", "simulator"), ("base_url", upstream), ("prices", "openai")]);
     let mut document = toml::Table::new();
     document.insert("server".into(), table(&[("listen", "127.0.0.1:0")]).into());
-    document.insert("database".into(), table(&[("path", database)]).into());
+    document.insert(
+        "database".into(),
+        table(&[("path", database), ("min_free", "0"), ("ballast", "0")]).into(),
+    );
     document.insert("upstream".into(), toml::Value::Array(vec![upstream.into()]));
     let sources = Sources {
         file: Some((PathBuf::from("demo"), document.to_string())),

@@ -1,7 +1,9 @@
 //! How a command fails: an exit code, and up to four short lines that say what, why, what to do and what was near.
 
 use std::fmt;
+use std::path::Path;
 
+use super::output;
 use crate::admin::AdminError;
 use crate::config::ConfigError;
 use crate::store::{OpenError, StoreError};
@@ -96,6 +98,37 @@ fn causes(error: &dyn std::error::Error) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join(": "))
 }
 
+/// An error and its source chain in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    error.to_string() + &caused(error)
+}
+
+/// The same, to stand behind the error itself.
+fn caused(error: &dyn std::error::Error) -> String {
+    causes(error).map_or(String::new(), |causes| format!(": {causes}"))
+}
+
+/// What to do with a database of a newer release: its backup of our version, if there is one, is its way back.
+fn newer(database: &Path, backup: Option<&Path>) -> String {
+    match backup {
+        Some(backup) => format!(
+            "use that release, or go back to what was before it: {}",
+            restore_command(database, backup)
+        ),
+        None => format!(
+            "use that release, or a later one (this is {})",
+            env!("CARGO_PKG_VERSION")
+        ),
+    }
+}
+
+/// The command that puts a backup in the place of a database that is there.
+pub fn restore_command(database: &Path, backup: &Path) -> String {
+    let word = |path: &Path| output::shell_word(&path.display().to_string());
+    let (database, backup) = (word(database), word(backup));
+    format!("{} --database {database} restore {backup} --force", output::program())
+}
+
 impl From<AdminError> for Failure {
     fn from(error: AdminError) -> Failure {
         let what = error.to_string();
@@ -164,18 +197,31 @@ impl From<OpenError> for Failure {
                 .why("this command works on a database that is there")
                 .fix("name it by --database FILE, or make one: gateway user add NAME"),
             OpenError::NotOurs(_) => Failure::new(Exit::Failed, what).fix("name the gateway's own by --database FILE"),
-            OpenError::TooNew { .. } => {
-                Failure::new(Exit::Failed, what).fix("use the release that made it, or a newer one")
-            }
+            OpenError::TooNew { path, backup, .. } => Failure::new(Exit::Failed, what)
+                .why("a newer release made it, or migrated it")
+                .fix(newer(&path, backup.as_deref())),
+            OpenError::NotBackedUp { source, .. } => Failure {
+                why: Some(chain(&source)),
+                ..Failure::new(Exit::Failed, what).fix("make room beside it, and do it again: nothing was changed")
+            },
+            OpenError::Behind(_) => Failure::new(Exit::Failed, what)
+                .why("its log was lost, or an old copy was put in its place")
+                .fix("restore the newest backup (gateway restore FILE --force), or go on without the rest: gateway serve --accept-loss"),
+            OpenError::Gone(_, left) => Failure::new(Exit::Failed, &what)
+                .why("an empty one in its place would take its log with it")
+                .fix(format!("put it back; or move {} and what else begins with that name away, to begin anew", left.display())),
+            OpenError::NotItsLog(log) => Failure::new(Exit::Failed, &what)
+                .why("an old copy was put beside it; opened together they become a database that never was")
+                .fix(format!(
+                    "put the newest database back; or go on without the log: mv {0} {0}.lost && gateway serve --accept-loss",
+                    log.display()
+                )),
             OpenError::InUse(_) => {
                 Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database")
             }
-            OpenError::Store(error) => {
-                let causes = causes(&error).map_or(String::new(), |causes| format!(": {causes}"));
-                Failure::new(Exit::Failed, "the database could not be used")
-                    .why(format!("{what}{causes}"))
-                    .fix("name a gateway's database, or a new file in a folder you may write to: --database FILE")
-            }
+            OpenError::Store(error) => Failure::new(Exit::Failed, "the database could not be used")
+                .why(chain(&error))
+                .fix("name a gateway's database, or a new file in a folder you may write to: --database FILE"),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: each command reads its flags, calls [`crate::admin`] or the server, and prints what came of it.
 
+pub mod backup;
 pub mod codex;
 pub mod config;
 pub mod connect;
@@ -11,6 +12,7 @@ pub mod output;
 pub mod price;
 pub mod prompt;
 pub mod request;
+pub mod restore;
 pub mod runtime;
 mod serve;
 mod stop;
@@ -101,6 +103,10 @@ pub enum Command {
     /// The entries of a balance, and whether the books balance
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// Copy the database into a file, beside a running server too
+    Backup(backup::BackupArgs),
+    /// Put a backup in the place of the database
+    Restore(restore::RestoreArgs),
     /// The effective settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -121,6 +127,8 @@ impl Command {
             | Command::Usage(_)
             | Command::Request(_)
             | Command::Ledger(_)
+            | Command::Backup(_)
+            | Command::Restore(_)
             | Command::Config(_) => false,
         }
     }
@@ -145,6 +153,8 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Usage(args) => usage::run(args, &global),
         Command::Request(command) => request::run(command, &global),
         Command::Ledger(command) => ledger::run(command, &global),
+        Command::Backup(args) => backup::run(&args, &global),
+        Command::Restore(args) => restore::run(&args, &global),
         Command::Config(command) => config::run(command, &global),
     };
     done.map(|()| 0)

@@ -1,11 +1,16 @@
 //! `gateway serve`: start the server, say where it is and what it forwards to, stop it cleanly.
 
+use std::time::Duration;
+
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::stop::StopSignals;
-use crate::cli::{Global, block_on, output};
+use crate::cli::{Global, actor, block_on, output};
 use crate::config::{Config, Flag, Pricing, UpstreamConfig};
 use crate::server::{self, Server, StartError};
-use crate::store::{Create, Store};
+use crate::store::{Create, Outcome, Store};
+use crate::time;
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Variables by which other programs are told a proxy; the gateway takes it from `[[upstream]] proxy` only.
 const PROXY_VARIABLES: [&str; 6] = [
@@ -17,12 +22,19 @@ const PROXY_VARIABLES: [&str; 6] = [
     "all_proxy",
 ];
 
+/// How long a server that has to stop because of its books still answers: those who wait for an answer are told that
+/// nobody knows its outcome, new calls are refused, and `/readyz` says why.
+const FAREWELL: Duration = Duration::from_millis(500);
+
 /// Serve the gateway until SIGTERM or Ctrl-C.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     /// Where to listen; port 0 takes a free one [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// Go on with a database that lacks what was there before: a lost log, or an old copy in its place
+    #[arg(long)]
+    accept_loss: bool,
 }
 
 /// Runs the command.
@@ -43,7 +55,7 @@ pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
     if config.upstreams.is_empty() {
         return Err(no_upstream().into());
     }
-    block_on(serve(config, global))
+    block_on(serve(config, args.accept_loss, global))
 }
 
 fn no_upstream() -> Failure {
@@ -52,9 +64,13 @@ fn no_upstream() -> Failure {
         .fix("export OPENAI_API_KEY=sk-…   (or write [[upstream]] into gateway.toml; to try without a key: gateway demo)")
 }
 
-async fn serve(config: Config, global: &Global) -> anyhow::Result<()> {
+async fn serve(config: Config, accept_loss: bool, global: &Global) -> anyhow::Result<()> {
     let mut signals = StopSignals::watch()?;
+    let _file_size = survive_file_size_limit()?;
     let store = Store::open(&config.database, Create::IfMissing).map_err(Failure::from)?;
+    if accept_loss {
+        accept(&store, global)?;
+    }
     let introduction = introduction(&config);
     let server = server::start(config, store).await.map_err(not_started)?;
     if let Err(error) = output::print(&format!("listening on {}\n", server.base_url())) {
@@ -67,12 +83,38 @@ async fn serve(config: Config, global: &Global) -> anyhow::Result<()> {
         () = signals.any() => stop(server, &mut signals, global).await,
         why = server.failed() => {
             server.cut_off();
-            Err(Failure::new(Exit::Failed, "the server stopped, because what it wrote last may not be durable")
-                .why(why)
-                .fix("start it again: it recovers from disk, and no charge is made twice")
-                .into())
+            tokio::time::sleep(FAREWELL).await;
+            Err(books_failed(why))
         }
     }
+}
+
+fn books_failed(why: String) -> anyhow::Error {
+    Failure::new(
+        Exit::Failed,
+        "the server stopped, because what it wrote last may not be durable",
+    )
+    .why(why)
+    .fix("start it again: it recovers from disk, and no charge is made twice")
+    .into()
+}
+
+/// Goes on without what the database lacks of what was there before.
+fn accept(store: &Store, global: &Global) -> anyhow::Result<()> {
+    let Some(lost) = store.behind() else { return Ok(()) };
+    match store.accept_loss(&actor(), time::now()) {
+        Outcome::Committed(()) | Outcome::Refused(()) => {
+            global.say(&format!("accepted: {lost}"));
+            Ok(())
+        }
+        Outcome::NotCommitted(error) | Outcome::Unknown(error) => Err(Failure::from(error).into()),
+    }
+}
+
+/// A limit on the size of files (`ulimit -f`) is an error of the write, which is handled, not a signal that kills.
+fn survive_file_size_limit() -> anyhow::Result<Signal> {
+    let kind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    signal(kind).context("signals cannot be watched")
 }
 
 /// Lets running calls finish; a second signal ends them at once.
@@ -82,11 +124,10 @@ async fn stop(server: Server, signals: &mut StopSignals, global: &Global) -> any
     let stopping = server.stop();
     tokio::pin!(stopping);
     tokio::select! {
-        () = &mut stopping => return Ok(()),
+        stopped = &mut stopping => return stopped.map_err(books_failed),
         () = signals.any() => cutoff.cancel(),
     }
-    stopping.await;
-    Ok(())
+    stopping.await.map_err(books_failed)
 }
 
 /// What a person wants to know at start: where calls go, whose key pays, where the books are, what is ignored.

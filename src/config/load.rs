@@ -96,9 +96,11 @@ impl Config {
             name: name.to_owned(),
             nodes: tables.remove(name).unwrap_or_default(),
         };
+        let mut database = table("database");
         let config = Config {
             server: loader.server(&mut table("server"))?,
-            database: loader.database(&mut table("database"))?,
+            disk: loader.disk(&mut database)?,
+            database: loader.database(&mut database)?,
             billing: loader.billing(&mut table("billing"))?,
             log: loader.log(&mut table("log"))?,
             upstreams: loader.upstreams(upstreams)?,

@@ -27,7 +27,7 @@ pub(super) const TABLES: [(&str, &[&str]); 4] = [
             "drain_timeout",
         ],
     ),
-    ("database", &["path"]),
+    ("database", &["path", "min_free", "ballast"]),
     ("billing", &["hold_share", "min_output_tokens", "on_hangup", "markup"]),
     ("log", &["format", "level"]),
 ];

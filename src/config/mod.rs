@@ -52,6 +52,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// `[database] path`
     pub database: PathBuf,
+    /// `[database]`, the rest of it
+    pub disk: DiskConfig,
     /// `[billing]`
     pub billing: BillingConfig,
     /// `[[upstream]]`, in order; the first that serves a model is taken.
@@ -96,6 +98,15 @@ impl ServerConfig {
         }
         format!("http://{addr}")
     }
+}
+
+/// `[database]`: the disk below it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// No new calls below this much free space, in bytes (256 MiB).
+    pub min_free: u64,
+    /// What is kept for settlements on a full disk, in bytes (64 MiB).
+    pub ballast: u64,
 }
 
 /// What happens to an answer whose client has left.

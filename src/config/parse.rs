@@ -59,8 +59,30 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
 /// The smallest and the largest body that may be allowed, in bytes.
 const SIZES: std::ops::RangeInclusive<u64> = 1024..=1 << 30;
 
+/// The most space that may be kept free, in bytes: a TiB.
+const MAX_SPACE: u64 = 1 << 40;
+
 /// `64MiB`, `512KiB`, `1GiB`, or bytes.
 pub(super) fn size(text: &str) -> Parsed<usize> {
+    let bytes = bytes(text)?;
+    match (SIZES.contains(&bytes), usize::try_from(bytes)) {
+        (true, Ok(bytes)) => Ok(bytes),
+        _ => problem(
+            format!("`{text}` is out of range"),
+            "at least \"1KiB\", at most \"1GiB\"",
+        ),
+    }
+}
+
+/// Space on a disk in bytes; 0 is none.
+pub(super) fn space(text: &str) -> Parsed<u64> {
+    match bytes(text)? {
+        bytes if bytes <= MAX_SPACE => Ok(bytes),
+        _ => problem(format!("`{text}` is out of range"), "at most \"1024GiB\""),
+    }
+}
+
+fn bytes(text: &str) -> Parsed<u64> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (count, unit) = text.split_at(unit_at);
     let factor: Option<u64> = match unit {
@@ -71,12 +93,8 @@ pub(super) fn size(text: &str) -> Parsed<usize> {
         _ => None,
     };
     let bytes = factor.and_then(|factor| count.parse::<u64>().ok()?.checked_mul(factor));
-    match bytes.map(|bytes| (SIZES.contains(&bytes), usize::try_from(bytes))) {
-        Some((true, Ok(bytes))) => Ok(bytes),
-        Some(_) => problem(
-            format!("`{text}` is out of range"),
-            "at least \"1KiB\", at most \"1GiB\"",
-        ),
+    match bytes {
+        Some(bytes) => Ok(bytes),
         None => problem(
             format!("`{text}` is not a size"),
             "write \"64MiB\", \"512KiB\" or a number of bytes",

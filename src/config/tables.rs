@@ -6,7 +6,7 @@ use super::error::ConfigError;
 use super::loader::{Loader, Table, any_text};
 use super::parse::{self, problem};
 use super::source::Place;
-use super::{BillingConfig, LogConfig, OnHangup, ServerConfig};
+use super::{BillingConfig, DiskConfig, LogConfig, OnHangup, ServerConfig};
 use crate::hold;
 use crate::usage::Tokens;
 
@@ -38,6 +38,13 @@ impl Loader<'_> {
         };
         self.note(table, "path", Some(path.display().to_string()), &node.place);
         Ok(path)
+    }
+
+    pub(super) fn disk(&mut self, table: &mut Table) -> Result<DiskConfig, ConfigError> {
+        Ok(DiskConfig {
+            min_free: self.value(table, "min_free", "256MiB", parse::space)?,
+            ballast: self.value(table, "ballast", "64MiB", parse::space)?,
+        })
     }
 
     /// Where the XDG base directory specification puts data; a relative `XDG_DATA_HOME` does not count.

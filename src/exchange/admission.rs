@@ -270,7 +270,7 @@ fn refused(outcome: Result<Outcome<(Hold, Place), HoldRefused>, Busy>, key: &Key
         Ok(Outcome::Refused(HoldRefused::KeyGone)) => Refusal::BadKey,
         Ok(Outcome::NotCommitted(error) | Outcome::Unknown(error)) => storage(&error),
         Err(Busy::QueueFull) => Refusal::Busy,
-        Err(Busy::Stopped) => Refusal::Storage,
+        Err(Busy::Stopped | Busy::NoSpace) => Refusal::Storage,
         Ok(Outcome::Committed(_)) => Refusal::Internal,
     }
 }

@@ -5,6 +5,7 @@ pub mod models;
 mod offer;
 mod proxy;
 mod refusal;
+mod sweep;
 mod touch;
 
 use std::net::SocketAddr;
@@ -26,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::call::Endpoint;
 use crate::config::{Config, Pricing, UpstreamConfig};
-use crate::exchange::{Gateway, LONGEST_CALL, Upstream, UpstreamError};
+use crate::exchange::{Gateway, Upstream, UpstreamError};
 use crate::pricing::ListName;
 use crate::refusal::Refusal;
 use crate::route::{Catalogue, Routes, Served};
@@ -47,12 +48,6 @@ const KEPT_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long the last answers may take to leave once their exchanges are settled.
 const FLUSH: Duration = Duration::from_secs(2);
-
-/// Holds older than this belong to no running call: waiting for the head, the longest answer and the drain are shorter.
-const SWEEP_AGE: Duration = Duration::from_secs(2 * LONGEST_CALL.as_secs());
-
-/// How often such holds are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -113,8 +108,11 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     }
     let upstreams = config.upstreams.iter().map(upstream).collect::<Result<Vec<_>, _>>()?;
     let lock = ServerLock::acquire(store.path())?;
+    if let Some(behind) = store.behind() {
+        return Err(OpenError::Behind(behind).into());
+    }
     let writer_tasks = TaskTracker::new();
-    let writer = store.start_writer(&writer_tasks);
+    let writer = store.start_writer(&writer_tasks, config.disk);
     close_interrupted(&store).await?;
     let listen = |source| StartError::Listen {
         addr: config.server.listen,
@@ -145,7 +143,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     let handle = Handle::new();
     let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
-    tasks.spawn(sweep_regularly(Arc::clone(&app), background.clone()));
+    tasks.spawn(sweep::sweep_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn_blocking(|| Encoding::O200k.warm());
     let serving = tasks.spawn(serve(
         listener,
@@ -273,7 +271,11 @@ impl Server {
     }
 
     /// Stops accepting, lets running calls finish up to `drain_timeout`, settles all.
-    pub async fn stop(self) {
+    ///
+    /// # Errors
+    /// Why the books may not be as they seem.
+    pub async fn stop(self) -> Result<(), String> {
+        let failure = self.app.gateway.writer.failure();
         self.app.stopping.store(true, Ordering::SeqCst);
         let tracker = &self.app.gateway.tracker;
         tracker.close();
@@ -297,24 +299,7 @@ impl Server {
         self.writer_tasks.close();
         self.writer_tasks.wait().await;
         drop(self.lock);
-    }
-}
-
-/// Looks for holds that no running call owns. There should be none.
-async fn sweep_regularly(app: Arc<App>, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(SWEEP_EVERY) => {}
-        }
-        let Ok(before) = time::now().checked_sub(SWEEP_AGE) else {
-            continue;
-        };
-        match app.gateway.writer.sweep(before, time::now()).await {
-            Ok(0) => {}
-            Ok(count) => tracing::error!(count, "holds were open that no call owned; they are released"),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "open holds cannot be swept"),
-        }
+        failure.why().map_or(Ok(()), Err)
     }
 }
 
@@ -395,17 +380,14 @@ fn ready(app: &App) -> Response<Body> {
     if app.stopping.load(Ordering::SeqCst) {
         return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the server is stopping\n");
     }
-    if !app.gateway.writer.is_ready() {
-        return plain(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "not ready: the books cannot be written\n",
-        );
+    match app.gateway.writer.problem() {
+        Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        None => plain(StatusCode::OK, "ready\n"),
     }
-    plain(StatusCode::OK, "ready\n")
 }
 
-fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(text));
+fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(text.into());
     *response.status_mut() = status;
     response
 }

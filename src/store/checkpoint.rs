@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::{Store, StoreError, connection, during};
+use super::mark::{self, MarkFile};
+use super::{Store, StoreError, commits, connection, during, pairing};
 use crate::fail_point::{self, Point};
 
 /// A checkpoint is made at least so often,
@@ -36,10 +37,13 @@ impl Checkpoints {
         let conn = connection::open_writable(store.path())
             .and_then(|conn| conn.busy_timeout(CHECKPOINT_WAIT).map(|()| conn))
             .map_err(during("opening the connection for checkpoints"))?;
+        let mark = MarkFile::open(store.path())?;
+        mark::raise(&conn, store.path())?;
+        pairing::note(store.path(), &mark);
         let (wake, woken) = mpsc::sync_channel(1);
         let thread = thread::Builder::new()
             .name("checkpoints".to_owned())
-            .spawn(move || run_checkpoints(&conn, &woken))
+            .spawn(move || run_checkpoints(&conn, &mark, &woken))
             .map_err(|e| StoreError {
                 context: "starting the checkpoints".to_owned(),
                 source: Some(Box::new(e)),
@@ -73,31 +77,38 @@ impl Checkpoints {
     }
 }
 
-fn run_checkpoints(conn: &Connection, woken: &Receiver<()>) {
+fn run_checkpoints(conn: &Connection, mark: &MarkFile, woken: &Receiver<()>) {
     while !matches!(woken.recv_timeout(CHECKPOINT), Err(RecvTimeoutError::Disconnected)) {
         // Without checkpoints the log would grow for ever: a panic of one must not end the others.
-        if catch_unwind(AssertUnwindSafe(|| move_on(conn))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| move_on(conn, mark))).is_err() {
             tracing::error!("a checkpoint panicked");
         }
     }
 }
 
-fn move_on(conn: &Connection) {
-    if checkpoint(conn, "PASSIVE") > LOG_LIMIT {
+fn move_on(conn: &Connection, mark: &MarkFile) {
+    mark.sync();
+    if checkpoint(conn, mark, "PASSIVE") > LOG_LIMIT {
         // Under steady load the log never ends by itself: hold the writer up for once.
-        checkpoint(conn, "RESTART");
+        checkpoint(conn, mark, "RESTART");
     }
 }
 
 /// Makes a checkpoint and returns the pages in the log. An error is told and passes: the log only grows.
-pub(super) fn checkpoint(conn: &Connection, mode: &str) -> i64 {
+pub(super) fn checkpoint(conn: &Connection, mark: &MarkFile, mode: &str) -> i64 {
     if let Err(error) = fail_point::hit(Point::Checkpoint) {
         tracing::warn!(%error, mode, "a checkpoint failed");
         return 0;
     }
     let sql = format!("PRAGMA wal_checkpoint({mode})");
-    match conn.query_row(&sql, [], |row| row.get::<_, i64>(1)) {
-        Ok(pages) => pages,
+    let committed = commits::last(conn);
+    match conn.query_row(&sql, [], |row| Ok((row.get(1)?, row.get::<_, i64>(2)?))) {
+        Ok((pages, moved)) => {
+            if let (true, Ok(count)) = (pages == moved, committed) {
+                pairing::note_moved(mark, count);
+            }
+            pages
+        }
         Err(error) => {
             tracing::warn!(%error, mode, "a checkpoint failed");
             0

@@ -37,7 +37,7 @@ const WAL_TRIES: u32 = 100;
 const STATEMENTS: usize = 96;
 
 /// The mode of a database: its owner reads and writes it.
-const OWNER_ONLY: u32 = 0o600;
+pub(super) const OWNER_ONLY: u32 = 0o600;
 
 /// Connections that read, at most.
 pub(super) const READERS: u32 = 8;
@@ -90,14 +90,27 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
     if application != APPLICATION {
         return Err(OpenError::NotOurs(path.to_owned()));
     }
+    if (1..VERSION).contains(&version(&conn).map_err(during(opening()))?) {
+        migrate::migrate(&mut conn, path)?;
+    }
     match version(&conn).map_err(during(opening()))? {
         VERSION => {}
-        found if (1..VERSION).contains(&found) => migrate::migrate(&mut conn).map_err(during(opening()))?,
-        found => return Err(OpenError::TooNew { found, known: VERSION }),
+        found => return Err(too_new(path, found)),
     }
     use_wal(&conn).map_err(during(opening()))?;
     warn_of_others(path);
     Ok(conn)
+}
+
+/// What is said of a database that a newer release made, with the backup of ours that lies beside it.
+fn too_new(path: &Path, found: i64) -> OpenError {
+    let ours = (1..=VERSION).rev().map(|version| migrate::backup_path(path, version));
+    OpenError::TooNew {
+        path: path.to_owned(),
+        found,
+        known: VERSION,
+        backup: ours.into_iter().find(|backup| backup.exists()),
+    }
 }
 
 /// Tells when anybody on the machine may read or write the books. What the file's group may is the operator's choice:
@@ -125,6 +138,20 @@ pub(super) fn open_writable(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
+/// A connection that reads a file and makes none; what it reads need not be a database of ours.
+#[expect(clippy::disallowed_methods, reason = "this is the store's door")]
+pub(super) fn open_to_read(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    set_up(&conn)?;
+    Ok(conn)
+}
+
+/// The version of a gateway's database, `None` when it is no gateway's.
+pub(super) fn version_of(conn: &Connection) -> rusqlite::Result<Option<i64>> {
+    let application: i64 = pragma(conn, "PRAGMA application_id")?;
+    (application == APPLICATION).then(|| version(conn)).transpose()
+}
+
 /// The connections that read.
 pub(super) fn readers(path: &Path) -> r2d2::Pool<SqliteConnectionManager> {
     let manager = SqliteConnectionManager::file(path)
@@ -143,9 +170,22 @@ pub(super) fn readers(path: &Path) -> r2d2::Pool<SqliteConnectionManager> {
         .build_unchecked(manager)
 }
 
-/// The path in the form SQLite takes for a path and nothing else.
+/// The path in the form SQLite takes for a path and nothing else. Of a link it is what it leads to: SQLite puts the log
+/// beside that, and so is everything else.
 pub(super) fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
+    if path.is_symlink()
+        && let Ok(file) = fs::canonicalize(path)
+    {
+        return Ok(file);
+    }
     std::path::absolute(path).map_err(|e| io_error(path, e))
+}
+
+/// The path of a file beside the database, whose name goes on from the database's.
+pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 fn io_error(path: &Path, error: io::Error) -> OpenError {
@@ -173,7 +213,7 @@ fn wait_a_millisecond(tries: i32) -> bool {
     tries < BUSY_TRIES
 }
 
-fn pragma<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> rusqlite::Result<T> {
+pub(super) fn pragma<T: rusqlite::types::FromSql>(conn: &Connection, sql: &str) -> rusqlite::Result<T> {
     conn.query_row(sql, [], |row| row.get(0))
 }
 
@@ -184,19 +224,9 @@ fn version(conn: &Connection) -> rusqlite::Result<i64> {
 /// Makes an empty file that only its owner can read. It is made beside the path and linked to it, so that no handle
 /// but SQLite's is ever closed on the database.
 fn create_file(path: &Path) -> io::Result<()> {
-    if let Some(folder) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".new-{}", uuid::Uuid::now_v7()));
-    let blank = PathBuf::from(name);
-    drop(
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(OWNER_ONLY)
-            .open(&blank)?,
-    );
+    create_folder(path)?;
+    let blank = beside(path, &format!(".new-{}", uuid::Uuid::now_v7()));
+    create_blank(&blank)?;
     let linked = fs::hard_link(&blank, path);
     fs::remove_file(&blank)?;
     match linked {
@@ -205,8 +235,23 @@ fn create_file(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Makes the folder of a file, if it is missing; what is made is its owner's alone.
+pub(super) fn create_folder(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(folder) => DirBuilder::new().recursive(true).mode(0o700).create(folder),
+        None => Ok(()),
+    }
+}
+
+/// Makes an empty file that only its owner can read. It must not be there, nor be a database that anybody has open.
+pub(super) fn create_blank(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(OWNER_ONLY);
+    options.open(path).map(drop)
+}
+
 /// Whether nobody has written anything into the database yet.
-fn is_empty(conn: &Connection) -> rusqlite::Result<bool> {
+pub(super) fn is_empty(conn: &Connection) -> rusqlite::Result<bool> {
     let tables: i64 = pragma(conn, "SELECT COUNT(*) FROM sqlite_schema")?;
     let application: i64 = pragma(conn, "PRAGMA application_id")?;
     Ok(version(conn)? == 0 && application == 0 && tables == 0)
@@ -258,8 +303,12 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().expect("a folder")), 0o700);
         assert_eq!(mode(&path.with_extension("db-wal")), 0o600);
+        assert_eq!(mode(&path.with_extension("db.mark")), 0o600);
         let others = fs::read_dir(folder.path().join("data")).expect("listed").count();
-        assert_eq!(others, 3, "the database, its log, its index, and nothing else");
+        assert_eq!(
+            others, 4,
+            "the database, its log, its index, its mark, and nothing else"
+        );
         drop(store);
     }
 
@@ -281,7 +330,15 @@ mod tests {
         desk.raw().execute_batch("PRAGMA user_version = 3").expect("set");
         let newer = open_at(&desk.path(), Create::Never);
         assert!(
-            matches!(newer, Err(OpenError::TooNew { found: 3, known: 2 })),
+            matches!(
+                &newer,
+                Err(OpenError::TooNew {
+                    found: 3,
+                    known: 2,
+                    backup: None,
+                    ..
+                })
+            ),
             "{newer:?}"
         );
     }

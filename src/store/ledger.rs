@@ -12,7 +12,7 @@ use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry};
 use super::usage_log::{self, Basis, ExchangeRow, State};
 use super::users::{self, User, UserStatus};
-use super::{ExchangeId, KeyId, Outcome, Store, Tried, UserId};
+use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::call::Endpoint;
 use crate::fail_point::{self, Point};
 use crate::hold::{self, Policy, Quote, Room, Shortfall, Size};
@@ -443,20 +443,19 @@ fn interrupted(hold: &Row<'_>, now: Timestamp) -> rusqlite::Result<ExchangeRow> 
     })
 }
 
-/// Releases at most so many open holds that were taken before a time; part of a transaction. Returns how many.
-pub(super) fn interrupt_before(
-    tx: &Connection,
-    placed_before: Timestamp,
-    now: Timestamp,
-    limit: u32,
-) -> rusqlite::Result<u64> {
-    let overdue: Vec<ExchangeId> = tx
-        .prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open' AND placed_at < ?1 LIMIT ?2")?
-        .query_map(params![Micros(placed_before), limit], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
+/// The open holds, at most so many.
+fn open_holds(conn: &Connection, limit: u32) -> rusqlite::Result<Vec<ExchangeId>> {
+    conn.prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open' LIMIT ?1")?
+        .query_map([limit], |row| row.get(0))?
+        .collect()
+}
+
+/// Releases at most so many open holds; part of a transaction. Returns how many.
+fn interrupt_some(tx: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<u64> {
+    let open = open_holds(tx, limit)?;
     fail_point::hit(Point::Sweep).map_err(injected)?;
     let mut closed = 0;
-    for exchange in overdue {
+    for exchange in open {
         interrupt(tx, exchange, now)?;
         closed += 1;
     }
@@ -464,13 +463,18 @@ pub(super) fn interrupt_before(
 }
 
 impl Store {
+    /// The exchanges whose holds are open.
+    pub fn open_holds(&self) -> Result<Vec<ExchangeId>, StoreError> {
+        self.read("reading open holds", |conn| open_holds(conn, u32::MAX))
+    }
+
     /// At start, before listening: closes the holds of a process that died, by releasing them, as `interrupted`.
     /// Returns how many.
     pub fn release_interrupted(&self, now: Timestamp) -> Outcome<u64, ()> {
         let mut released = 0;
         loop {
             let some = self.write("releasing the holds of a process that died", |tx| {
-                interrupt_before(tx, Timestamp::MAX, now, RELEASES_PER_TRANSACTION).map(Ok)
+                interrupt_some(tx, now, RELEASES_PER_TRANSACTION).map(Ok)
             });
             match some {
                 Outcome::Committed(0) => return Outcome::Committed(released),
@@ -483,6 +487,7 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::Key;
     use super::super::testing::*;
     use super::*;
     use rusqlite::ErrorCode;
@@ -618,6 +623,36 @@ mod tests {
         done(desk.store.set_user_status(ada.id, UserStatus::Suspended, &by(), at(3)));
         assert_eq!(refused(desk.place(&ask(exchange(), &key, "1"))), HoldRefused::Suspended);
         desk.assert_books_balance();
+    }
+
+    #[test]
+    fn what_running_calls_hold_is_not_available_to_another() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "3");
+        let key = desk.key(&ada);
+        desk.set_aside(&ask(exchange(), &key, "2"));
+        let HoldRefused::Short(short) = refused(desk.place(&ask(exchange(), &key, "1.5"))) else {
+            panic!("it is only short");
+        };
+        assert_eq!((short.available, short.held), (usd("1"), usd("2")));
+    }
+
+    #[test]
+    fn the_statement_alone_takes_nothing_that_is_not_there() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let (key, revoked) = (desk.key(&ada), desk.key(&ada));
+        done(desk.store.revoke_key(revoked.id, &by(), at(2)));
+        let raw = desk.raw();
+        let takes = |key: &Key, amount: &str| {
+            let ask = ask(exchange(), key, "1");
+            set_aside(&raw, &ask, usd(amount)).expect("no error")
+        };
+        assert!(!takes(&key, "7.000000001") && !takes(&key, "-1") && !takes(&revoked, "1"));
+        assert!(takes(&key, "7"));
+        assert!(!takes(&key, "0.000000001"));
+        done(desk.store.set_user_status(ada.id, UserStatus::Suspended, &by(), at(3)));
+        assert!(!takes(&key, "0"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{OpenError, StoreError};
+use super::{OpenError, StoreError, connection};
 
 /// How often a lock is tried that is taken, and how long is waited in between: [`ServerLock::holder`] has it for an
 /// instant while it looks.
@@ -93,9 +93,8 @@ fn note(file: &mut File) -> io::Result<String> {
 }
 
 fn lock_path(database: &Path) -> PathBuf {
-    let mut name = database.as_os_str().to_owned();
-    name.push(".lock");
-    PathBuf::from(name)
+    let database = connection::absolute(database).unwrap_or_else(|_| database.to_owned());
+    connection::beside(&database, ".lock")
 }
 
 fn store_error(path: &Path, error: io::Error) -> StoreError {
@@ -123,6 +122,18 @@ mod tests {
         }
         drop(first);
         ServerLock::acquire(&database).expect("it is free again");
+    }
+
+    #[test]
+    fn a_link_to_a_database_has_the_lock_of_what_it_leads_to() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (database, link) = (folder.path().join("gateway.db"), folder.path().join("link.db"));
+        std::fs::write(&database, "").expect("written");
+        std::os::unix::fs::symlink(&database, &link).expect("linked");
+        let _first = ServerLock::acquire(&database).expect("nobody has it");
+        assert!(ServerLock::holder(&link).is_some());
+        let second = ServerLock::acquire(&link);
+        assert!(matches!(second, Err(OpenError::InUse(_))), "{second:?}");
     }
 
     #[test]

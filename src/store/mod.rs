@@ -3,6 +3,7 @@
 //! What crosses it are operations and values, never a connection: nothing outside knows which engine is behind it.
 
 pub mod audit;
+pub mod backup;
 mod cache;
 mod checkpoint;
 mod columns;
@@ -10,18 +11,24 @@ mod commits;
 mod connection;
 mod digest;
 pub mod entries;
+mod health;
 pub mod keys;
 pub mod ledger;
 mod lock;
+mod mark;
 mod migrate;
 #[cfg(test)]
 mod model;
+mod pairing;
 pub mod prices;
+pub mod restore;
+mod space;
 #[cfg(test)]
 mod testing;
 pub mod usage_log;
 pub mod users;
 pub mod verify;
+mod watch;
 mod writer;
 
 use std::fmt;
@@ -33,8 +40,10 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use crate::config::DiskConfig;
 use cache::Caches;
 pub use lock::ServerLock;
+pub use mark::Behind;
 pub use writer::{Busy, NotClosed, Place, Writer};
 
 /// Id of a user.
@@ -87,13 +96,35 @@ pub enum OpenError {
     #[error("{0} is not a gateway database")]
     NotOurs(std::path::PathBuf),
     /// Made by a newer release.
-    #[error("the database is of version {found}, this program knows {known}")]
+    #[error("{} is of version {found}, this program knows {known}", .path.display())]
     TooNew {
-        /// `user_version` of the file.
+        /// The file.
+        path: PathBuf,
+        /// Its `user_version`.
         found: i64,
         /// Ours.
         known: i64,
+        /// The backup that lies beside it, of a version that we know.
+        backup: Option<PathBuf>,
     },
+    /// Of an earlier version, and left at it, because no backup of it could be made.
+    #[error("the database is of version {found} and stays so, because no backup of it could be made")]
+    NotBackedUp {
+        /// Its `user_version`.
+        found: i64,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// It ends before its high-water mark: a lost log, or an old copy in its place.
+    #[error("the database is not what was there before: {0}")]
+    Behind(Behind),
+    /// There was one: something of it is there still.
+    #[error("there is no database at {0}, but what it left is there: {1}")]
+    Gone(PathBuf, PathBuf),
+    /// The log beside it is that of a newer database.
+    #[error("{0} is the log of a newer database than the one beside it")]
+    NotItsLog(PathBuf),
     /// Another server runs on it.
     #[error("another gateway serves this database: {0}")]
     InUse(String),
@@ -105,7 +136,7 @@ pub enum OpenError {
 /// Whether opening may create the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Create {
-    /// `serve`, `user add`, `restore`.
+    /// `serve` and `user add`. (`restore` makes one of its own.)
     IfMissing,
     /// Every other command.
     Never,
@@ -126,6 +157,7 @@ struct Inner {
     /// For the acts of operators; a server's calls go through its [`Writer`].
     acts: Mutex<Connection>,
     caches: Caches,
+    behind: Mutex<Option<Behind>>,
 }
 
 impl fmt::Debug for Store {
@@ -188,20 +220,38 @@ impl Store {
     /// Opens, creates and migrates.
     pub fn open(path: &Path, create: Create) -> Result<Store, OpenError> {
         let path = connection::absolute(path)?;
+        pairing::check(&path)?;
         let mut acts = connection::open(&path, create)?;
         let (_, catalogue) = crate::pricing::catalogue().map_err(|e| StoreError {
             context: "reading the catalogue".to_owned(),
             source: Some(Box::new(e)),
         })?;
-        prices::seed(&mut acts, &catalogue).map_err(during("writing the catalogue"))?;
+        let behind = mark::check(&acts, &path)?;
+        if let Some(behind) = &behind {
+            tracing::warn!(%behind, "the database is not what was there before; nothing is written to it");
+        }
+        if behind.is_none() && prices::seed(&mut acts, &catalogue).map_err(during("writing the catalogue"))? {
+            mark::raise(&acts, &path)?;
+        }
+        Ok(Store::over(path, acts, behind))
+    }
+
+    /// Opens a file that has our version already, and writes nothing into it.
+    fn open_to_read(path: &Path) -> Result<Store, StoreError> {
+        let acts = connection::open_to_read(path).map_err(during(format!("opening {}", path.display())))?;
+        Ok(Store::over(path.to_owned(), acts, None))
+    }
+
+    fn over(path: PathBuf, acts: Connection, behind: Option<Behind>) -> Store {
         let inner = Inner {
             readers: connection::readers(&path),
             reading: Arc::new(Semaphore::new(connection::READERS as usize)),
             acts: Mutex::new(acts),
             caches: Caches::new(),
+            behind: Mutex::new(behind),
             path,
         };
-        Ok(Store { inner: Arc::new(inner) })
+        Store { inner: Arc::new(inner) }
     }
 
     /// Where it is.
@@ -226,8 +276,42 @@ impl Store {
     }
 
     /// Starts the writer; it ends when every `Writer` is dropped and what was queued is durable.
-    pub fn start_writer(&self, tracker: &tokio_util::task::TaskTracker) -> Writer {
-        writer::start(self.clone(), tracker)
+    pub fn start_writer(&self, tracker: &tokio_util::task::TaskTracker, disk: DiskConfig) -> Writer {
+        writer::start(self.clone(), tracker, disk)
+    }
+
+    /// What the database lacks of what was there before, by its high-water mark. As long as it lacks something nothing
+    /// is written to it: the mark would be lost.
+    pub fn behind(&self) -> Option<Behind> {
+        self.inner.behind.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Goes on without what the database lacks, and writes down that somebody decided so.
+    pub fn accept_loss(&self, by: &Actor, now: jiff::Timestamp) -> Outcome<(), ()> {
+        let lost = self.inner.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(lost) = lost else {
+            return Outcome::Committed(());
+        };
+        let act = audit::Act {
+            by,
+            at: now,
+            action: "database.accept_loss",
+            subject: "database".to_owned(),
+            before: None,
+            after: serde_json::json!({ "lost": lost.to_string() }).to_string(),
+        };
+        let accepted = self.write("accepting a loss", |tx| audit::record(tx, &act).map(Ok));
+        if let Outcome::Committed(()) = accepted
+            && let Err(error) = self.reset_mark()
+        {
+            return Outcome::NotCommitted(error);
+        }
+        accepted
+    }
+
+    fn reset_mark(&self) -> Result<(), StoreError> {
+        let conn = self.inner.acts.lock().unwrap_or_else(PoisonError::into_inner);
+        mark::reset(&conn, &self.inner.path)
     }
 
     fn caches(&self) -> &Caches {
@@ -245,9 +329,26 @@ impl Store {
 
     /// Runs an operator's act in a transaction of its own.
     fn write<D, R>(&self, context: &str, act: impl FnOnce(&Connection) -> Tried<D, R>) -> Outcome<D, R> {
+        if let Some(behind) = self.behind() {
+            return Outcome::NotCommitted(StoreError {
+                context: format!(
+                    "nothing is written to a database that is not what was there before ({behind}): put its newest copy \
+                     in its place, or go on without what is missing: gateway serve --accept-loss"
+                ),
+                source: None,
+            });
+        }
         // A panic inside an act rolled its transaction back; the connection is as good as before.
         let mut conn = self.inner.acts.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = write_on(&mut conn, context, act);
+        if matches!(outcome, Outcome::Committed(_))
+            && let Err(error) = mark::raise(&conn, &self.inner.path)
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the high-water mark is not raised"
+            );
+        }
         if !matches!(outcome, Outcome::Refused(_)) {
             self.caches().forget();
         }

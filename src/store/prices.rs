@@ -155,14 +155,14 @@ const CATALOGUE_ROWS: &str = "catalogue_rows";
 
 /// Writes the catalogue's rows that are not there yet, in one transaction, unless this very catalogue was written
 /// last. Rows that are there stay as they are: past bills never change.
-pub(super) fn seed(conn: &mut Connection, rows: &[CatalogueRow]) -> rusqlite::Result<()> {
+pub(super) fn seed(conn: &mut Connection, rows: &[CatalogueRow]) -> rusqlite::Result<bool> {
     let fingerprint = fingerprint(rows);
     let written = |conn: &Connection| -> rusqlite::Result<bool> {
         conn.prepare("SELECT 1 FROM meta WHERE name = ?1 AND value = ?2")?
             .exists([CATALOGUE, &fingerprint])
     };
     if written(conn)? {
-        return Ok(());
+        return Ok(false);
     }
     let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
     for row in rows {
@@ -180,7 +180,7 @@ pub(super) fn seed(conn: &mut Connection, rows: &[CatalogueRow]) -> rusqlite::Re
             fact,
         )?;
     }
-    tx.commit()
+    tx.commit().map(|()| true)
 }
 
 /// The digest of all rows that catalogues wrote.

@@ -24,8 +24,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::checkpoint::{Checkpoints, checkpoint};
+use super::health::Health;
 use super::ledger::{self, CloseHold, Closed, Hold, HoldRefused, PlaceHold};
+use super::mark::{Mark, MarkFile};
+use super::space::Space;
+use super::watch::Watched;
 use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Trouble, commits, connection, during, keys};
+use crate::config::DiskConfig;
 
 /// Operations in one transaction at most: beyond, a commit takes longer and gains nothing.
 const MAX_BATCH: usize = 256;
@@ -52,7 +57,7 @@ const TURN: Duration = Duration::from_millis(50);
 const GAP: Duration = Duration::from_millis(2);
 
 /// How many holds one sweep closes in one transaction.
-const SWEEP: u32 = 64;
+const SWEEP: usize = 64;
 
 /// The one writer of a serving process: group commit over a bounded queue. Cheap to clone; the writer ends when the
 /// last clone is dropped.
@@ -67,7 +72,7 @@ struct Handle {
     waiting: Arc<Semaphore>,
     places: Arc<Semaphore>,
     failed: watch::Receiver<Option<String>>,
-    troubled: Arc<AtomicBool>,
+    health: Arc<Health>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -82,8 +87,21 @@ pub struct Place {
 pub enum Busy {
     /// The queue is full: try again soon.
     QueueFull,
+    /// There is too little space on the disk.
+    NoSpace,
     /// The writer has stopped after an unknown outcome: not before the process is restarted.
     Stopped,
+}
+
+/// What tells whether a writer has failed.
+#[derive(Clone, Debug)]
+pub struct Failure(watch::Receiver<Option<String>>);
+
+impl Failure {
+    /// Why it failed, if it did.
+    pub fn why(&self) -> Option<String> {
+        self.0.borrow().clone()
+    }
 }
 
 /// Why a hold was not closed.
@@ -115,9 +133,9 @@ enum Job {
     /// A hold whose exchange is gone before it got the answer.
     Abandoned { exchange: ExchangeId, now: Timestamp },
     Sweep {
-        placed_before: Timestamp,
+        overdue: Vec<ExchangeId>,
         now: Timestamp,
-        answer: oneshot::Sender<Result<u64, StoreError>>,
+        answer: oneshot::Sender<Result<(), StoreError>>,
     },
     Touch {
         used: Vec<(KeyId, Timestamp)>,
@@ -129,7 +147,7 @@ enum Job {
 enum Done {
     Hold(Result<Hold, HoldRefused>),
     Closed(Closed),
-    Swept(u64),
+    Swept,
     Nothing,
 }
 
@@ -139,9 +157,10 @@ impl Job {
             Job::Hold { ask, .. } => ledger::place(tx, ask).map(Done::Hold),
             Job::Close { exchange, close, .. } => ledger::close(tx, *exchange, close).map(Done::Closed),
             Job::Abandoned { exchange, now } => ledger::interrupt(tx, *exchange, *now).map(|()| Done::Nothing),
-            Job::Sweep { placed_before, now, .. } => {
-                ledger::interrupt_before(tx, *placed_before, *now, SWEEP).map(Done::Swept)
-            }
+            Job::Sweep { overdue, now, .. } => overdue
+                .iter()
+                .try_for_each(|exchange| ledger::interrupt(tx, *exchange, *now))
+                .map(|()| Done::Swept),
             Job::Touch { used, .. } => keys::touch(tx, used).map(|()| Done::Nothing),
         }
     }
@@ -152,6 +171,9 @@ impl Writer {
     pub async fn hold(&self, hold: PlaceHold) -> Result<Outcome<(Hold, Place), HoldRefused>, Busy> {
         if self.handle.failed.borrow().is_some() {
             return Err(Busy::Stopped);
+        }
+        if self.handle.health.is_low() {
+            return Err(Busy::NoSpace);
         }
         let free = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().map_err(|_| Busy::QueueFull);
         let place = Place {
@@ -192,23 +214,20 @@ impl Writer {
         }
     }
 
-    /// Releases the holds taken before a time, longer ago than the longest possible call, as `interrupted`. Returns
-    /// how many; it has to be none.
-    pub async fn sweep(&self, placed_before: Timestamp, now: Timestamp) -> Result<u64, StoreError> {
-        let mut closed = 0;
-        loop {
+    /// Releases holds that are open for longer than the longest possible call, as `interrupted`. Returns how many were
+    /// asked for; there have to be none.
+    pub async fn sweep(&self, overdue: Vec<ExchangeId>, now: Timestamp) -> Result<usize, StoreError> {
+        for some in overdue.chunks(SWEEP) {
             let (answer, answered) = oneshot::channel();
             let job = Job::Sweep {
-                placed_before,
+                overdue: some.to_vec(),
                 now,
                 answer,
             };
             self.handle.queue.send(job).map_err(|_| self.stopped())?;
-            match answered.await.unwrap_or_else(|_| Err(self.stopped()))? {
-                0 => return Ok(closed),
-                some => closed += some,
-            }
+            answered.await.unwrap_or_else(|_| Err(self.stopped()))?;
         }
+        Ok(overdue.len())
     }
 
     /// Notes uses of keys, some time soon; forgotten when the queue is full.
@@ -236,12 +255,20 @@ impl Writer {
         self.handle.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it accepts holds: for `/readyz`.
-    pub fn is_ready(&self) -> bool {
-        self.handle.failed.borrow().is_none()
-            && !self.handle.troubled.load(Ordering::Relaxed)
-            && self.handle.waiting.available_permits() > 0
-            && self.handle.places.available_permits() > 0
+    /// Why it accepts no holds, if it does not: for `/readyz`.
+    pub fn problem(&self) -> Option<String> {
+        let failed = self.handle.failed.borrow().clone();
+        let full = |of: &Semaphore| of.available_permits() == 0;
+        failed
+            .map(|why| format!("the books may not be as they seem: {why}"))
+            .or_else(|| self.handle.health.problem())
+            .or_else(|| full(&self.handle.waiting).then(|| "too many calls wait for their holds".to_owned()))
+            .or_else(|| full(&self.handle.places).then(|| "too many calls are running".to_owned()))
+    }
+
+    /// Whether its last outcome is unknown; also when the writer itself is gone already.
+    pub fn failure(&self) -> Failure {
+        Failure(self.handle.failed.clone())
     }
 
     /// A place for a settlement that no hold came with: for tests that settle twice, or without a hold.
@@ -263,21 +290,22 @@ impl Writer {
 }
 
 /// Starts the writer on a blocking thread of the tracker.
-pub(super) fn start(store: Store, tracker: &TaskTracker) -> Writer {
+pub(super) fn start(store: Store, tracker: &TaskTracker, disk: DiskConfig) -> Writer {
     let (queue, jobs) = mpsc::channel();
     let (fail, failed) = watch::channel(None);
-    let (troubled, stopping) = (Arc::default(), Arc::default());
+    let (health, stopping) = (Arc::default(), Arc::default());
     let handle = Handle {
         queue,
         waiting: Arc::new(Semaphore::new(MAX_WAITING)),
         places: Arc::new(Semaphore::new(MAX_OPEN)),
         failed,
-        troubled: Arc::clone(&troubled),
+        health: Arc::clone(&health),
         stopping: Arc::clone(&stopping),
     };
+    let shared = Shared { health, stopping, disk };
     store.caches().watch();
     tracker.spawn_blocking(move || {
-        let worked = catch_unwind(AssertUnwindSafe(|| serve(&store, jobs, troubled, stopping)));
+        let worked = catch_unwind(AssertUnwindSafe(|| serve(&store, jobs, shared)));
         store.caches().unwatch();
         let error = match worked {
             Ok(Ok(())) => return,
@@ -301,33 +329,24 @@ fn chain(error: &StoreError) -> String {
 
 /// Works until every [`Writer`] is gone, or until an outcome is unknown. What is still queued then is dropped, and
 /// whoever waits for it is told that the outcome is unknown.
-fn serve(
-    store: &Store,
-    jobs: Receiver<Job>,
-    troubled: Arc<AtomicBool>,
-    stopping: Arc<AtomicBool>,
-) -> Result<(), StoreError> {
-    let conn = connection::open_writable(store.path()).map_err(during("opening the writer's connection"))?;
-    let checkpoints = Checkpoints::start(store)?;
-    let mut consumer = Consumer {
-        store,
-        conn,
-        jobs,
-        backlog: VecDeque::new(),
-        troubled,
-        stopping,
-        give_up_at: None,
-        data_version: 0,
-        turn_began: Instant::now(),
-        checkpoints,
-    };
-    consumer.look_for_changes()?;
+fn serve(store: &Store, jobs: Receiver<Job>, shared: Shared) -> Result<(), StoreError> {
+    let mut consumer = Consumer::new(store, jobs, shared)?;
+    consumer.checkpoints = Checkpoints::start(store)?;
+    consumer.look_around()?;
     let worked = consumer.work();
     consumer.checkpoints.stop();
     if worked.is_ok() {
-        checkpoint(&consumer.conn, "TRUNCATE");
+        checkpoint(&consumer.conn, &consumer.mark, "TRUNCATE");
     }
     worked
+}
+
+/// What the writer shares with its handles, and its settings.
+#[derive(Default)]
+struct Shared {
+    health: Arc<Health>,
+    stopping: Arc<AtomicBool>,
+    disk: DiskConfig,
 }
 
 struct Consumer<'a> {
@@ -336,18 +355,45 @@ struct Consumer<'a> {
     jobs: Receiver<Job>,
     /// What could not be committed yet, and has to be.
     backlog: VecDeque<Job>,
-    troubled: Arc<AtomicBool>,
+    health: Arc<Health>,
     stopping: Arc<AtomicBool>,
     /// When what cannot be written is given up: some time after the process was asked to stop.
     give_up_at: Option<Instant>,
     data_version: i64,
     turn_began: Instant,
+    looked_at: Instant,
     checkpoints: Checkpoints,
+    space: Space,
+    files: Watched,
+    mark: MarkFile,
 }
 
 impl Consumer<'_> {
+    fn new(store: &Store, jobs: Receiver<Job>, shared: Shared) -> Result<Consumer<'_>, StoreError> {
+        let conn = connection::open_writable(store.path()).map_err(during("opening the writer's connection"))?;
+        Ok(Consumer {
+            store,
+            conn,
+            jobs,
+            backlog: VecDeque::new(),
+            health: shared.health,
+            stopping: shared.stopping,
+            give_up_at: None,
+            data_version: 0,
+            turn_began: Instant::now(),
+            looked_at: Instant::now(),
+            checkpoints: Checkpoints::default(),
+            space: Space::of(store.path(), shared.disk),
+            files: Watched::of(store.path()),
+            mark: MarkFile::open(store.path())?,
+        })
+    }
+
     fn work(&mut self) -> Result<(), StoreError> {
         while let Some(batch) = self.next_batch()? {
+            if self.looked_at.elapsed() >= LOOK {
+                self.look_around()?;
+            }
             self.look_for_changes()?;
             self.checkpoints.count(batch.len());
             self.settle(batch)?;
@@ -365,7 +411,7 @@ impl Consumer<'_> {
                 None => return Ok(None),
             }
         } else {
-            if self.troubled.load(Ordering::Relaxed) {
+            if self.health.is_troubled() {
                 thread::sleep(RETRY);
             }
             let some = self.backlog.len().min(MAX_BATCH);
@@ -373,6 +419,11 @@ impl Consumer<'_> {
         }
         while batch.len() < MAX_BATCH {
             match self.jobs.try_recv() {
+                Ok(job @ Job::Sweep { .. }) if !self.backlog.is_empty() => {
+                    // What waits to be settled is not to be swept.
+                    let unswept = tell(job, Done::Swept);
+                    debug_assert!(unswept.is_none());
+                }
                 Ok(job) => batch.push(job),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
@@ -397,11 +448,30 @@ impl Consumer<'_> {
             match next {
                 Ok(job) => return Ok(Some(job)),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.look_for_changes()?;
+                    self.look_around()?;
                     self.look_for_relief()?;
                 }
                 Err(RecvTimeoutError::Disconnected) => return Ok(None),
             }
+        }
+    }
+
+    /// Looks at what happens around the database: its files, its disk, other writers.
+    fn look_around(&mut self) -> Result<(), StoreError> {
+        self.looked_at = Instant::now();
+        self.look_at_files()?;
+        self.health.space(self.space.look());
+        self.look_for_changes()
+    }
+
+    /// Fails when the files are not those that are open: what is written into them is lost.
+    fn look_at_files(&mut self) -> Result<(), StoreError> {
+        match self.files.replaced() {
+            None => Ok(()),
+            Some(what) => Err(StoreError {
+                context: what,
+                source: None,
+            }),
         }
     }
 
@@ -427,11 +497,11 @@ impl Consumer<'_> {
     /// In trouble and without work, looks whether it can write again: nobody sends holds to a gateway that says that
     /// it is not ready. It commits a page, since a full disk shows itself no sooner.
     fn look_for_relief(&mut self) -> Result<(), StoreError> {
-        if !self.troubled.load(Ordering::Relaxed) {
+        if !self.health.is_troubled() {
             return Ok(());
         }
         match commits::count(&self.conn) {
-            Ok(_) => self.troubled.store(false, Ordering::Relaxed),
+            Ok(_) => self.health.works(),
             Err(error) if Trouble::of(&error) == Trouble::Unknown => return Err(during("writing")(error)),
             Err(error) => tracing::debug!(%error, "the books cannot be written yet"),
         }
@@ -456,6 +526,7 @@ impl Consumer<'_> {
     fn settle(&mut self, batch: Vec<Job>) -> Result<(), StoreError> {
         let (trouble, error) = match self.attempt(&batch) {
             Ok(done) => {
+                self.look_at_files()?;
                 self.answer(batch, done);
                 return Ok(());
             }
@@ -469,6 +540,9 @@ impl Consumer<'_> {
                 Ok(())
             }
             Trouble::Full | Trouble::Passing | Trouble::Operation => {
+                if trouble == Trouble::Full && self.space.release() {
+                    self.health.space(self.space.look());
+                }
                 batch.into_iter().try_for_each(|job| self.settle_alone(job))
             }
         }
@@ -477,6 +551,7 @@ impl Consumer<'_> {
     fn settle_alone(&mut self, job: Job) -> Result<(), StoreError> {
         match self.attempt(std::slice::from_ref(&job)) {
             Ok(done) => {
+                self.look_at_files()?;
                 self.answer(vec![job], done);
                 Ok(())
             }
@@ -501,10 +576,13 @@ impl Consumer<'_> {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(of)?;
         let ran: Result<Vec<Done>, _> = jobs.iter().map(|job| job.run(&tx)).collect();
-        let done = ran.and_then(|done| commits::count(&tx).map(|_| done));
-        match done {
-            Ok(done) => match tx.commit() {
-                Ok(()) => Ok(done),
+        let counted = ran.and_then(|done| commits::count(&tx).and_then(|_| Ok((done, Mark::of(&tx)?))));
+        match counted {
+            Ok((done, mark)) => match tx.commit() {
+                Ok(()) => {
+                    self.mark.write(&mark);
+                    Ok(done)
+                }
                 Err(error) => Err((Trouble::of_commit(&error), error)),
             },
             Err(error) if tx.is_autocommit() => Err(of(error)),
@@ -522,13 +600,13 @@ impl Consumer<'_> {
             }
         }
         if self.backlog.is_empty() {
-            self.troubled.store(false, Ordering::Relaxed);
+            self.health.works();
         }
     }
 
     /// Keeps what has to be written, and tells the others that they were not.
     fn put_off(&mut self, job: Job, why: &str) {
-        if !self.troubled.swap(true, Ordering::Relaxed) {
+        if self.health.failed(why) {
             tracing::warn!(why, "the books cannot be written; settlements wait, calls are refused");
         }
         match job {
@@ -555,7 +633,7 @@ fn tell(job: Job, done: Done) -> Option<Job> {
         }
         (Job::Hold { answer, .. }, Done::Hold(Err(refused))) => answer.send(Outcome::Refused(refused)).is_err(),
         (Job::Close { answer, .. }, Done::Closed(closed)) => answer.send(Ok(closed)).is_err(),
-        (Job::Sweep { answer, .. }, Done::Swept(count)) => answer.send(Ok(count)).is_err(),
+        (Job::Sweep { answer, .. }, Done::Swept) => answer.send(Ok(())).is_err(),
         _ => false,
     };
     if unheard {
@@ -604,7 +682,7 @@ mod tests {
     fn open(balance: &str) -> Open {
         let desk = Desk::new();
         let tracker = TaskTracker::new();
-        let writer = desk.store.start_writer(&tracker);
+        let writer = desk.store.start_writer(&tracker, DiskConfig::default());
         let user = desk.user("ada", balance);
         let key = desk.key(&user);
         Open {
@@ -649,7 +727,7 @@ mod tests {
         assert_eq!(open.desk.now(&open.user).held, usd("2"));
         let closed = open.settle(held, "0.5").await;
         assert_eq!((closed.charged, closed.balance), (usd("0.5"), usd("4.5")));
-        assert!(open.writer.is_ready());
+        assert_eq!(open.writer.problem(), None);
         open.finish().await;
     }
 
@@ -729,10 +807,7 @@ mod tests {
         let (job, mut settled) = settlement(&open, held, &"m".repeat(100_000));
         consumer.settle(vec![job]).expect("nothing is unknown");
         assert!(settled.try_recv().is_err(), "not answered yet");
-        assert_eq!(
-            (consumer.backlog.len(), consumer.troubled.load(Ordering::Relaxed)),
-            (1, true)
-        );
+        assert_eq!((consumer.backlog.len(), consumer.health.is_troubled()), (1, true));
         let (answer, refused) = oneshot::channel();
         let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
         let mut big = ask(exchange(), &open.key, "1");
@@ -837,7 +912,7 @@ mod tests {
         consumer.settle(vec![hold]).expect("nothing is unknown");
         assert!(matches!(answered.await, Ok(Outcome::NotCommitted(_))));
         consumer.look_for_relief().expect("nothing is unknown");
-        assert!(consumer.troubled.load(Ordering::Relaxed), "still in trouble");
+        assert!(consumer.health.is_troubled(), "still in trouble");
         refuse_writes(&consumer, "OFF");
         let (queue, jobs) = mpsc::channel();
         consumer.jobs = jobs;
@@ -848,25 +923,14 @@ mod tests {
             });
             assert!(consumer.wait().expect("nothing is unknown").is_none());
         });
-        assert!(!consumer.troubled.load(Ordering::Relaxed), "it can write again");
+        assert!(!consumer.health.is_troubled(), "it can write again");
         drop(consumer);
         open.finish().await;
     }
 
     fn consumer(open: &Open) -> Consumer<'_> {
-        let (_, receiver) = mpsc::channel();
-        Consumer {
-            store: &open.desk.store,
-            conn: connection::open_writable(open.desk.store.path()).expect("it opens"),
-            jobs: receiver,
-            backlog: VecDeque::new(),
-            troubled: Arc::default(),
-            stopping: Arc::default(),
-            give_up_at: None,
-            data_version: 0,
-            turn_began: Instant::now(),
-            checkpoints: Checkpoints::default(),
-        }
+        let (_, jobs) = mpsc::channel();
+        Consumer::new(&open.desk.store, jobs, Shared::default()).expect("it opens")
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -948,8 +1012,9 @@ mod tests {
     async fn overdue_holds_are_swept_and_a_late_settlement_gets_the_first_answer() {
         let open = open("5");
         let held = done(open.hold("2").await);
-        assert_eq!(open.writer.sweep(at(10), at(5000)).await.expect("swept"), 0);
-        assert_eq!(open.writer.sweep(at(11), at(5000)).await.expect("swept"), 1);
+        let overdue = open.desk.store.open_holds().expect("read");
+        assert_eq!(overdue, [held.0.exchange]);
+        open.writer.sweep(overdue, at(5000)).await.expect("swept");
         let closed = open.settle(held, "1").await;
         assert_eq!((closed.charged, closed.balance), (Usd::ZERO, usd("5")));
         open.finish().await;
@@ -965,7 +1030,7 @@ mod tests {
         let told = open.hold("1").await;
         assert!(matches!(told, Outcome::Unknown(_)), "{told:?}");
         open.writer.failed().await;
-        assert!(!open.writer.is_ready());
+        assert!(open.writer.problem().is_some());
         let next = open.writer.hold(ask(exchange(), &open.key, "1")).await;
         assert!(matches!(next, Err(Busy::Stopped)), "{next:?}");
         let id = hold.exchange;

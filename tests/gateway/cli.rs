@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 
 use assert_cmd::Command;
 use codex_gateway::call::{Endpoint, HostedTools};
+use codex_gateway::config::DiskConfig;
 use codex_gateway::hold::{self, Ask, Policy};
 use codex_gateway::money::Usd;
 use codex_gateway::pricing::{Factor, ListName, SearchTool, Terms, bill};
@@ -914,7 +915,7 @@ fn a_client_is_set_up_with_consent_only_and_a_piped_key_is_consent() {
 async fn exchange(home: &Home, hold_open: Usd) -> String {
     let store = Store::open(&home.database(), Create::Never).expect("the database");
     let tracker = TaskTracker::new();
-    let writer = store.start_writer(&tracker);
+    let writer = store.start_writer(&tracker, DiskConfig::default());
     let user = store.find_user("alice").expect("read").expect("alice");
     let key = store.keys(Some(user.id)).expect("read").remove(0);
     let at = now();

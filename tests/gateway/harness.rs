@@ -152,7 +152,7 @@ impl Harness {
     /// Stops the server as SIGTERM does, which settles what runs; stops the upstreams; checks the books.
     pub async fn finish(mut self) -> Books {
         if let Some(server) = self.server.take() {
-            server.stop().await;
+            server.stop().await.expect("the books are written");
         }
         Books::checked(&self.database())
     }
@@ -288,6 +288,8 @@ impl Builder {
         let env = BTreeMap::from([
             ("GATEWAY_SERVER__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
             ("GATEWAY_DATABASE__PATH".to_owned(), database(dir).display().to_string()),
+            ("GATEWAY_DATABASE__MIN_FREE".to_owned(), "0".to_owned()),
+            ("GATEWAY_DATABASE__BALLAST".to_owned(), "0".to_owned()),
         ]);
         let sources = Sources {
             file: Some((PathBuf::from("gateway.toml"), text)),
@@ -310,7 +312,8 @@ fn database(dir: &TempDir) -> PathBuf {
     dir.path().join("gateway.db")
 }
 
-fn operator() -> Actor {
+/// Who acts in tests.
+pub fn operator() -> Actor {
     Actor("test".into())
 }
 
@@ -326,7 +329,8 @@ fn set_prices(store: &Store, prices: &[(String, String)]) {
     }
 }
 
-fn add_client(
+/// A user with a key, written beside the server.
+pub fn add_client(
     store: &Store,
     base_url: &str,
     name: &str,

@@ -3,6 +3,7 @@
 //! ONE crate, so that it links once; a file per promise. Expected charges come from the simulator's log and the
 //! catalogue's JSON (`price`), never from the gateway's own usage, meter or pricing.
 
+mod backup;
 mod billing;
 mod books;
 mod campaign;

@@ -195,22 +195,15 @@ impl Laws {
         self.closed.insert(exchange, (held, closing));
     }
 
-    /// What nobody finished costs nothing. How many holds that closes.
-    pub(super) fn interrupt(&mut self, taken_before: i64) -> u64 {
-        let overdue: Vec<u128> = self
-            .open
-            .iter()
-            .filter(|(_, held)| held.at < taken_before)
-            .map(|(exchange, _)| *exchange)
-            .collect();
-        let mut count = 0;
-        for exchange in overdue {
-            if let Some(held) = self.open.remove(&exchange) {
-                self.put_away(exchange, held, 0, 0, "interrupted");
-                count += 1;
-            }
+    /// What nobody finished costs nothing. Which holds that closes.
+    pub(super) fn interrupt(&mut self, taken_before: i64) -> Vec<u128> {
+        let overdue = self.open.extract_if(.., |_, held| held.at < taken_before);
+        let overdue: Vec<_> = overdue.collect();
+        let exchanges = overdue.iter().map(|(exchange, _)| *exchange).collect();
+        for (exchange, held) in overdue {
+            self.put_away(exchange, held, 0, 0, "interrupted");
         }
-        count
+        exchanges
     }
 
     /// A credit is made once for each reference, and takes nothing that is held.

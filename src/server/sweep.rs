@@ -1,0 +1,77 @@
+//! Looks for holds that no running call owns, and releases them. There should be none.
+//!
+//! How long a hold has been open is measured here, by a clock that only goes forward: the machine's own may be set to
+//! another day, and then running calls would look overdue.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::App;
+use crate::exchange::LONGEST_CALL;
+use crate::store::{ExchangeId, StoreError};
+use crate::time::{self, Stopwatch};
+
+/// Holds that are open for longer belong to no running call: waiting for the head, the longest answer and the drain
+/// are shorter.
+const AGE: Duration = Duration::from_secs(2 * LONGEST_CALL.as_secs());
+
+/// How often such holds are looked for.
+const EVERY: Duration = Duration::from_secs(600);
+
+/// The open holds that were seen, each since it was seen first.
+#[derive(Debug, Default)]
+struct Seen(HashMap<ExchangeId, Stopwatch>);
+
+impl Seen {
+    /// Takes note of the holds that are open now, and gives those that have been for longer than `age`.
+    fn overdue(&mut self, open: &[ExchangeId], age: Duration) -> Vec<ExchangeId> {
+        let before = std::mem::take(&mut self.0);
+        let since = |id| before.get(id).copied().unwrap_or_else(Stopwatch::start);
+        self.0 = open.iter().map(|id| (*id, since(id))).collect();
+        let overdue = self.0.iter().filter(|(_, seen)| seen.elapsed() > age);
+        overdue.map(|(id, _)| *id).collect()
+    }
+}
+
+/// Sweeps now and then, until the server stops.
+pub(super) async fn sweep_regularly(app: Arc<App>, stop: CancellationToken) {
+    let mut seen = Seen::default();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        match sweep(&app, &mut seen).await {
+            Ok(0) => {}
+            Ok(count) => tracing::error!(count, "holds were open that no call owned; they are released"),
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "open holds cannot be swept"),
+        }
+    }
+}
+
+async fn sweep(app: &App, seen: &mut Seen) -> Result<usize, StoreError> {
+    let open = app.gateway.store.blocking(|store| store.open_holds()).await?;
+    let overdue = seen.overdue(&open, AGE);
+    app.gateway.writer.sweep(overdue, time::now()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_is_overdue_when_it_was_seen_open_for_long_enough_and_not_before() {
+        let id = || ExchangeId(uuid::Uuid::now_v7());
+        let (early, late) = (id(), id());
+        let mut seen = Seen::default();
+        assert_eq!(seen.overdue(&[early], AGE), []);
+        std::thread::sleep(Duration::from_millis(30));
+        let age = Duration::from_millis(20);
+        assert_eq!(seen.overdue(&[early, late], age), [early]);
+        assert_eq!(seen.overdue(&[late], AGE), [], "the other one is closed");
+        assert_eq!(seen.0.len(), 1, "and forgotten");
+    }
+}

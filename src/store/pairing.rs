@@ -1,0 +1,119 @@
+//! Whether the log beside a database is its own: SQLite takes any log for it, and makes one database of the pages of two.
+//!
+//! An old copy of a database that is put beside the log of the newer one would so become something that never was, and
+//! its last transaction would be the right one. So the mark has a second line: how many transactions had been moved
+//! from the log into the database file itself, at the last checkpoint that moved all. A file that has fewer is an older
+//! one than its log. And a log whose database is missing is not given to an empty one: SQLite would delete it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::mark::{self, MarkFile};
+use super::{OpenError, ServerLock, commits, connection};
+
+/// What the line begins with.
+const BEGINNING: &str = "codex-gateway moved 1";
+
+/// The line is filled up to this length.
+const LENGTH: usize = 64;
+
+/// Characters that stand for something else in the URI of a file.
+const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/');
+
+/// Looks at a database that is about to be opened.
+pub(super) fn check(database: &Path) -> Result<(), OpenError> {
+    let log = connection::beside(database, "-wal");
+    let there = |path: &Path| fs::metadata(path).is_ok_and(|file| file.len() > 0);
+    if !database.exists() {
+        let left = [mark::path_of(database), log].into_iter().find(|left| there(left));
+        return left.map_or(Ok(()), |left| Err(OpenError::Gone(database.to_owned(), left)));
+    }
+    // A server that runs has looked, and moves its log at any moment.
+    if !there(&log) || ServerLock::holder(database).is_some() {
+        return Ok(());
+    }
+    match (marked(database), in_file(database)) {
+        (Some(marked), Ok(found)) if found < marked => Err(OpenError::NotItsLog(log)),
+        // A copy from before transactions were counted.
+        (Some(1..), Err(error)) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
+            Err(OpenError::NotItsLog(log))
+        }
+        // Or one that a dying machine left in pieces, which its log mends.
+        _ => Ok(()),
+    }
+}
+
+/// Notes how many transactions are in the file of a database that has its log, or none.
+pub(super) fn note(database: &Path, mark: &MarkFile) {
+    match in_file(database) {
+        Ok(count) => note_moved(mark, count),
+        Err(error) => tracing::debug!(%error, "how much is in the database file cannot be told"),
+    }
+}
+
+/// Notes how many transactions a checkpoint has moved into the database file.
+pub(super) fn note_moved(mark: &MarkFile, count: i64) {
+    let text = format!("{BEGINNING} {count}");
+    let line = format!("{text} {:08x}", crc32fast::hash(text.as_bytes()));
+    mark.write_second_line(&format!("{line:<width$}\n", width = LENGTH - 1));
+}
+
+/// How many had been moved, as far as it was noted.
+fn marked(database: &Path) -> Option<i64> {
+    let bytes = fs::read(mark::path_of(database)).ok()?;
+    let line = std::str::from_utf8(bytes.get(mark::LENGTH..)?).ok()?;
+    let (text, checksum) = line.trim_end().rsplit_once(' ')?;
+    let count = text.strip_prefix(BEGINNING)?.trim_start().parse().ok()?;
+    (u32::from_str_radix(checksum, 16) == Ok(crc32fast::hash(text.as_bytes()))).then_some(count)
+}
+
+/// How many transactions are in the database file, without its log.
+#[expect(clippy::disallowed_methods, reason = "the store's own look past the log")]
+fn in_file(database: &Path) -> rusqlite::Result<i64> {
+    let path = percent_encode(database.as_os_str().as_encoded_bytes(), IN_PATH);
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let file = Connection::open_with_flags(PathBuf::from(format!("file:{path}?immutable=1")), flags)?;
+    commits::last(&file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::super::{Create, Store, checkpoint};
+    use super::*;
+
+    #[test]
+    fn what_a_database_file_has_is_told_apart_from_what_its_log_has() {
+        let desk = Desk::new();
+        let (conn, mark) = (desk.raw(), MarkFile::open(&desk.path()).expect("opened"));
+        desk.user("ada", "1");
+        checkpoint::checkpoint(&conn, &mark, "PASSIVE");
+        let moved = commits::last(&conn).expect("read");
+        desk.user("bob", "1");
+        assert_eq!(in_file(&desk.path()).expect("read"), moved);
+        assert!(commits::last(&conn).expect("read") > moved);
+        assert_eq!(marked(&desk.path()), Some(moved));
+        assert_eq!(desk.again().behind(), None, "the first line is as it was");
+    }
+
+    #[test]
+    fn a_log_is_not_given_to_a_database_that_was_made_in_place_of_its_own() {
+        let desk = Desk::new();
+        desk.user("ada", "1");
+        let (path, log) = (desk.path(), connection::beside(&desk.path(), "-wal"));
+        let kept = fs::read(&log).expect("a log");
+        drop(desk.store);
+        fs::remove_file(&path).expect("removed");
+        fs::write(&log, &kept).expect("written");
+        let refused = Store::open(&path, Create::IfMissing);
+        assert!(
+            matches!(&refused, Err(OpenError::Gone(gone, _)) if *gone == path),
+            "{refused:?}"
+        );
+        assert!(!path.exists());
+        assert_eq!(fs::read(&log).expect("a log"), kept);
+    }
+}

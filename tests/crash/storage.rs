@@ -1,0 +1,214 @@
+//! A disk that fails: whichever write or sync fails, the gateway stops or goes on, and its books are right.
+
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+use tokio::time::sleep;
+
+use crate::accounts::Accounts;
+use crate::dice::Dice;
+use crate::load::{Fate, Load, Seen, six_people};
+use crate::rig::{Machine, PATIENCE, Serving};
+use crate::shim::{Files, Lasting, Of, Operation, Shim, Spared};
+
+/// Faults of one machine, before another takes its place: the three books are read whole after each.
+const FAULTS_OF_ONE: usize = 10;
+
+/// How soon the gateway is to be gone once it cannot know what is on its disk. Most of it is the start of an unoptimised
+/// build, which has a tokenizer to make ready and cannot be interrupted in it.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Answers that are charged before a checkpoint: more than a page of the database.
+const CALLS: usize = 10;
+
+/// One fault.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    operation: Operation,
+    nth: i64,
+    lasting: Lasting,
+}
+
+/// What came of faults.
+#[derive(Debug, Default)]
+struct Tally {
+    faults: usize,
+    not_started: usize,
+    stopped: usize,
+    longest: Duration,
+}
+
+/// The first so many, or a spread over them.
+fn faults() -> Vec<Fault> {
+    let all = std::env::var("GATEWAY_IO_ERRORS").is_ok_and(|which| which == "all");
+    let some = |operation, last, spread: &[i64]| {
+        let which = if all { (1..=last).collect() } else { spread.to_vec() };
+        which.into_iter().map(move |nth| Fault {
+            operation,
+            nth,
+            lasting: [Lasting::Once, Lasting::ForEver][usize::from(nth % 2 == 0)],
+        })
+    };
+    let writes = some(
+        Operation::Write,
+        200,
+        &[1, 2, 3, 5, 8, 13, 22, 35, 56, 91, 128, 147, 200],
+    );
+    let syncs = some(Operation::Sync, 50, &[1, 2, 3, 5, 14, 27, 50]);
+    writes.chain(syncs).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_next_start() {
+    if crate::shim::library().is_none() {
+        return;
+    }
+    let seed = Dice::seed();
+    println!("GATEWAY_SEED={seed}");
+    let mut tally = Tally::default();
+    for (number, some) in faults().chunks(FAULTS_OF_ONE).enumerate() {
+        let mut desk = Desk::new(Dice::new(seed).of(number as u64)).await;
+        for fault in some {
+            desk.meet(*fault, &mut tally).await;
+        }
+    }
+    println!(
+        "campaign: {{\"suite\":\"io-errors\",\"seed\":{seed},\"faults\":{},\"refused_to_start\":{},\"stopped\":{},\
+         \"longest_until_stopped_ms\":{},\"failures\":0}}",
+        tally.faults,
+        tally.not_started,
+        tally.stopped,
+        tally.longest.as_millis()
+    );
+}
+
+/// What a checkpoint writes is in the log, too: when it fails, the log has to be kept. The next one, at the latest the
+/// one when the last connection is closed, writes all of it anew: what a failed sync has lost as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_fails_loses_nothing_even_when_the_power_fails_after_the_next_one() {
+    if crate::shim::library().is_none() {
+        return;
+    }
+    let seed = Dice::seed();
+    println!("GATEWAY_SEED={seed}");
+    let mut desk = Desk::new(Dice::new(seed)).await;
+    for lasting in [Lasting::Once, Lasting::ForEver] {
+        for (operation, nth) in [(Operation::Write, 1), (Operation::Write, 6), (Operation::Sync, 1)] {
+            let fault = Fault {
+                operation,
+                nth,
+                lasting,
+            };
+            desk.checkpoint_meets(fault).await;
+        }
+    }
+}
+
+/// A machine whose disk fails again and again.
+struct Desk {
+    machine: Machine,
+    shim: Shim,
+    seen: Vec<Seen>,
+}
+
+impl Desk {
+    async fn new(dice: Dice) -> Desk {
+        let machine = Machine::new(&dice, "").await.with(six_people);
+        let shim = Shim::new(&machine.database(), machine.folder()).expect("it can be used here");
+        Desk {
+            machine,
+            shim,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Meets a fault, starts again without it, and compares the books. Of every other machine the power fails, too:
+    /// what was not synced is lost.
+    async fn meet(&mut self, fault: Fault, tally: &mut Tally) {
+        let database = self.machine.database();
+        let before = Files::of(&database);
+        self.shim.begin_notes();
+        self.shim
+            .fail(fault.operation, fault.nth, Of::DatabaseAndLog, Errno::IO, fault.lasting);
+        match self.machine.try_serve(&self.shim.env()).await {
+            Err(ended) => {
+                assert!(
+                    !ended.status.success() && ended.said.contains("error: "),
+                    "{fault:?} {ended:?}"
+                );
+                tally.not_started += 1;
+            }
+            Ok(serving) => {
+                let took = self.until_it_stops(serving, fault).await;
+                tally.stopped += 1;
+                tally.longest = tally.longest.max(took);
+            }
+        }
+        tally.faults += 1;
+        self.shim.heal();
+        if tally.faults.is_multiple_of(2) {
+            let journal = self.shim.journal();
+            journal
+                .after_power_cut(&before, journal.len(), Spared::Nothing)
+                .put(&database);
+        }
+        self.machine.serve().await.stop().await;
+        Accounts::compared(&self.machine, &self.seen);
+    }
+
+    /// Meets a fault in the checkpoint when the gateway stops; then the power fails.
+    async fn checkpoint_meets(&mut self, fault: Fault) {
+        let Fault {
+            operation,
+            nth,
+            lasting,
+        } = fault;
+        let database = self.machine.database();
+        let before = Files::of(&database);
+        self.shim.begin_notes();
+        let mut serving = self.machine.serve_with(&self.shim.env()).await;
+        let load = Load::start(&self.machine, &serving);
+        while load.seen().iter().filter(|seen| seen.fate == Fate::Whole).count() < CALLS {
+            sleep(Duration::from_millis(5)).await;
+        }
+        self.seen.extend(load.stop().await);
+        self.shim.fail(operation, nth, Of::Database, Errno::IO, lasting);
+        serving.signal(Signal::TERM);
+        serving.end().await;
+        assert!(self.shim.seen(operation) >= nth, "{fault:?} was never met");
+        assert!(
+            serving.said().contains("a checkpoint failed"),
+            "{fault:?} {}",
+            serving.said()
+        );
+        let journal = self.shim.journal();
+        journal
+            .after_power_cut(&before, journal.len(), Spared::Nothing)
+            .put(&database);
+        self.machine.serve().await.stop().await;
+        Accounts::compared(&self.machine, &self.seen);
+    }
+
+    /// Calls until the fault comes: then the gateway ends by itself, and soon. Says how soon.
+    async fn until_it_stops(&mut self, mut serving: Serving, fault: Fault) -> Duration {
+        let load = Load::start(&self.machine, &serving);
+        let start = Instant::now();
+        while self.shim.seen(fault.operation) < fault.nth {
+            assert!(start.elapsed() < PATIENCE, "{fault:?} never comes");
+            sleep(Duration::from_millis(1)).await;
+        }
+        let fell = Instant::now();
+        let status = serving.end().await;
+        let took = fell.elapsed();
+        assert_eq!(status.code(), Some(1), "{fault:?} {}", serving.said());
+        assert!(
+            serving.said().contains("may not be durable"),
+            "{fault:?} {}",
+            serving.said()
+        );
+        assert!(took < SOON, "{fault:?} took {took:?}");
+        self.seen.extend(load.until_it_is_gone().await);
+        took
+    }
+}
