@@ -17,6 +17,8 @@ pub mod ledger;
 mod lock;
 mod mark;
 mod migrate;
+#[cfg(test)]
+mod model;
 mod pairing;
 pub mod prices;
 pub mod restore;

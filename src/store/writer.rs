@@ -277,6 +277,15 @@ impl Writer {
         Failure(self.handle.failed.clone())
     }
 
+    /// A place for a settlement that no hold came with: for tests that settle twice, or without a hold.
+    #[cfg(test)]
+    pub(super) fn spare_place(&self) -> Place {
+        let permit = Arc::clone(&self.handle.places).try_acquire_owned();
+        Place {
+            _permit: permit.expect("there is room"),
+        }
+    }
+
     fn stopped(&self) -> StoreError {
         let why = self.handle.failed.borrow().clone();
         StoreError {

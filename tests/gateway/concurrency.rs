@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
+use crate::campaign::{self, Dice};
 use crate::client::{Answer, Client, MODEL, chat, response};
 use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge};
@@ -25,10 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A call that costs exactly $1 and says so beforehand.
 fn dollar_call() -> Value {
-    chat(
-        "sim:words-16",
-        &json!({"model": DOLLAR_MODEL, "max_completion_tokens": 16}),
-    )
+    let dollar = json!({"model": DOLLAR_MODEL, "max_completion_tokens": 16});
+    chat("sim:words-16", &dollar)
 }
 
 /// Answers as usual, each as the gate lets it through.
@@ -103,29 +102,70 @@ fn assert_gone(answer: &Answer) {
     assert!(promo.contains("$1.00") && promo.contains("$0.00"), "{promo}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn seven_dollars_pay_for_seven_of_two_hundred_calls_at_once() {
-    const RUNS: usize = 50;
+/// Ten times as many calls as there is money for, at once.
+const CALLS_PER_DOLLAR: usize = 10;
+
+/// Races on one server: its log of what it served is searched for each.
+const RACES_PER_SERVER: usize = 100;
+
+/// A race: dollars for so many of ten times as many calls.
+struct Race {
+    dollars: usize,
+    path: &'static str,
+    body: Value,
+}
+
+impl Race {
+    fn random(dice: &mut Dice) -> Race {
+        let streamed = json!({"stream": dice.roll(2) == 0, "model": DOLLAR_MODEL});
+        let (path, mut body) = match dice.roll(2) {
+            0 => ("/v1/chat/completions", chat("sim:words-16", &streamed)),
+            _ => ("/v1/responses", response("sim:words-16", &streamed)),
+        };
+        let limit = ["max_completion_tokens", "max_output_tokens"][usize::from(path.ends_with("responses"))];
+        body[limit] = json!(16);
+        Race {
+            dollars: 1 + dice.roll(7),
+            path,
+            body,
+        }
+    }
+
+    fn calls(&self) -> usize {
+        self.dollars * CALLS_PER_DOLLAR
+    }
+
+    /// Nobody is answered before everybody is decided.
+    async fn run(&self, harness: &Harness, gate: &Gate, number: usize, served: &mut usize) {
+        let user = harness.add_client(&format!("user-{number}"), &self.dollars.to_string());
+        let mut calls = rush(std::slice::from_ref(&user), self.calls(), self.path, &self.body);
+        let refused = next(&mut calls, self.calls() - self.dollars).await;
+        refused.iter().for_each(assert_held);
+        *served += self.dollars;
+        let seen = harness.simulator.arrived(*served).await.len();
+        assert_eq!(seen, *served, "race {number}: {} of {}", self.dollars, self.calls());
+        gate.let_through(self.dollars);
+        for answer in next(&mut calls, self.dollars).await {
+            answer.expect(200);
+        }
+        assert_gone(&user.post(self.path, &self.body).await);
+        assert_eq!(harness.served().len(), *served, "race {number}");
+    }
+}
+
+/// Runs races on a server of their own; how many calls they were.
+async fn race(races: &[Race]) -> usize {
     let gate = Gate::closed();
     let builder = Harness::builder()
         .playwright(gated(&gate))
         .price(DOLLAR_MODEL, DOLLAR_PRICE);
     let harness = builder.start().await;
-    for run in 0..RUNS {
-        let user = harness.add_client(&format!("user-{run}"), "7");
-        let mut calls = rush(std::slice::from_ref(&user), 200, "/v1/chat/completions", &dollar_call());
-        next(&mut calls, 193).await.iter().for_each(assert_held);
-        let seen = harness.simulator.arrived((run + 1) * 7).await.len();
-        assert_eq!(seen, (run + 1) * 7, "run {run}: all are decided, none is answered");
-        gate.let_through(7);
-        for answer in next(&mut calls, 7).await {
-            assert_eq!(answer.expect(200).header("x-gateway-cost"), "1");
-        }
-        assert_gone(&user.post("/v1/chat/completions", &dollar_call()).await);
-        assert_eq!(harness.served().len(), (run + 1) * 7, "run {run}");
+    let mut served = 0;
+    for (number, race) in races.iter().enumerate() {
+        race.run(&harness, &gate, number, &mut served).await;
     }
     let books = harness.finish().await;
-    assert_eq!(books.exchanges.len(), RUNS * 7);
+    assert_eq!(books.exchanges.len(), served);
     for row in &books.exchanges {
         assert_eq!((row.state, row.basis), (State::Completed, Basis::Reported));
         assert_eq!(
@@ -134,7 +174,21 @@ async fn seven_dollars_pay_for_seven_of_two_hundred_calls_at_once() {
         );
     }
     let spent = books.users.iter().filter(|user| user.name.starts_with("user-"));
-    assert!(spent.clone().count() == RUNS && spent.clone().all(|user| user.balance.nanos() == 0));
+    assert!(spent.clone().count() == races.len() && spent.clone().all(|user| user.balance.nanos() == 0));
+    races.iter().map(Race::calls).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn money_for_some_of_many_calls_at_once_pays_for_exactly_those() {
+    let mut dice = Dice(campaign::seed());
+    let count = campaign::size("GATEWAY_RACES", 10);
+    let races: Vec<Race> = (0..count).map(|_| Race::random(&mut dice)).collect();
+    let mut calls = 0;
+    for races in races.chunks(RACES_PER_SERVER) {
+        calls += race(races).await;
+    }
+    let paid: usize = races.iter().map(|race| race.dollars).sum();
+    campaign::report("races", json!({"races": races.len(), "calls": calls, "paid": paid}));
 }
 
 #[tokio::test(flavor = "multi_thread")]

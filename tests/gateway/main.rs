@@ -6,10 +6,13 @@
 mod backup;
 mod billing;
 mod books;
+mod campaign;
 mod cli;
 mod client;
 mod concurrency;
 mod credit;
+mod cuts;
+
 mod demo;
 mod faults;
 mod hangups;

@@ -41,16 +41,21 @@ const STAND_INS: [(&str, &str); 2] = [
 ];
 
 /// A recorded stream.
-struct Recorded {
-    file: String,
-    path: &'static str,
-    bytes: Bytes,
-    model: String,
+pub struct Recorded {
+    /// The file's name.
+    pub file: String,
+    /// The endpoint, below `/v1`.
+    pub path: &'static str,
+    /// The stream.
+    pub bytes: Bytes,
+    /// What to ask for, so that it is billed as what was recorded.
+    pub model: String,
     /// The list it is priced by; without one it goes to a free upstream.
-    list: Option<&'static str>,
+    pub list: Option<&'static str>,
     /// What the upstream counted; null when it said nothing.
     usage: Value,
-    tier: Option<String>,
+    /// The tier it names.
+    pub tier: Option<String>,
     /// How it ended, by its last event.
     state: State,
 }
@@ -246,9 +251,13 @@ async fn replay_all(harness: &Harness, recordings: &Arc<Vec<Recorded>>) -> Vec<R
 }
 
 fn builder(recordings: &Arc<Vec<Recorded>>) -> Builder {
-    Harness::builder()
-        .balance("1000000")
-        .playwright(playwright(recordings))
+    let builder = Harness::builder().balance("1000000").playwright(playwright(recordings));
+    with_vendors(builder)
+}
+
+/// The upstreams that recordings are of, all of them the same simulator.
+pub fn with_vendors(builder: Builder) -> Builder {
+    builder
         .vendor("xai", &["grok-*"])
         .vendor("deepseek", &["deepseek-*"])
         .vendor("moonshot", &["kimi-*"])
@@ -263,7 +272,8 @@ fn folder() -> PathBuf {
     fixtures.unwrap_or_else(default).join("wire")
 }
 
-fn recordings() -> Vec<Recorded> {
+/// The recorded streams of endpoints that are billed here; none where the fixtures are absent.
+pub fn recordings() -> Vec<Recorded> {
     let Ok(index) = std::fs::read_to_string(folder().join("index.json")) else {
         return Vec::new();
     };
@@ -393,7 +403,7 @@ async fn recorded_streams_arrive_as_they_were_and_are_billed_as_counted() {
 }
 
 /// Streams of our own: odd line ends, usage in odd places, ends without `[DONE]`.
-fn of_our_own() -> Vec<Recorded> {
+pub fn of_our_own() -> Vec<Recorded> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     let files = std::fs::read_dir(folder)
         .expect("the folder")
