@@ -9,6 +9,7 @@ use super::output::{self, Column, EntryView, Items};
 use crate::admin;
 use crate::store::Create;
 use crate::store::entries::Entry;
+use crate::store::seal::Seal;
 use crate::store::verify::{Finding, Verification};
 
 /// What to do with the ledger.
@@ -26,7 +27,13 @@ pub enum LedgerCommand {
         before: Option<i64>,
     },
     /// Recompute every balance, hold and hash; exit code 8 when the books do not balance
-    Verify,
+    Verify {
+        /// What `ledger seal` printed before: also check that entries were only added since
+        #[arg(long, value_name = "SEQUENCE:DIGEST")]
+        seal: Option<Seal>,
+    },
+    /// Print what the ledger is now, in one line; kept elsewhere, it shows later that history was not changed
+    Seal,
 }
 
 /// Runs the command.
@@ -36,7 +43,8 @@ pub enum LedgerCommand {
 pub fn run(command: LedgerCommand, global: &Global) -> anyhow::Result<()> {
     match command {
         LedgerCommand::List { user, limit, before } => list(&user, before, limit, global),
-        LedgerCommand::Verify => verify(global),
+        LedgerCommand::Verify { seal } => verify(seal.as_ref(), global),
+        LedgerCommand::Seal => seal(global),
     }
 }
 
@@ -93,25 +101,17 @@ struct FindingView {
     problem: String,
 }
 
-fn verify(global: &Global) -> anyhow::Result<()> {
-    let found = global.store(Create::Never)?.verify().map_err(Failure::from)?;
+fn verify(seal: Option<&Seal>, global: &Global) -> anyhow::Result<()> {
+    let store = global.store(Create::Never)?;
+    let found = store.verify_sealed(seal).map_err(Failure::from)?;
     if global.json {
         output::json(&view(&found))?;
     }
     let Some(first) = found.findings.first() else {
-        if !global.json {
-            let Verification {
-                users,
-                entries,
-                exchanges,
-                open_holds,
-                ..
-            } = found;
-            output::print(&format!(
-                "the books balance (users {users}, entries {entries}, requests {exchanges}, open holds {open_holds})\n"
-            ))?;
-        }
-        return Ok(());
+        return match global.json {
+            true => Ok(()),
+            false => output::print(&balanced(&found, seal)).map(drop),
+        };
     };
     let more = match found.findings.len() {
         1 => String::new(),
@@ -124,6 +124,43 @@ fn verify(global: &Global) -> anyhow::Result<()> {
     let failure =
         Failure::new(Exit::Books, what).why("a row was changed outside the gateway, or the gateway has a fault");
     Err(failure.fix("keep a copy of the database before anything else").into())
+}
+
+fn balanced(found: &Verification, seal: Option<&Seal>) -> String {
+    let Verification {
+        users,
+        entries,
+        exchanges,
+        open_holds,
+        ..
+    } = found;
+    let since = seal.map_or_else(String::new, |seal| {
+        format!("entries were only added since entry {} was sealed\n", seal.sequence)
+    });
+    format!(
+        "the books balance (users {users}, entries {entries}, requests {exchanges}, open holds {open_holds})\n{since}"
+    )
+}
+
+/// `ledger seal --json`.
+#[derive(Serialize)]
+struct SealView {
+    seal: String,
+    sequence: i64,
+    digest: String,
+}
+
+fn seal(global: &Global) -> anyhow::Result<()> {
+    let seal = global.store(Create::Never)?.seal().map_err(Failure::from)?;
+    let text = seal.to_string();
+    if !global.json {
+        return output::print(&format!("{text}\n")).map(drop);
+    }
+    output::json(&SealView {
+        sequence: seal.sequence,
+        digest: text.rsplit(':').next().unwrap_or_default().to_owned(),
+        seal: text,
+    })
 }
 
 fn view(found: &Verification) -> VerificationView {

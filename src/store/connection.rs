@@ -157,10 +157,7 @@ pub(super) fn version_of(conn: &Connection) -> rusqlite::Result<Option<i64>> {
 pub(super) fn readers(path: &Path) -> r2d2::Pool<SqliteConnectionManager> {
     let manager = SqliteConnectionManager::file(path)
         .with_flags(OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-        .with_init(|conn| {
-            set_up(conn)?;
-            conn.execute_batch("PRAGMA query_only = ON")
-        });
+        .with_init(|conn| only_read(conn));
     r2d2::Pool::builder()
         .max_size(READERS)
         .min_idle(Some(0))
@@ -169,6 +166,19 @@ pub(super) fn readers(path: &Path) -> r2d2::Pool<SqliteConnectionManager> {
         .test_on_check_out(false)
         .connection_timeout(READER_TIMEOUT)
         .build_unchecked(manager)
+}
+
+/// A connection that reads, beside those of the pool.
+#[expect(clippy::disallowed_methods, reason = "this is the store's door")]
+pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    only_read(&conn)?;
+    Ok(conn)
+}
+
+fn only_read(conn: &Connection) -> rusqlite::Result<()> {
+    set_up(conn)?;
+    conn.execute_batch("PRAGMA query_only = ON")
 }
 
 /// The path in the form SQLite takes for a path and nothing else. Of a link it is what it leads to: SQLite puts the log

@@ -12,8 +12,11 @@
 //! | `holds.hash` | `codex-gateway hold 1` | the columns in [`HOLD`](super::ledger::HOLD_COLUMNS), in that order |
 //! | `usage_logs.row_hash` | `codex-gateway usage 1` | the columns in [`USAGE`](super::usage_log::USAGE_COLUMNS), in that order; then `hold_hash` (the hold's `hash`), `hold_state` (its state) |
 //! | `ledger_entries.hash` | `codex-gateway entry 1` | `previous_hash` (the user's entry before it; for the first one 32 zero bytes), the columns in [`ENTRY`](super::entries::ENTRY_COLUMNS), in that order; then `usage_hash` (the `row_hash` of a charge's usage row, else NULL) |
+//! | a seal ([`Seal`](super::seal::Seal)) | `codex-gateway seal 1` | `sequence` (the number of the last entry it covers, or 0); then, for each user in the order of ids who has entries up to it, `user_id` and `head_hash` (the `hash` of the newest of them) |
 //!
-//! So an entry covers all entries of its user before it, its usage row, and, through it, its hold.
+//! So an entry covers all entries of its user before it, its usage row, and, through it, its hold;
+//! and a seal covers all of these up to its number. Users without entries then do not count in it: users who are added
+//! later do not change it.
 
 use rusqlite::Row;
 use rusqlite::types::{Value, ValueRef};
@@ -28,13 +31,22 @@ pub(super) const GENESIS: Hash = [0; 32];
 /// A row's cells in the order in which they are stored and hashed.
 pub(super) type Cells = Vec<(&'static str, Value)>;
 
+/// So many bytes are hashed at once: a row at a time, not a number at a time.
+const AT_ONCE: usize = 4096;
+
 /// A digest under way.
-pub(super) struct Digest(Sha256);
+pub(super) struct Digest {
+    hashed: Sha256,
+    pending: Vec<u8>,
+}
 
 impl Digest {
     /// Begins with a domain.
     pub(super) fn new(domain: &str) -> Digest {
-        let mut digest = Digest(Sha256::new());
+        let mut digest = Digest {
+            hashed: Sha256::new(),
+            pending: Vec::with_capacity(AT_ONCE),
+        };
         digest.sized(domain.as_bytes());
         digest
     }
@@ -49,7 +61,7 @@ impl Digest {
             ValueRef::Text(text) => (3, text),
             ValueRef::Blob(bytes) => (4, bytes),
         };
-        self.0.update([kind]);
+        self.pending.push(kind);
         self.sized(bytes);
     }
 
@@ -60,23 +72,28 @@ impl Digest {
         }
     }
 
-    /// Adds columns of a stored row, in the given order.
-    pub(super) fn columns(&mut self, row: &Row<'_>, names: &[&str]) -> rusqlite::Result<()> {
-        for name in names {
-            self.field(name, row.get_ref(*name)?);
+    /// Adds columns of a stored row that stand side by side from `first` on, under these names.
+    pub(super) fn columns(&mut self, row: &Row<'_>, first: usize, names: &[&str]) -> rusqlite::Result<()> {
+        for (at, name) in (first..).zip(names) {
+            self.field(name, row.get_ref(at)?);
         }
         Ok(())
     }
 
     /// The hash.
-    pub(super) fn finish(self) -> Hash {
-        self.0.finalize().into()
+    pub(super) fn finish(mut self) -> Hash {
+        self.hashed.update(&self.pending);
+        self.hashed.finalize().into()
     }
 
     fn sized(&mut self, bytes: &[u8]) {
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        self.0.update(length.to_be_bytes());
-        self.0.update(bytes);
+        self.pending.extend_from_slice(&length.to_be_bytes());
+        self.pending.extend_from_slice(bytes);
+        if self.pending.len() >= AT_ONCE {
+            self.hashed.update(&self.pending);
+            self.pending.clear();
+        }
     }
 }
 
@@ -95,6 +112,20 @@ mod tests {
         bytes.extend([255, 255, 255, 255, 255, 255, 255, 254]);
         bytes.extend([0, 0, 0, 0, 0, 0, 0, 1, b't', 3, 0, 0, 0, 0, 0, 0, 0, 2, b'a', b'b']);
         bytes.extend([0, 0, 0, 0, 0, 0, 0, 1, b'z', 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(digest.finish(), Hash::from(Sha256::digest(bytes)));
+    }
+
+    #[test]
+    fn a_long_digest_is_the_digest_of_all_of_it() {
+        let text = "x".repeat(AT_ONCE - 30);
+        let mut digest = Digest::new("d");
+        let mut bytes = vec![0, 0, 0, 0, 0, 0, 0, 1, b'd'];
+        for _ in 0..3 {
+            digest.field("n", ValueRef::Text(text.as_bytes()));
+            bytes.extend([0, 0, 0, 0, 0, 0, 0, 1, b'n', 3]);
+            bytes.extend(u64::try_from(text.len()).expect("a length").to_be_bytes());
+            bytes.extend(text.as_bytes());
+        }
         assert_eq!(digest.finish(), Hash::from(Sha256::digest(bytes)));
     }
 

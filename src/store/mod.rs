@@ -22,6 +22,7 @@ mod model;
 mod pairing;
 pub mod prices;
 pub mod restore;
+pub mod seal;
 mod space;
 #[cfg(test)]
 mod testing;

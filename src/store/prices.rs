@@ -192,7 +192,7 @@ fn digest_of_rows(conn: &Connection) -> rusqlite::Result<String> {
     )?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        digest.columns(row, &["list", "model", "from_at", "price", "recorded_at"])?;
+        digest.columns(row, 0, &["list", "model", "from_at", "price", "recorded_at"])?;
     }
     Ok(hex(&digest.finish()))
 }

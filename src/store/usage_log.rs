@@ -4,11 +4,12 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::types::{Value, ValueRef};
+use rusqlite::types::{FromSql, Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::columns::{
-    Count, Json, Micros, Span, Word, broken, id_range, json, micros, names_and_marks, text, to_the_microsecond, tokens,
+    Count, Json, Micros, Span, Word, broken, id_range, in_column, json, micros, names_and_marks, text,
+    to_the_microsecond, tokens, unreadable,
 };
 use super::digest::{Cells, Digest, Hash};
 use super::{ExchangeId, KeyId, Store, StoreError, UserId};
@@ -325,74 +326,97 @@ pub(super) fn insert(tx: &Connection, row: &ExchangeRow, hold_hash: &Hash, hold_
     Ok(hash)
 }
 
-/// Reads a row.
+/// The columns of a row, one after the other: looking each up by its name takes longer than reading it.
+struct InOrder<'a> {
+    row: &'a Row<'a>,
+    next: usize,
+}
+
+impl InOrder<'_> {
+    fn take<T: FromSql>(&mut self) -> rusqlite::Result<T> {
+        let value = self.row.get(self.next);
+        self.next += 1;
+        value
+    }
+}
+
+/// Reads a row whose first columns are [`USAGE_COLUMNS`]: `SELECT *`.
 pub(super) fn exchange(row: &Row<'_>) -> rusqlite::Result<ExchangeRow> {
+    let columns = &mut InOrder { row, next: 0 };
     Ok(ExchangeRow {
-        id: row.get("exchange_id")?,
-        user: row.get("user_id")?,
-        key: row.get("key_id")?,
-        endpoint: row.get("endpoint")?,
-        streamed: row.get("streamed")?,
-        model: row.get("model")?,
-        priced_model: row.get("priced_model")?,
-        answered_model: row.get("answered_model")?,
-        upstream: row.get("upstream")?,
-        list: row.get("list")?,
-        price_from: row.get::<_, Option<Micros>>("price_from")?.map(|at| at.0),
-        tier: row.get("tier")?,
-        state: row.get("state")?,
-        basis: row.get("basis")?,
-        usage: usage(row)?,
-        lines: row.get::<_, Json<Vec<Line>>>("lines")?.0,
-        uplift: row.get("uplift")?,
-        markup: row.get("markup")?,
-        cost: row.get("cost_nanos")?,
-        charge: row.get("charge_nanos")?,
-        uncollected: row.get("uncollected_nanos")?,
-        held: row.get("held_nanos")?,
-        output_limit: row.get("output_limit")?,
-        balance_after: row.get("balance_after_nanos")?,
-        response_id: row.get("response_id")?,
-        item_ids: row.get::<_, Json<Vec<String>>>("item_ids")?.0,
-        upstream_request_id: row.get("upstream_request_id")?,
-        upstream_status: row.get("upstream_status")?,
-        attempts: row.get("attempts")?,
-        started_at: row.get::<_, Micros>("started_at")?.0,
-        first_byte: row.get::<_, Option<Span>>("first_byte_us")?.map(|span| span.0),
-        duration: row.get::<_, Span>("duration_us")?.0,
+        id: columns.take()?,
+        user: columns.take()?,
+        key: columns.take()?,
+        endpoint: columns.take()?,
+        streamed: columns.take()?,
+        model: columns.take()?,
+        priced_model: columns.take()?,
+        answered_model: columns.take()?,
+        upstream: columns.take()?,
+        list: columns.take()?,
+        price_from: columns.take::<Option<Micros>>()?.map(|at| at.0),
+        tier: columns.take()?,
+        state: columns.take()?,
+        basis: columns.take()?,
+        usage: usage(columns)?,
+        lines: columns.take::<Json<Vec<Line>>>()?.0,
+        uplift: columns.take()?,
+        markup: columns.take()?,
+        cost: columns.take()?,
+        charge: columns.take()?,
+        uncollected: columns.take()?,
+        held: columns.take()?,
+        output_limit: columns.take()?,
+        balance_after: columns.take()?,
+        response_id: columns.take()?,
+        item_ids: columns.take::<Json<Vec<String>>>()?.0,
+        upstream_request_id: columns.take()?,
+        upstream_status: columns.take()?,
+        attempts: columns.take()?,
+        started_at: columns.take::<Micros>()?.0,
+        first_byte: columns.take::<Option<Span>>()?.map(|span| span.0),
+        duration: columns.take::<Span>()?.0,
     })
 }
 
 /// Reads the usage of a row.
-fn usage(row: &Row<'_>) -> rusqlite::Result<Usage> {
+fn usage(columns: &mut InOrder<'_>) -> rusqlite::Result<Usage> {
     Ok(Usage {
-        input_tokens: row.get("input_tokens")?,
-        cached_tokens: row.get("cached_tokens")?,
-        cache_write_tokens: row.get("cache_write_tokens")?,
-        cache_write_12h_tokens: row.get("cache_write_12h_tokens")?,
-        audio_input_tokens: row.get("audio_input_tokens")?,
-        output_tokens: row.get("output_tokens")?,
-        reasoning_tokens: row.get("reasoning_tokens")?,
-        audio_output_tokens: row.get("audio_output_tokens")?,
+        input_tokens: columns.take()?,
+        cached_tokens: columns.take()?,
+        cache_write_tokens: columns.take()?,
+        cache_write_12h_tokens: columns.take()?,
+        audio_input_tokens: columns.take()?,
+        output_tokens: columns.take()?,
+        reasoning_tokens: columns.take()?,
+        audio_output_tokens: columns.take()?,
         tools: ToolUsage {
-            web_searches: row.get("web_searches")?,
-            file_searches: row.get("file_searches")?,
-            containers: row.get("containers")?,
-            image_gen: image_usage(row)?,
+            web_searches: columns.take()?,
+            file_searches: columns.take()?,
+            containers: columns.take()?,
+            image_gen: image_usage(columns)?,
         },
     })
 }
 
-fn image_usage(row: &Row<'_>) -> rusqlite::Result<Option<ImageUsage>> {
-    let Some(text_input_tokens) = row.get("image_text_input_tokens")? else {
-        return Ok(None);
-    };
-    Ok(Some(ImageUsage {
-        text_input_tokens,
-        image_input_tokens: row.get("image_input_tokens")?,
-        text_output_tokens: row.get("image_text_output_tokens")?,
-        image_output_tokens: row.get("image_output_tokens")?,
-    }))
+/// Reads what an image model used: four columns, all of them NULL when it did not run.
+fn image_usage(columns: &mut InOrder<'_>) -> rusqlite::Result<Option<ImageUsage>> {
+    let parts: [Option<Tokens>; 4] = [columns.take()?, columns.take()?, columns.take()?, columns.take()?];
+    match parts {
+        [
+            Some(text_input_tokens),
+            Some(image_input_tokens),
+            Some(text_output_tokens),
+            Some(image_output_tokens),
+        ] => Ok(Some(ImageUsage {
+            text_input_tokens,
+            image_input_tokens,
+            text_output_tokens,
+            image_output_tokens,
+        })),
+        [None, None, None, None] => Ok(None),
+        _ => Err(in_column(unreadable("the usage of an image model"))),
+    }
 }
 
 /// The conditions of a filter, as SQL on `usage_logs u` and its numbered parameters.
@@ -580,7 +604,7 @@ impl Store {
         values.push(Value::Integer(behind.unwrap_or(0)));
         let order = if behind.is_some() { "ASC" } else { "DESC" };
         let sql = format!(
-            "SELECT u.rowid AS place, * FROM usage_logs u WHERE {conditions} AND u.rowid > ?{} ORDER BY u.rowid {order}
+            "SELECT *, u.rowid AS place FROM usage_logs u WHERE {conditions} AND u.rowid > ?{} ORDER BY u.rowid {order}
              LIMIT {}",
             values.len(),
             filter.limit

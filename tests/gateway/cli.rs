@@ -28,16 +28,16 @@ use crate::books::Books;
 use crate::client::{MODEL, http};
 
 /// A home folder of its own, and nothing else in the environment.
-struct Home {
+pub struct Home {
     folder: TempDir,
 }
 
 /// What a command did.
 #[derive(Debug)]
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Home {
@@ -48,17 +48,17 @@ impl Home {
     }
 
     /// With a user alice, who has $5.
-    fn with_alice() -> Home {
+    pub fn with_alice() -> Home {
         let home = Home::new();
         home.ok("user add alice --balance 5");
         home
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    fn database(&self) -> PathBuf {
+    pub fn database(&self) -> PathBuf {
         self.path().join(".local/share/codex-gateway/gateway.db")
     }
 
@@ -86,24 +86,24 @@ impl Home {
         }
     }
 
-    fn run(&self, line: &str) -> Ran {
+    pub fn run(&self, line: &str) -> Ran {
         self.run_with(line, &[], "")
     }
 
-    fn ok(&self, line: &str) -> String {
+    pub fn ok(&self, line: &str) -> String {
         let ran = self.run(line);
         assert_eq!(ran.code, 0, "{line}: {}", ran.err);
         ran.out
     }
 
     /// The one JSON document that is all of stdout.
-    fn json(&self, line: &str) -> Value {
+    pub fn json(&self, line: &str) -> Value {
         let out = self.ok(&format!("{line} --json"));
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{line}: {error}: {out}"))
     }
 
     /// A failure: its code, at most four lines on stderr, nothing on stdout.
-    fn fails(&self, line: &str, code: i32) -> String {
+    pub fn fails(&self, line: &str, code: i32) -> String {
         let ran = self.run(line);
         assert_eq!((ran.code, ran.out.as_str()), (code, ""), "{line}: {}", ran.err);
         assert!(ran.err.starts_with("error: "), "{line}: {}", ran.err);
@@ -130,6 +130,7 @@ fn only_user_add_makes_a_database_and_others_name_the_path_they_looked_at() {
         "request list",
         "ledger list alice",
         "ledger verify",
+        "ledger seal",
     ] {
         let error = home.fails(line, 5);
         assert!(
@@ -1177,7 +1178,7 @@ fn a_changed_row_is_found_with_its_table() {
 
 /// Changes rows behind the gateway's back: the triggers that forbid it are dropped first.
 #[expect(clippy::disallowed_methods, reason = "what the store would never do is done here")]
-fn alter(database: &Path, sql: &str) {
+pub fn alter(database: &Path, sql: &str) {
     let database = rusqlite::Connection::open(database).expect("opened");
     let names = "SELECT name FROM sqlite_master WHERE type = 'trigger'";
     let mut statement = database.prepare(names).expect("a statement");

@@ -338,29 +338,8 @@ pub fn add_client(
     credit_line: &str,
     limit: impl FnOnce(&mut NewKey),
 ) -> Client {
-    let usd = |text: &str| text.parse::<Usd>().expect("an amount");
-    let new = NewUser {
-        id: UserId(Uuid::now_v7()),
-        name: name.to_owned(),
-        email: None,
-        credit_line: usd(credit_line),
-        balance: usd(balance),
-    };
-    let user = committed(store.add_user(&new, &operator(), time::now()));
-    let mut entropy = [0; 32];
-    getrandom::fill(&mut entropy).expect("random numbers");
-    let key = GatewayKey::from_entropy(entropy);
-    let mut new = NewKey {
-        id: KeyId(Uuid::now_v7()),
-        user_id: user.id,
-        name: "test".into(),
-        prefix: key.prefix().to_owned(),
-        hash: key.hash(),
-        expires_at: None,
-        models: Vec::new(),
-        ips: Vec::new(),
-        on_hangup: None,
-    };
+    let user = committed(store.add_user(&new_user(name, balance, credit_line), &operator(), time::now()));
+    let (mut new, key) = new_key(user.id);
     limit(&mut new);
     let issued = committed(store.issue_key(&new, &operator(), time::now()));
     Client {
@@ -370,6 +349,37 @@ pub fn add_client(
         base_url: base_url.to_owned(),
         http: http(),
     }
+}
+
+/// A user to add, with dollars.
+pub fn new_user(name: &str, balance: &str, credit_line: &str) -> NewUser {
+    let usd = |text: &str| text.parse::<Usd>().expect("an amount");
+    NewUser {
+        id: UserId(Uuid::now_v7()),
+        name: name.to_owned(),
+        email: None,
+        credit_line: usd(credit_line),
+        balance: usd(balance),
+    }
+}
+
+/// A key to issue, and what it is.
+pub fn new_key(user_id: UserId) -> (NewKey, GatewayKey) {
+    let mut entropy = [0; 32];
+    getrandom::fill(&mut entropy).expect("random numbers");
+    let key = GatewayKey::from_entropy(entropy);
+    let new = NewKey {
+        id: KeyId(Uuid::now_v7()),
+        user_id,
+        name: "test".into(),
+        prefix: key.prefix().to_owned(),
+        hash: key.hash(),
+        expires_at: None,
+        models: Vec::new(),
+        ips: Vec::new(),
+        on_hangup: None,
+    };
+    (new, key)
 }
 
 /// What was written; anything else fails the test.

@@ -1,0 +1,358 @@
+//! What a verification promises: whatever is altered, it finds and names.
+
+use super::super::entries::ENTRY_COLUMNS;
+use super::super::ledger::HOLD_COLUMNS;
+use super::super::testing::*;
+use super::super::usage_log::{ExchangeRow, USAGE_COLUMNS};
+use super::*;
+use crate::pricing::Price;
+use crate::store::ledger::{CloseHold, Excess};
+use rusqlite::types::Value;
+
+/// Columns whose change `verify` cannot see, and why that is no loss.
+const UNSEEN: [(&str, &str); 1] = [
+    // Neither money nor state; whoever can write it can sign in, not spend.
+    ("users", "password_hash"),
+];
+
+/// Books in which each table has a row of each kind.
+fn books() -> Desk {
+    let desk = Desk::new();
+    let ada = desk.user("ada", "9");
+    desk.user("bob", "0");
+    let key = desk.key(&ada);
+    let adjusted = top_up(&ada, "-1", Some("correction"));
+    done(desk.store.credit(&adjusted, &by(), at(2)));
+    for (charge, excess) in [("1", Excess::Collect), ("0", Excess::Collect), ("3", Excess::Waive)] {
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "2"));
+        desk.close(
+            id,
+            &CloseHold {
+                excess,
+                ..closing(id, &key, charge)
+            },
+        );
+    }
+    desk.set_aside(&ask(exchange(), &key, "2"));
+    desk.assert_books_balance();
+    desk
+}
+
+fn columns(conn: &Connection, table: &str) -> Vec<String> {
+    let mut statement = conn
+        .prepare("SELECT name FROM pragma_table_info(?1)")
+        .expect("prepared");
+    let names = statement.query_map([table], |row| row.get(0)).expect("read");
+    names.collect::<Result<_, _>>().expect("names")
+}
+
+fn altered(value: Value, column: &str) -> Value {
+    match value {
+        Value::Null if column.ends_with("_at") || column.ends_with("_limit") => Value::Integer(7),
+        Value::Null if column.ends_with("_id") => Value::Blob(vec![9; 16]),
+        Value::Null => Value::Text("x".to_owned()),
+        Value::Integer(number) if column == "seq" => Value::Integer(number + 1000),
+        Value::Integer(number) => Value::Integer(number + 1),
+        Value::Text(text) => Value::Text(match text.as_str() {
+            "active" => "suspended".to_owned(),
+            "open" | "released" => "settled".to_owned(),
+            "settled" => "released".to_owned(),
+            "completed" => "left".to_owned(),
+            "credit" => "adjustment".to_owned(),
+            other => format!("{other} "),
+        }),
+        Value::Blob(mut bytes) => {
+            bytes[0] ^= 1;
+            Value::Blob(bytes)
+        }
+        Value::Real(_) => panic!("no real numbers here"),
+    }
+}
+
+fn as_the_column_takes_it(conn: &Connection, table: &str, column: &str, value: Value) -> Value {
+    let kind: String = conn
+        .query_row(
+            "SELECT type FROM pragma_table_info(?1) WHERE name = ?2",
+            [table, column],
+            |row| row.get(0),
+        )
+        .expect("a type");
+    match (kind.as_str(), value) {
+        ("INTEGER", Value::Text(_)) => Value::Integer(7),
+        ("TEXT", Value::Blob(_) | Value::Integer(_)) => Value::Text("x".to_owned()),
+        ("BLOB", Value::Text(_) | Value::Integer(_)) => Value::Blob(vec![9; 16]),
+        (_, value) => value,
+    }
+}
+
+/// Alters one value of the n-th row, and names the row; `None` when there is no such row.
+fn alter(desk: &Desk, table: &str, column: &str, nth: i64) -> Option<Vec<String>> {
+    let raw = desk.raw();
+    raw.execute_batch("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON;")
+        .expect("settings");
+    let id = if table == "ledger_entries" {
+        "seq"
+    } else if table == "users" {
+        "id"
+    } else {
+        "exchange_id"
+    };
+    let select = format!("SELECT {column}, {id} FROM {table} ORDER BY {id} LIMIT 1 OFFSET {nth}");
+    let (value, key): (Value, Value) = raw.query_row(&select, [], |row| Ok((row.get(0)?, row.get(1)?))).ok()?;
+    let new = as_the_column_takes_it(&raw, table, column, altered(value, column));
+    let update = format!("UPDATE {table} SET {column} = ?1 WHERE {id} = ?2");
+    raw.execute(&update, rusqlite::params![new, key]).expect(&update);
+    let name = |value: &Value| shown(value.into());
+    Some(if column == id {
+        vec![name(&key), name(&new)]
+    } else {
+        vec![name(&key)]
+    })
+}
+
+fn drop_triggers(desk: &Desk) {
+    let raw = desk.raw();
+    let mut statement = raw
+        .prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger'")
+        .expect("prepared");
+    let names: Vec<String> = statement
+        .query_map([], |row| row.get(0))
+        .expect("read")
+        .collect::<Result<_, _>>()
+        .expect("names");
+    for name in names {
+        raw.execute_batch(&format!("DROP TRIGGER {name}")).expect("dropped");
+    }
+}
+
+#[test]
+fn any_altered_value_is_found_and_its_table_and_row_are_named() {
+    let mut looked_at = 0;
+    for table in ["users", "holds", "ledger_entries", "usage_logs"] {
+        let template = books();
+        drop_triggers(&template);
+        template
+            .raw()
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+            .expect("checkpointed");
+        for column in columns(&template.raw(), table) {
+            if UNSEEN.contains(&(table, column.as_str())) {
+                continue;
+            }
+            for nth in 0.. {
+                let before = save(&template, table);
+                let Some(rows) = alter(&template, table, &column, nth) else {
+                    break;
+                };
+                let findings = template.store.verify().expect("it verifies").findings;
+                let named = findings.iter().any(|f| f.table == table && rows.contains(&f.row));
+                assert!(named, "{table}.{column} of {rows:?}: {findings:#?}");
+                restore(&template, table, &before);
+                looked_at += 1;
+            }
+            template.assert_books_balance();
+        }
+    }
+    assert!(looked_at > 250, "only {looked_at} values were altered");
+}
+
+fn save(desk: &Desk, table: &str) -> Vec<Vec<Value>> {
+    let raw = desk.raw();
+    let width = columns(&raw, table).len();
+    let mut statement = raw.prepare(&format!("SELECT * FROM {table}")).expect("prepared");
+    let rows = statement
+        .query_map([], |row| (0..width).map(|i| row.get(i)).collect())
+        .expect("read");
+    rows.collect::<Result<_, _>>().expect("rows")
+}
+
+fn restore(desk: &Desk, table: &str, rows: &[Vec<Value>]) {
+    let raw = desk.raw();
+    raw.execute_batch("PRAGMA foreign_keys = OFF; BEGIN IMMEDIATE")
+        .expect("begun");
+    raw.execute(&format!("DELETE FROM {table}"), []).expect("emptied");
+    for row in rows {
+        let marks: Vec<String> = (1..=row.len()).map(|i| format!("?{i}")).collect();
+        let insert = format!("INSERT INTO {table} VALUES ({})", marks.join(", "));
+        raw.execute(&insert, rusqlite::params_from_iter(row)).expect("restored");
+    }
+    raw.execute_batch("COMMIT").expect("committed");
+}
+
+#[test]
+fn a_missing_row_is_found() {
+    for (sql, table) in [
+        ("DELETE FROM users WHERE name = 'bob'", "users"),
+        ("DELETE FROM ledger_entries WHERE seq = 1", "ledger_entries"),
+        ("DELETE FROM ledger_entries WHERE seq = 4", "usage_logs"),
+        ("DELETE FROM holds WHERE state = 'open'", "users"),
+        ("DELETE FROM holds WHERE state = 'released'", "usage_logs"),
+        ("DELETE FROM usage_logs WHERE charge_nanos = 0", "holds"),
+        ("DELETE FROM api_keys", "api_keys"),
+        ("UPDATE api_keys SET models = '[]'", "api_keys"),
+    ] {
+        let desk = books();
+        drop_triggers(&desk);
+        let raw = desk.raw();
+        raw.execute_batch("PRAGMA foreign_keys = OFF").expect("settings");
+        assert!(raw.execute(sql, []).expect(sql) > 0, "{sql}");
+        let findings = desk.store.verify().expect("it verifies").findings;
+        assert!(findings.iter().any(|f| f.table == table), "{sql}: {findings:#?}");
+    }
+}
+
+/// Cuts the newest entries off, and makes the balance fit what is left.
+fn cut(desk: &Desk, sql: &str) {
+    drop_triggers(desk);
+    let raw = desk.raw();
+    raw.execute_batch(&format!(
+        "PRAGMA foreign_keys = OFF; {sql};
+         UPDATE users SET balance_nanos =
+             (SELECT COALESCE(SUM(amount_nanos), 0) FROM ledger_entries WHERE user_id = users.id)"
+    ))
+    .expect(sql);
+}
+
+#[test]
+fn books_whose_end_was_cut_off_do_not_balance() {
+    let charged = books();
+    cut(
+        &charged,
+        "CREATE TEMP TABLE last AS SELECT exchange_id FROM ledger_entries ORDER BY seq DESC LIMIT 1;
+         DELETE FROM ledger_entries WHERE exchange_id IN last; DELETE FROM usage_logs WHERE exchange_id IN last;
+         DELETE FROM holds WHERE exchange_id IN last",
+    );
+    let credited = Desk::new();
+    credited.user("ada", "9");
+    cut(&credited, "DELETE FROM ledger_entries");
+    let free = books();
+    cut(
+        &free,
+        "CREATE TEMP TABLE free AS SELECT exchange_id FROM usage_logs WHERE charge_nanos = 0;
+         DELETE FROM usage_logs WHERE exchange_id IN free; DELETE FROM holds WHERE exchange_id IN free",
+    );
+    for desk in [&charged, &credited, &free] {
+        let findings = desk.store.verify().expect("it verifies").findings;
+        assert!(findings.iter().any(|f| f.table == "users"), "{findings:#?}");
+    }
+    let findings = credited.store.verify().expect("it verifies").findings;
+    assert!(
+        findings.iter().any(|f| f.table == "ledger_entries" && f.row == "1"),
+        "{findings:#?}"
+    );
+}
+
+#[test]
+fn a_receipt_that_does_not_come_to_its_charge_is_found() {
+    type Change = fn(&mut ExchangeRow);
+    let changes: [(Change, &str); 6] = [
+        (|row| row.cost = usd("1.5"), "its cost is 1.5"),
+        (|row| row.charge = usd("1.5"), "its charge is 1.5"),
+        (|row| row.markup = "1.1".to_owned(), "its charge is 1,"),
+        (|row| row.uplift = Some("1.1".to_owned()), "its cost is 1,"),
+        (|row| row.lines[0].amount = "7".to_owned(), "cannot be added up"),
+        (
+            |row| row.usage.output_tokens = crate::usage::Tokens::saturating(9999),
+            "its lines count its output otherwise",
+        ),
+    ];
+    for (change, says) in changes {
+        let desk = Desk::new();
+        let key = desk.key(&desk.user("ada", "9"));
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "2"));
+        let mut close = closing(id, &key, "1");
+        change(&mut close.row);
+        desk.close(id, &close);
+        let findings = desk.store.verify().expect("it verifies").findings;
+        assert!(
+            findings.iter().any(|f| f.problem.contains(says)),
+            "{says}: {findings:#?}"
+        );
+    }
+}
+
+#[test]
+fn what_had_no_price_may_be_missing_from_a_receipt_and_what_had_one_may_not() {
+    let desk = Desk::new();
+    let key = desk.key(&desk.user("ada", "9"));
+    let id = exchange();
+    desk.set_aside(&ask(id, &key, "2"));
+    let mut close = closing(id, &key, "0");
+    close.row.usage.tools = crate::usage::ToolUsage::default();
+    close.row.lines.clear();
+    desk.close(id, &close);
+    desk.assert_books_balance();
+    let json = r#"{"kind":"text","rates":{"input":"1","output":"1"}}"#;
+    let price = Price::from_json(json).expect("a price");
+    let from = close.row.price_from.expect("a date");
+    let row = (crate::pricing::ListName::openai(), close.row.priced_model, from, price);
+    done(desk.store.set_prices(&[row], &by(), at(2)));
+    let findings = desk.store.verify().expect("it verifies").findings;
+    assert!(
+        findings.iter().any(|f| f.problem.contains("were used and priced")),
+        "{findings:#?}"
+    );
+}
+
+#[test]
+fn every_credit_is_the_act_of_somebody() {
+    for sql in [
+        "DELETE FROM audit_log WHERE action = 'ledger.adjust'",
+        r#"UPDATE audit_log SET after = replace(after, '"amount":"-1"', '"amount":"-2"') WHERE action = 'ledger.adjust'"#,
+    ] {
+        let desk = books();
+        drop_triggers(&desk);
+        assert!(desk.raw().execute(sql, []).expect(sql) > 0, "{sql}");
+        let findings = desk.store.verify().expect("it verifies").findings;
+        assert!(!findings.is_empty(), "{sql}");
+    }
+}
+
+#[test]
+fn altered_prices_and_keys_are_found() {
+    let price = |input: &str| {
+        let json = format!(r#"{{"kind":"text","rates":{{"input":"{input}","output":"1"}}}}"#);
+        crate::pricing::Price::from_json(&json).expect("a price")
+    };
+    let list = crate::pricing::ListName::openai();
+    for (sql, table) in [
+        ("UPDATE api_keys SET hash = zeroblob(32)", "api_keys"),
+        (
+            "UPDATE model_pricing SET price = replace(price, '7', '8') WHERE source = 'operator'",
+            "model_pricing",
+        ),
+        ("DELETE FROM model_pricing WHERE source = 'operator'", "model_pricing"),
+        (
+            "UPDATE model_pricing SET price = replace(price, '1', '2') WHERE model = 'gpt-4o'",
+            "model_pricing",
+        ),
+        ("DELETE FROM model_pricing WHERE model = 'gpt-4o'", "model_pricing"),
+    ] {
+        let desk = books();
+        for input in ["6", "7"] {
+            // Finer than the database keeps it.
+            let from = at(1) + std::time::Duration::from_nanos(7);
+            let row = (list.clone(), "m".to_owned(), from, price(input));
+            done(desk.store.set_prices(&[row], &by(), at(2)));
+        }
+        desk.assert_books_balance();
+        assert!(desk.raw().execute(sql, []).expect(sql) > 0, "{sql}");
+        let findings = desk.store.verify().expect("it verifies").findings;
+        assert!(findings.iter().any(|f| f.table == table), "{sql}: {findings:#?}");
+    }
+}
+
+#[test]
+fn every_column_of_the_hashed_tables_is_in_a_hash() {
+    let desk = Desk::new();
+    let raw = desk.raw();
+    let own = |table: &str, names: &[&str], apart: &[&str]| {
+        let expected: Vec<String> = names.iter().chain(apart).map(|name| (*name).to_owned()).collect();
+        assert_eq!(columns(&raw, table), expected, "{table}");
+    };
+    own("holds", &HOLD_COLUMNS, &["hash", "state", "closed_at"]);
+    own("usage_logs", &USAGE_COLUMNS, &["row_hash"]);
+    own("ledger_entries", &ENTRY_COLUMNS, &["hash"]);
+}
