@@ -699,6 +699,7 @@ mod tests {
         let mut tally = ToolTally::default();
         for item in [
             item("web_search_call", Some("search"), None),
+            item("web_search_call", Some("search"), None),
             item("web_search_call", Some("open_page"), None),
             item("web_search_call", None, None),
             item("file_search_call", None, None),
@@ -714,14 +715,14 @@ mod tests {
         assert_eq!(
             counted,
             ToolUsage {
-                web_searches: 2,
+                web_searches: 3,
                 file_searches: 1,
                 containers: 2,
                 image_gen: None
             }
         );
-        let told = ToolUsage::from_responses(Some(&json!({"web_search": {"num_requests": 3}})), &tally);
-        assert_eq!(told.expect("believed").web_searches, 3);
+        let told = ToolUsage::from_responses(Some(&json!({"web_search": {"num_requests": 4}})), &tally);
+        assert_eq!(told.expect("believed").web_searches, 4);
         let wrong = ToolUsage::from_responses(Some(&json!({"web_search": {"num_requests": -3}})), &tally);
         assert_eq!(
             wrong,
