@@ -437,6 +437,114 @@ fn cache_writes_live_as_long_as_was_asked_for() {
 }
 
 #[test]
+fn an_end_is_known_by_its_name_and_an_error_without_a_name_is_one() {
+    let seen = |name: &str, data: &str| {
+        let mut meter = Meter::new(Endpoint::Responses, Dialect::OpenAi);
+        meter.response_event(name, data.as_bytes()).terminal
+    };
+    assert_eq!(seen("response.completed", "no JSON"), Some(End::Completed));
+    assert_eq!(seen("", r#"{"error":{"message":"m"}}"#), Some(End::Failed));
+    assert_eq!(seen("", r#"{"id":"resp_1"}"#), None);
+    assert_eq!(seen("response.created", r#"{"error":{"message":"m"}}"#), None);
+}
+
+/// Shows a meter of responses these events; what it has read then, and what each delivers.
+fn respond(events: &[Value]) -> (Reading, Vec<bool>) {
+    let mut meter = Meter::new(Endpoint::Responses, Dialect::OpenAi);
+    let show = |event: &Value| meter.response_event("", event.to_string().as_bytes()).delivers;
+    let delivers = events.iter().map(show).collect();
+    (meter.reading, delivers)
+}
+
+#[test]
+fn a_stream_says_whose_it_is_before_its_end() {
+    let (reading, delivers) =
+        respond(&[json!({"type": "response.created", "response": {"id": "resp_1", "model": "m"}})]);
+    assert_eq!(reading.response_id.as_deref(), Some("resp_1"));
+    assert_eq!((reading.model.as_deref(), delivers), (Some("m"), vec![false]));
+}
+
+#[test]
+fn what_a_client_sees_is_delivered_though_it_is_no_text() {
+    let image = json!({"type": "response.image_generation_call.partial_image", "partial_image_b64": "AAAA"});
+    let thought = json!({"type": "response.output_item.done", "item": {"type": "reasoning",
+        "content": [{"text": "so"}], "summary": [{"text": "thus"}]}});
+    let (reading, delivers) = respond(&[image, thought]);
+    assert_eq!((reading.visible.as_str(), delivers), ("so", vec![true, true]));
+}
+
+#[test]
+fn the_name_of_a_call_is_output_once_and_that_of_another_item_is_none() {
+    let added = |item: Value| json!({"type": "response.output_item.added", "output_index": 0, "item": item});
+    let call = json!({"type": "function_call", "name": "weather"});
+    let done = json!({"type": "response.output_item.done", "output_index": 0, "item": call});
+    let (reading, delivers) = respond(&[added(json!({"type": "mcp_list_tools", "name": "tools"}))]);
+    assert_eq!((reading.visible.as_str(), delivers), ("", vec![false]));
+    let (reading, delivers) = respond(&[added(json!({"type": "function_call"})), done.clone()]);
+    assert_eq!((reading.visible.as_str(), delivers), ("weather", vec![false, true]));
+    let (reading, delivers) = respond(&[added(call), done]);
+    assert_eq!((reading.visible.as_str(), delivers), ("weather", vec![true, false]));
+}
+
+#[test]
+fn the_items_of_the_end_count_where_it_has_some() {
+    let search = json!({"type": "web_search_call", "status": "completed", "action": {"type": "search"}});
+    let done = json!({"type": "response.output_item.done", "item": search});
+    for (items, searches) in [(json!([]), 1), (json!([search, search]), 2)] {
+        let end = json!({"type": "response.completed", "response": {"output": items}});
+        assert_eq!(respond(&[done.clone(), end]).0.tools.web_searches, searches);
+    }
+}
+
+#[test]
+fn a_response_ends_as_its_status_says_unless_it_has_an_error() {
+    let end = |response: Value| {
+        let mut meter = Meter::new(Endpoint::Responses, Dialect::OpenAi);
+        meter.observe_body(response.to_string().as_bytes());
+        meter.reading.end
+    };
+    for (status, expected) in [
+        ("completed", End::Completed),
+        ("incomplete", End::Incomplete),
+        ("failed", End::Failed),
+        ("cancelled", End::Failed),
+    ] {
+        assert_eq!(end(json!({"status": status})), Some(expected), "{status}");
+        let error = json!({"status": status, "error": {"code": "server_error"}});
+        assert_eq!(end(error), Some(End::Failed), "{status}");
+    }
+}
+
+#[test]
+fn places_are_told_apart_by_either_mark_up_to_their_bounds() {
+    let by_index = |index| Position {
+        index: Some(index),
+        id: None,
+    };
+    let by_id = |id: String| Position {
+        index: None,
+        id: Some(id.into()),
+    };
+    let most = u64::try_from(MAX_ITEMS).expect("small");
+    let mut places = Positions::default();
+    for number in 0..most {
+        assert!(places.note(&by_index(number)) && places.note(&by_id(number.to_string())));
+        assert!(!places.note(&by_index(number)) && !places.note(&by_id(number.to_string())));
+    }
+    for _ in 0..2 {
+        assert!(
+            places.note(&by_index(most)) && places.note(&by_id(most.to_string())),
+            "not kept"
+        );
+    }
+    let mut places = Positions::default();
+    for (length, known) in [(MAX_ID_BYTES, true), (MAX_ID_BYTES + 1, false)] {
+        assert!(places.note(&by_id("i".repeat(length))));
+        assert_eq!(places.note(&by_id("i".repeat(length))), !known, "{length}");
+    }
+}
+
+#[test]
 fn texts_shown_together_are_shown() {
     let mut meter = Meter::new(Endpoint::ChatCompletions, Dialect::OpenAi);
     let seen = meter.chunk("", br#"{"choices":[{"delta":{"reasoning":"a","refusal":"b"}}]}"#);
