@@ -306,7 +306,7 @@ async fn a_wall_clock_that_jumps_and_runs_backwards_moves_no_money() {
     let accounts = Accounts::compared(&machine, &seen);
     let took = accounts.books.exchanges.iter().map(|row| row.duration);
     assert!(
-        took.max() < Some(PATIENCE),
+        took.max() < Some(Duration::from_secs(60)),
         "durations are not measured by the wall clock"
     );
 }
