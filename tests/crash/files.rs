@@ -172,7 +172,7 @@ async fn a_gateway_whose_database_is_moved_away_ends_and_does_not_make_another_o
         .try_serve(&[])
         .await
         .expect_err("it does not begin anew by itself");
-    assert_eq!(refused.status.code(), Some(1), "{}", refused.said);
+    assert_eq!(refused.status.code(), Some(5), "{}", refused.said);
     assert!(refused.said.contains("books.db.mark"), "{}", refused.said);
     fs::rename(machine.folder().join("aside"), machine.database()).expect("moved back");
     machine.serve().await.stop().await;
