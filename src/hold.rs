@@ -426,6 +426,35 @@ mod tests {
         );
     }
 
+    #[test]
+    fn an_image_is_held_at_the_rates_of_its_model_in_and_out_for_each_call() {
+        let (price, tools) = (
+            price(),
+            HostedTools {
+                image_generation: Some("image".to_owned()),
+                max_calls: Some(3),
+                ..HostedTools::default()
+            },
+        );
+        let json = r#"{"kind":"image","rates":{"image_text_input":"5","image_input":"8","image_output":"30"}}"#;
+        let image = Price::from_json(json).expect("a price");
+        let ask = Ask {
+            input: Tokens::ZERO,
+            rejected: Tokens::ZERO,
+            stated: None,
+            cache_ttl: CacheTtl::Minutes30,
+            choices: 1,
+            tools: &tools,
+        };
+        assert!(quote(&ask, &terms(&price)).is_err(), "an image model without a price");
+        let terms = Terms {
+            image_price: Some(&image),
+            ..terms(&price)
+        };
+        let ceiling = quote(&ask, &terms).expect("a quote").ceiling(Tokens::ZERO);
+        assert_eq!(ceiling, Some(usd("2.88")), "3 × 2 × 16,000 × $30");
+    }
+
     proptest! {
         #[test]
         fn the_charge_is_at_most_the_hold_whenever_the_usage_is_within_the_bounds(

@@ -502,6 +502,25 @@ mod tests {
     }
 
     #[test]
+    fn counting_stops_at_the_bounds() {
+        assert_eq!(tokens(6).saturating_mul(7), tokens(42));
+        assert_eq!(Tokens::MAX.saturating_mul(2), Tokens::MAX);
+        assert_eq!(tokens(6).saturating_add(tokens(7)), tokens(13));
+        assert_eq!(Tokens::MAX.saturating_add(tokens(1)), Tokens::MAX);
+        assert_eq!(tokens(7).saturating_sub(tokens(6)), tokens(1));
+        assert_eq!(tokens(6).saturating_sub(tokens(7)), Tokens::ZERO);
+    }
+
+    #[test]
+    fn a_tier_has_one_name() {
+        let tiers = [Tier::Standard, Tier::Flex, Tier::Priority, Tier::Ultrafast, Tier::Batch];
+        for tier in tiers {
+            assert_eq!(serde_json::to_value(tier).expect("JSON"), tier.name());
+            assert_eq!(Tier::from_wire(Some(tier.name())), tier);
+        }
+    }
+
+    #[test]
     fn null_absent_and_zero_are_three_things() {
         let parse = |usage| Usage::parse(&usage, Dialect::OpenAi);
         assert_eq!(parse(json!(null)), Ok(None));
@@ -680,6 +699,7 @@ mod tests {
         let mut tally = ToolTally::default();
         for item in [
             item("web_search_call", Some("search"), None),
+            item("web_search_call", Some("search"), None),
             item("web_search_call", Some("open_page"), None),
             item("web_search_call", None, None),
             item("file_search_call", None, None),
@@ -695,14 +715,14 @@ mod tests {
         assert_eq!(
             counted,
             ToolUsage {
-                web_searches: 2,
+                web_searches: 3,
                 file_searches: 1,
                 containers: 2,
                 image_gen: None
             }
         );
-        let told = ToolUsage::from_responses(Some(&json!({"web_search": {"num_requests": 3}})), &tally);
-        assert_eq!(told.expect("believed").web_searches, 3);
+        let told = ToolUsage::from_responses(Some(&json!({"web_search": {"num_requests": 4}})), &tally);
+        assert_eq!(told.expect("believed").web_searches, 4);
         let wrong = ToolUsage::from_responses(Some(&json!({"web_search": {"num_requests": -3}})), &tally);
         assert_eq!(
             wrong,
@@ -711,6 +731,19 @@ mod tests {
                 problem: "negative"
             })
         );
+    }
+
+    #[test]
+    fn more_containers_than_any_answer_has_are_not_told_apart() {
+        let mut tally = ToolTally::default();
+        for number in 0..ToolTally::MAX_CONTAINERS + 2 {
+            tally.add(&ToolCall {
+                container: Some(format!("cntr_{number}").into()),
+                ..item("shell_call", None, None)
+            });
+        }
+        let counted = ToolUsage::from_responses(None, &tally).expect("believed");
+        assert_eq!(usize::try_from(counted.containers), Ok(ToolTally::MAX_CONTAINERS));
     }
 
     #[test]

@@ -414,6 +414,59 @@ fn visible_output_beyond_the_bound_is_counted_and_not_kept() {
 }
 
 #[test]
+fn what_is_kept_of_the_visible_output_is_its_beginning() {
+    let mut reading = Reading::default();
+    reading.show(&"x".repeat((8 << 20) - 1));
+    assert!(reading.show("é"), "it is shown, though it does not fit");
+    assert!(reading.show("y"), "nor does what follows, lest there be a gap");
+    assert_eq!(reading.visible.len(), (8 << 20) - 1);
+    assert_eq!(reading.visible_bytes(), (8 << 20) + 2);
+}
+
+#[test]
+fn cache_writes_live_as_long_as_was_asked_for() {
+    let meter = Meter::new(Endpoint::Responses, Dialect::OpenAi).with_cache_ttl(CacheTtl::Hours12);
+    let event = json!({"type": "response.completed", "response": {"usage": {"input_tokens": 9, "output_tokens": 1,
+        "input_tokens_details": {"cache_write_tokens": 7}}}});
+    let (reading, _) = watch(meter, [format!("data: {event}\n\n").as_bytes()]);
+    let usage = reading.usage.expect("it is told");
+    assert_eq!(
+        (usage.cache_write_tokens.get(), usage.cache_write_12h_tokens.get()),
+        (0, 7)
+    );
+}
+
+#[test]
+fn texts_shown_together_are_shown() {
+    let mut meter = Meter::new(Endpoint::ChatCompletions, Dialect::OpenAi);
+    let seen = meter.chunk("", br#"{"choices":[{"delta":{"reasoning":"a","refusal":"b"}}]}"#);
+    assert!(seen.delivers);
+    assert_eq!((meter.reading.visible.as_str(), meter.visible_bytes()), ("ab", 2));
+}
+
+#[test]
+fn an_empty_name_or_one_too_long_to_be_one_does_not_replace_the_one_before() {
+    let mut meter = Meter::new(Endpoint::ChatCompletions, Dialect::OpenAi);
+    let too_long = "m".repeat(MAX_ID_BYTES + 1);
+    for model in ["first", "second", "", &too_long] {
+        meter.chunk("", json!({"model": model, "choices": []}).to_string().as_bytes());
+    }
+    assert_eq!(meter.reading.model.as_deref(), Some("second"));
+}
+
+#[test]
+fn ids_are_kept_up_to_their_bounds() {
+    let mut reading = Reading::default();
+    let longest = "i".repeat(MAX_ID_BYTES);
+    reading.name_item(Some(&longest));
+    reading.name_item(Some(&format!("{longest}i")));
+    reading.name_item(Some(""));
+    (0..MAX_ITEMS).for_each(|number| reading.name_item(Some(&number.to_string())));
+    assert_eq!((reading.item_ids.len(), &reading.item_ids[0]), (MAX_ITEMS, &longest));
+    assert_eq!(reading.item_ids[1..3], ["0", "1"]);
+}
+
+#[test]
 fn a_long_answer_is_read_from_an_event_that_passes_in_parts() {
     let text = "x".repeat(3 * PASS_THROUGH_BYTES);
     let event = json!({"type": "response.completed", "response": {"id": "resp_1", "output": [{"type": "message",

@@ -259,16 +259,14 @@ impl Price {
             .map(|step| &step.rates)
     }
 
-    /// The sizes of input at which the price may change, up to a bound.
+    /// Sizes of input up to a bound, one at least for each price between them: the largest that has it.
     fn sizes_up_to(&self, bound: Tokens) -> impl Iterator<Item = Tokens> {
         let steps = self
             .steps
             .iter()
             .chain(self.tiers.values().flat_map(|card| &card.steps));
-        let above = steps.map(|step| step.above).filter(move |above| *above < bound.get());
-        above
-            .map(|above| Tokens::saturating(above + 1))
-            .chain([Tokens::ZERO, bound])
+        let ends = steps.map(|step| step.above).filter(move |end| *end < bound.get());
+        ends.map(Tokens::saturating).chain([Tokens::ZERO, bound])
     }
 
     /// The input above which the call gets dearer, if there is such a size.
@@ -608,6 +606,79 @@ mod tests {
         }
         println!("{checked} golden bills");
         assert!(checked >= 18, "{checked}");
+    }
+
+    /// Dearer above 1,000 tokens, in the standard tier and in one with steps of its own; cheapest above 1,001.
+    const STEPPED: &str = r#"{"kind":"text","rates":{"input":"2","output":"1"},
+        "steps":[{"above":1000,"rates":{"input":"9"}},{"above":1001,"rates":{"input":"1"}}],
+        "tiers":{"flex":{"rates":{"input":"3"},"steps":[{"above":1000,"rates":{"input":"5"}}]}}}"#;
+
+    #[test]
+    fn a_step_is_for_inputs_above_it() {
+        let price = Price::from_json(STEPPED).expect("a price");
+        let charged = |tier, input: u64| {
+            let terms = Terms { tier, ..terms(&price) };
+            bill(&used(input, 0), &terms).expect("a bill").charge.nanos()
+        };
+        let standard = [1_000, 1_001, 1_002].map(|input| charged(Tier::Standard, input));
+        assert_eq!(standard, [2_000_000, 9_009_000, 1_002_000]);
+        let flex = [1_000, 1_001, 1_002].map(|input| charged(Tier::Flex, input));
+        assert_eq!(flex, [3_000_000, 5_005_000, 5_010_000]);
+        assert_eq!(price.first_step(), Some(Tokens::saturating(1_000)));
+        assert_eq!(flat("1", "1").first_step(), None);
+    }
+
+    #[test]
+    fn the_dearest_rate_is_that_of_any_size_up_to_the_bound() {
+        let price = Price::from_json(STEPPED).expect("a price");
+        let dearest = |bound| {
+            let unit = terms(&price).dearest(&[Class::Input], Tokens::saturating(bound));
+            unit.times(1_000_000).and_then(Exact::ceil)
+        };
+        let dollars = |dollars: i64| Some(Usd::from_nanos(dollars * 1_000_000_000));
+        assert_eq!([0, 1_000, 1_001].map(dearest), [dollars(2), dollars(2), dollars(9)]);
+        assert_eq!(dearest(5_000), dollars(9), "one size of input is as dear as that");
+    }
+
+    #[test]
+    fn reasoning_and_audio_are_taken_out_of_the_output_where_they_have_rates() {
+        let json = r#"{"kind":"text","rates":{"input":"1","output":"1","reasoning_output":"2","audio_output":"3"}}"#;
+        let price = Price::from_json(json).expect("a price");
+        let usage = Usage {
+            reasoning_tokens: Tokens::saturating(20),
+            audio_output_tokens: Tokens::saturating(30),
+            ..used(0, 100)
+        };
+        let bill = bill(&usage, &terms(&price)).expect("a bill");
+        let lines: Vec<_> = bill.lines.iter().map(|line| (line.class, line.quantity)).collect();
+        let expected = [
+            (Class::Output, 50),
+            (Class::ReasoningOutput, 20),
+            (Class::AudioOutput, 30),
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn cheaper_hours_begin_and_end_on_the_minute() {
+        let window = Window {
+            days: vec![1],
+            hours: vec!["08:30-16:05".to_owned(), "23:59-00:00".to_owned()],
+        };
+        let contains = |time: &str| window.contains(format!("2026-11-23T{time}Z").parse().expect("a time"));
+        for (time, inside) in [
+            ("08:29:59", false),
+            ("08:30:00", true),
+            ("16:04:59", true),
+            ("16:05:00", false),
+            ("23:58:59", false),
+            ("23:59:59", true),
+        ] {
+            assert_eq!(contains(time), inside, "{time}");
+        }
+        for no_time in ["24:30-01:00", "08:60-09:00", "-1:00-01:00", "08:00", "8-9"] {
+            assert_eq!(span(no_time), None, "{no_time}");
+        }
     }
 
     #[test]

@@ -300,4 +300,19 @@ mod tests {
         assert_eq!(why, CreditRefused::TooLarge);
         desk.assert_books_balance();
     }
+
+    #[test]
+    fn a_credit_and_an_adjustment_are_written_down_as_what_they_are() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "0");
+        for amount in ["3", "-1"] {
+            done(desk.store.credit(&top_up(&ada, amount, None), &by(), at(1)));
+        }
+        let raw = desk.raw();
+        let mut acts = raw
+            .prepare("SELECT action FROM audit_log WHERE action LIKE 'ledger.%' ORDER BY seq")
+            .expect("it reads");
+        let acts: Result<Vec<String>, _> = acts.query_map([], |row| row.get(0)).expect("it reads").collect();
+        assert_eq!(acts.expect("text"), ["ledger.credit", "ledger.adjust"]);
+    }
 }

@@ -762,4 +762,19 @@ mod tests {
         );
         desk.assert_books_balance();
     }
+
+    #[test]
+    fn a_settlement_is_filed_under_its_hold_whatever_its_row_says() {
+        let desk = Desk::new();
+        let (ada, bob) = (desk.user("ada", "5"), desk.user("bob", "5"));
+        let (key, other) = (desk.key(&ada), desk.key(&bob));
+        let (id, stranger) = (exchange(), exchange());
+        desk.set_aside(&ask(id, &key, "2"));
+        desk.close(id, &closing(stranger, &other, "1"));
+        let row = desk.store.find_exchange(&id.to_string()).expect("it reads");
+        let row = row.expect("it is there");
+        assert_eq!((row.user, row.key, row.held), (ada.id, key.id, usd("2")));
+        assert_eq!((desk.now(&ada).balance, desk.now(&bob).balance), (usd("4"), usd("5")));
+        desk.assert_books_balance();
+    }
 }
