@@ -207,7 +207,7 @@ impl From<OpenError> for Failure {
             OpenError::Behind(_) => Failure::new(Exit::Failed, what)
                 .why("its log was lost, or an old copy was put in its place")
                 .fix("restore the newest backup (gateway restore FILE --force), or go on without the rest: gateway serve --accept-loss"),
-            OpenError::Gone(_, left) => Failure::new(Exit::Failed, &what)
+            OpenError::Gone(_, left) => Failure::new(Exit::NotFound, &what)
                 .why("an empty one in its place would take its log with it")
                 .fix(format!("put it back; or move {} and what else begins with that name away, to begin anew", left.display())),
             OpenError::NotItsLog(log) => Failure::new(Exit::Failed, &what)

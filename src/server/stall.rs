@@ -128,7 +128,8 @@ mod tests {
             }
         };
         // Longer in all than the patience, never between two reads.
-        let (written, ()) = tokio::join!(impatient.write_all(&[b'x'; 9_000]), slow);
+        let both = async { tokio::join!(impatient.write_all(&[b'x'; 9_000]), slow) };
+        let (written, ()) = timeout(Duration::from_secs(20), both).await.expect("in time");
         written.expect("it is taken in the end");
     }
 }

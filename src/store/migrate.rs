@@ -79,6 +79,7 @@ mod tests {
     use std::fs;
     use std::thread;
 
+    use super::super::mark;
     use super::super::testing::*;
     use super::super::{Create, Store};
     use super::*;
@@ -98,6 +99,8 @@ mod tests {
         desk.raw()
             .execute_batch("DROP TABLE commits; PRAGMA user_version = 1")
             .expect("downgraded");
+        // Version 1 had no high-water mark.
+        fs::remove_file(mark::path_of(&desk.path())).expect("removed");
         (desk, entries)
     }
 

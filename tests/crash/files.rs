@@ -172,7 +172,7 @@ async fn a_gateway_whose_database_is_moved_away_ends_and_does_not_make_another_o
         .try_serve(&[])
         .await
         .expect_err("it does not begin anew by itself");
-    assert_eq!(refused.status.code(), Some(1), "{}", refused.said);
+    assert_eq!(refused.status.code(), Some(5), "{}", refused.said);
     assert!(refused.said.contains("books.db.mark"), "{}", refused.said);
     fs::rename(machine.folder().join("aside"), machine.database()).expect("moved back");
     machine.serve().await.stop().await;
@@ -306,7 +306,7 @@ async fn a_wall_clock_that_jumps_and_runs_backwards_moves_no_money() {
     let accounts = Accounts::compared(&machine, &seen);
     let took = accounts.books.exchanges.iter().map(|row| row.duration);
     assert!(
-        took.max() < Some(PATIENCE),
+        took.max() < Some(Duration::from_secs(60)),
         "durations are not measured by the wall clock"
     );
 }

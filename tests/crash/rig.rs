@@ -23,7 +23,7 @@ use crate::dice::Dice;
 use crate::load::Person;
 
 /// Longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// No more of the disk than there is on a machine that builds it all: what `more` does not set itself.
 const DISK: [(&str, &str); 2] = [

@@ -616,10 +616,14 @@ fn sources() -> Vec<(String, String)> {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 walk(&path, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs") && !is_test(&path) {
                 found.push(path);
             }
         }
+    }
+    /// Modules that only tests have.
+    fn is_test(path: &Path) -> bool {
+        path.ends_with("tests.rs") || path.iter().any(|part| part == "model") && path.iter().any(|part| part == "store")
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut found = Vec::new();
@@ -643,16 +647,19 @@ fn sources() -> Vec<(String, String)> {
 
 /// What is put into SQL by `format!`, none of it anybody's words: constants, names of columns and tables that the code
 /// lists, numbered marks, and whole numbers.
-const PUT_INTO_SQL: [&str; 18] = [
+const PUT_INTO_SQL: [&str; 22] = [
+    "CACHE_KIB",
     "DAY_US",
     "FROM",
     "KEY",
     "KEY_IS_VALID",
     "USER",
+    "columns",
     "condition",
     "conditions",
     "filter.limit",
     "group",
+    "hold",
     "marks",
     "mode",
     "names",
@@ -660,6 +667,7 @@ const PUT_INTO_SQL: [&str; 18] = [
     "order",
     "rest",
     "table",
+    "usage",
     "users::USER",
     "values.len()",
 ];

@@ -21,8 +21,7 @@ static EXCHANGES: LazyLock<String> = LazyLock::new(|| {
         "SELECT u.{usage}, u.row_hash, h.hash, h.state, h.closed_at, h.{hold},
                 EXISTS (SELECT 1 FROM ledger_entries e WHERE e.exchange_id = u.exchange_id)
          FROM usage_logs u LEFT JOIN holds h ON h.exchange_id = u.exchange_id
-         WHERE u.rowid >= ?1 AND (u.rowid < ?2 OR ?2 = {})",
-        i64::MAX
+         WHERE u.rowid BETWEEN ?1 AND ?2"
     )
 });
 
@@ -50,11 +49,11 @@ const HOLD: usize = ROW_HASH + 4;
 const HAS_ENTRY: usize = HOLD + HOLD_COLUMNS.len();
 
 impl Books<'_> {
-    /// Usage rows from a row number to before another one.
-    pub(super) fn exchanges(&mut self, from: i64, to: i64) -> rusqlite::Result<()> {
+    /// Usage rows from a row number to another one.
+    pub(super) fn exchanges(&mut self, first: i64, last: i64) -> rusqlite::Result<()> {
         let conn = self.conn;
         let mut statement = conn.prepare_cached(&EXCHANGES)?;
-        let mut rows = statement.query([from, to])?;
+        let mut rows = statement.query([first, last])?;
         while let Some(row) = rows.next()? {
             self.result.exchanges += 1;
             for (table, problem) in problems(row)? {

@@ -110,7 +110,7 @@ impl Verification {
 enum Part {
     /// Users, their entries and what they hold.
     Accounts,
-    /// Usage rows from a row number to before another one, with their holds and receipts.
+    /// Usage rows from a row number to another one, with their holds and receipts.
     Exchanges(i64, i64),
     /// Holds that are open, or without a usage row.
     Holds,
@@ -185,7 +185,7 @@ impl Books<'_> {
     fn verify(&mut self, part: Part) -> rusqlite::Result<()> {
         match part {
             Part::Accounts => self.accounts(),
-            Part::Exchanges(from, to) => self.exchanges(from, to),
+            Part::Exchanges(first, last) => self.exchanges(first, last),
             Part::Holds => self.holds(),
             Part::Items => self.items(),
             Part::Records => self.records(),
@@ -319,11 +319,15 @@ fn ranges(conn: &Connection) -> rusqlite::Result<Vec<Part>> {
     let width = last.saturating_sub(first) / RANGES;
     let starts = (1..RANGES).map(|number| first.saturating_add(width.saturating_mul(number)));
     let starts: Vec<i64> = std::iter::once(i64::MIN).chain(starts).collect();
-    let ends = starts.iter().skip(1).copied().chain([i64::MAX]);
+    let ends = starts
+        .iter()
+        .skip(1)
+        .map(|next| next.saturating_sub(1))
+        .chain([i64::MAX]);
     Ok(starts
         .iter()
         .zip(ends)
-        .map(|(from, to)| Part::Exchanges(*from, to))
+        .map(|(first, last)| Part::Exchanges(*first, last))
         .collect())
 }
 

@@ -356,3 +356,102 @@ fn every_column_of_the_hashed_tables_is_in_a_hash() {
     own("usage_logs", &USAGE_COLUMNS, &["row_hash"]);
     own("ledger_entries", &ENTRY_COLUMNS, &["hash"]);
 }
+
+#[test]
+fn an_index_that_has_something_else_than_its_table_is_found() {
+    for (index, table, other) in [
+        ("usage_logs_by_user", "usage_logs", "usage_logs (key_id, exchange_id)"),
+        ("ledger_entries_by_user", "ledger_entries", "ledger_entries (hash, seq)"),
+        ("holds_open", "holds", "holds (user_id) WHERE state = 'settled'"),
+    ] {
+        let desk = books();
+        let change = format!(
+            "PRAGMA writable_schema = ON;
+             UPDATE sqlite_schema SET sql = 'CREATE INDEX {index} ON {}' WHERE name = '{index}'",
+            other.replace('\'', "''")
+        );
+        desk.raw().execute_batch(&change).expect(&change);
+        let findings = desk.again().verify().expect("it verifies").findings;
+        let found = findings
+            .iter()
+            .any(|f| f.table == table && f.row == "*" && f.problem.contains(index));
+        assert!(found, "{index}: {findings:#?}");
+    }
+}
+
+#[test]
+fn items_that_are_not_those_of_the_usage_rows_are_found() {
+    for sql in [
+        "UPDATE usage_items SET item_id = item_id || 'x' WHERE item_id = (SELECT MAX(item_id) FROM usage_items)",
+        "UPDATE usage_items SET exchange_id = (SELECT MIN(exchange_id) FROM usage_items)",
+        "DELETE FROM usage_items WHERE item_id = (SELECT MIN(item_id) FROM usage_items)",
+        "INSERT INTO usage_items SELECT 'msg_new', exchange_id FROM usage_items LIMIT 1",
+    ] {
+        let desk = books();
+        assert!(desk.raw().execute(sql, []).expect(sql) > 0, "{sql}");
+        let findings = desk.store.verify().expect("it verifies").findings;
+        let tables: Vec<&str> = findings.iter().map(|f| f.table).collect();
+        assert_eq!(tables, ["usage_items"], "{sql}: {findings:#?}");
+    }
+}
+
+#[test]
+fn every_exchange_is_looked_at_once_however_the_work_is_shared() {
+    let desk = Desk::new();
+    let key = desk.key(&desk.user("ada", "90"));
+    for made in 0..100_u64 {
+        let verified = desk.store.verify().expect("it verifies");
+        assert_eq!((verified.exchanges, verified.findings), (made, Vec::new()));
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "1"));
+        desk.close(id, &closing(id, &key, "0.5"));
+    }
+}
+
+#[test]
+fn a_database_that_is_behind_its_mark_does_not_balance() {
+    let desk = books();
+    std::fs::write(desk.path().with_extension("db.mark"), "codex-gateway mark 1 9").expect("written");
+    let findings = desk.again().verify().expect("it verifies").findings;
+    assert!(findings.iter().any(|f| f.table == "commits"), "{findings:#?}");
+}
+
+#[test]
+fn damage_that_keeps_rows_from_being_read_is_a_finding() {
+    let desk = books();
+    let change = "PRAGMA writable_schema = ON;
+                  UPDATE sqlite_schema SET rootpage = (SELECT rootpage FROM sqlite_schema WHERE name = 'usage_logs')
+                  WHERE name = 'usage_items'";
+    desk.raw().execute_batch(change).expect(change);
+    let findings = desk.again().verify().expect("it verifies").findings;
+    let found = |f: &Finding| f.table == "usage_items" && f.problem.starts_with("cannot be read");
+    assert!(findings.iter().any(found), "{findings:#?}");
+}
+
+#[test]
+fn all_connections_see_one_state_however_fast_somebody_writes() {
+    let desk = books();
+    let stop = &std::sync::atomic::AtomicBool::new(false);
+    let writing = desk.raw();
+    let seen: rusqlite::Result<Vec<Vec<i64>>> = thread::scope(|scope| {
+        scope.spawn(move || {
+            writing.execute_batch("PRAGMA synchronous = OFF").expect("set");
+            while !stop.load(Ordering::Relaxed) {
+                let written = writing.execute("UPDATE commits SET count = count + 1", []);
+                written.expect("written");
+            }
+        });
+        let look = |_| snapshot(&desk.store)?.iter().map(commits::last).collect();
+        let seen = (0..100).map(look).collect();
+        stop.store(true, Ordering::Relaxed);
+        seen
+    });
+    let seen = seen.expect("it reads");
+    for counts in &seen {
+        assert!(
+            counts.len() == WORKERS && counts.iter().all(|count| *count == counts[0]),
+            "{counts:?}"
+        );
+    }
+    assert!(seen.first() < seen.last(), "nothing was written meanwhile");
+}
