@@ -44,6 +44,13 @@ impl Watched {
     }
 }
 
+impl Watched {
+    /// Whether the log alone is gone: what it has can still be moved into the database, as long as it is open.
+    pub(super) fn lost_only_its_log(&self) -> bool {
+        self.is_log.is_some() && identity(&self.log).is_none() && identity(&self.database) == self.is_database
+    }
+}
+
 /// Looks at a file without opening it: closing a handle on it would drop the process's locks.
 fn identity(path: &Path) -> Option<Identity> {
     fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
@@ -68,6 +75,10 @@ mod tests {
         fs::write(&other, "1").expect("written");
         fs::rename(&other, &log).expect("moved");
         assert!(watched.replaced().is_some_and(|why| why.contains("-wal")));
+        fs::remove_file(&log).expect("removed");
+        assert!(watched.lost_only_its_log() && watched.replaced().is_some());
+        fs::write(&log, "1").expect("written");
+        assert!(!watched.lost_only_its_log(), "another one is there");
         fs::write(&other, "1").expect("written");
         fs::rename(&other, &database).expect("moved");
         assert!(watched.replaced().is_some_and(|why| why.contains("gateway.db was")));

@@ -474,10 +474,16 @@ impl Consumer<'_> {
     fn look_at_files(&mut self) -> Result<(), StoreError> {
         match self.files.replaced() {
             None => Ok(()),
-            Some(what) => Err(StoreError {
-                context: what,
-                source: None,
-            }),
+            Some(what) => {
+                if self.files.lost_only_its_log() {
+                    // What was acknowledged is in it, and it is gone for good once nobody has it open.
+                    checkpoint(&self.conn, &self.mark, "FULL");
+                }
+                Err(StoreError {
+                    context: what,
+                    source: None,
+                })
+            }
         }
     }
 
@@ -1077,6 +1083,24 @@ mod tests {
         answered.await.expect_err("not told that nothing was written");
         drop(consumer);
         open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_removed_log_has_is_moved_into_the_database_before_the_writer_stops() {
+        let open = open("5");
+        let held = done(open.hold("2").await);
+        let late = done(open.hold("1").await);
+        open.settle(held, "2").await;
+        std::fs::remove_file(connection::beside(&open.desk.path(), "-wal")).expect("removed");
+        let (id, close) = (late.0.exchange, closing(late.0.exchange, &open.key, "1"));
+        let told = open.writer.close(late.0, late.1, close).await;
+        assert!(told.is_err(), "{id} is not known to be durable: {told:?}");
+        open.writer.failed().await;
+        let copy = open.desk.path().with_file_name("copy.db");
+        std::fs::copy(open.desk.path(), &copy).expect("copied");
+        let alone = Store::open(&copy, super::super::Create::Never).expect("it opens without a log");
+        let user = alone.find_user("ada").expect("read").expect("there");
+        assert!(user.balance <= usd("3"), "what was acknowledged is there: {user:?}");
     }
 
     #[tokio::test(flavor = "multi_thread")]
