@@ -111,3 +111,67 @@ pub struct Counted {
     /// Groups that were used and have no line.
     pub unpriced: Vec<&'static str>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::{ImageUsage, ToolUsage};
+
+    #[test]
+    fn the_lines_of_a_bill_count_its_usage_also_where_the_parts_are_more_than_the_whole() {
+        let price = |json| Price::from_json(json).expect("a price");
+        let text = price(r#"{"kind":"text","rates":{"input":"1","output":"1","audio_input":"1","audio_output":"1"}}"#);
+        let image = price(r#"{"kind":"image","rates":{"image_text_input":"1","image_input":"1","image_output":"1"}}"#);
+        let terms = Terms {
+            price: &text,
+            image_price: Some(&image),
+            search: SearchTool::Current,
+            tier: Tier::Standard,
+            region: None,
+            markup: Factor::ONE,
+            at: "2026-11-23T08:00:00Z".parse().expect("a time"),
+        };
+        let tokens = Tokens::saturating;
+        let usage = Usage {
+            input_tokens: tokens(5),
+            cached_tokens: tokens(1),
+            cache_write_tokens: tokens(2),
+            cache_write_12h_tokens: tokens(4),
+            audio_input_tokens: tokens(8),
+            output_tokens: tokens(1),
+            audio_output_tokens: tokens(2),
+            tools: ToolUsage {
+                image_gen: Some(ImageUsage {
+                    text_input_tokens: tokens(3),
+                    image_input_tokens: tokens(5),
+                    text_output_tokens: tokens(2),
+                    image_output_tokens: tokens(7),
+                }),
+                ..ToolUsage::default()
+            },
+            ..Usage::default()
+        };
+        let lines = bill(&usage, &terms).expect("a bill").lines;
+        assert_eq!(miscounted(&lines, &usage), Counted::default());
+        let wrong: Vec<_> = lines
+            .iter()
+            .filter_map(|left_out| {
+                let others: Vec<Line> = lines.iter().filter(|line| *line != left_out).cloned().collect();
+                miscounted(&others, &usage).wrong.first().copied()
+            })
+            .collect();
+        assert_eq!(
+            wrong,
+            [
+                "input",
+                "input",
+                "input",
+                "input",
+                "image input",
+                "image input",
+                "image output",
+                "image output"
+            ]
+        );
+    }
+}

@@ -313,3 +313,49 @@ impl Exact {
 pub(super) fn exact_usd(millionths: i128) -> String {
     Decimal::try_from_i128_with_scale(millionths, 15).map_or_else(|_| String::new(), |usd| usd.normalize().to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_with_its_markup_is_exact() {
+        let charged = |rate, markup| {
+            let markup = Factor::parse(markup).expect("a factor");
+            Rate::parse(rate).expect("a rate").charged(markup)
+        };
+        assert_eq!(charged("2", "1.25"), "2.5");
+        assert_eq!(charged("0.000000001", "1.000001"), "0.000000001000001");
+        assert_eq!(charged("3", "0"), "0");
+    }
+
+    #[test]
+    fn rates_and_factors_are_read_up_to_their_bounds() {
+        for factor in ["0", "0.000001", "1.04", "1000", "1000.000000"] {
+            let parsed = Factor::parse(factor).map(|factor| factor.to_string());
+            let plain = factor.trim_end_matches(".000000");
+            assert_eq!(parsed.as_deref(), Ok(plain));
+        }
+        for wrong in ["-1", "$1", "1.0000001", "0.0000001", "1000.000001", "1001", ""] {
+            assert!(Factor::parse(wrong).is_err(), "{wrong}");
+        }
+        for rate in ["0", "0.000000001", "100000"] {
+            assert_eq!(Rate::parse(rate).map(|rate| rate.to_string()).as_deref(), Ok(rate));
+        }
+        for wrong in ["-0.1", "100000.000000001", "0.0000000001"] {
+            assert!(Rate::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_a_list_is_short_and_plain() {
+        let longest = "a".repeat(64);
+        for name in ["openai", "x.y_z-1", &longest] {
+            let parsed = ListName::parse(name).expect("a name");
+            assert_eq!((parsed.as_str(), parsed.to_string().as_str()), (name, name));
+        }
+        for wrong in ["", "free", "a b", "ä", &"a".repeat(65)] {
+            assert!(ListName::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
