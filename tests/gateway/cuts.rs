@@ -33,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Of the streams that are not cut at every byte, so many places are.
 const SAMPLE: usize = 4;
 
+/// Among so many recordings there are some that cost more than a poor client has.
+const ENOUGH: usize = 20;
+
 /// What a stream is worth to users who pay for all of it.
 const RICH: &str = "1000000";
 
@@ -450,6 +453,7 @@ async fn recorded_streams_cut_at_every_byte_are_settled_once_and_never_said_to_b
     if count > 0 {
         recordings.truncate(count);
     }
+    let enough = recordings.len() >= ENOUGH;
     let uncollected = cut_all("recorded_cuts", recordings, |recorded| whole.contains(&recorded.file)).await;
-    assert!(uncollected > 0, "what is not collected counts too");
+    assert!(!enough || uncollected > 0, "what is not collected counts too");
 }
