@@ -545,11 +545,50 @@ fn places_are_told_apart_by_either_mark_up_to_their_bounds() {
 }
 
 #[test]
-fn texts_shown_together_are_shown() {
+fn whatever_a_choice_shows_is_shown_alone_and_together() {
+    for (choice, visible) in [
+        (json!({"delta": {"reasoning": "a", "refusal": "b"}}), "ab"),
+        (json!({"delta": {"reasoning": "a", "content": "b"}}), "ab"),
+        (json!({"delta": {"content": "a"}, "text": "b"}), "ab"),
+        (json!({"delta": {"tool_calls": [{"function": {"name": "a"}}]}}), "a"),
+        (json!({"delta": {"content": "a", "audio": {"transcript": "b"}}}), "ab"),
+        (json!({"delta": {"audio": {"transcript": "a", "data": "AAAA"}}}), "a"),
+        (json!({"delta": {"audio": {"transcript": "a"}}}), "a"),
+        (json!({"delta": {"audio": {"data": "AAAA"}}}), ""),
+    ] {
+        let mut meter = Meter::new(Endpoint::ChatCompletions, Dialect::OpenAi);
+        let chunk = json!({"choices": [choice]}).to_string();
+        assert!(meter.chunk("", chunk.as_bytes()).delivers, "{chunk}");
+        let shown = (meter.reading.visible.as_str(), meter.visible_bytes());
+        assert_eq!(
+            shown,
+            (visible, u64::try_from(visible.len()).expect("small")),
+            "{chunk}"
+        );
+    }
     let mut meter = Meter::new(Endpoint::ChatCompletions, Dialect::OpenAi);
-    let seen = meter.chunk("", br#"{"choices":[{"delta":{"reasoning":"a","refusal":"b"}}]}"#);
-    assert!(seen.delivers);
-    assert_eq!((meter.reading.visible.as_str(), meter.visible_bytes()), ("ab", 2));
+    let nothing = br#"{"choices":[{"delta":{"audio":{"id":"audio_1","data":""}}}]}"#;
+    assert!(!meter.chunk("", nothing).delivers);
+}
+
+#[test]
+fn whatever_an_item_brings_is_delivered_alone_and_together() {
+    for (item, visible) in [
+        (json!({"type": "function_call", "arguments": "a"}), "a"),
+        (
+            json!({"type": "shell_call", "arguments": "a", "action": {"commands": ["b"]}}),
+            "ab",
+        ),
+        (
+            json!({"type": "shell_call", "action": {"commands": ["a"]}, "content": [{"text": "b"}]}),
+            "ab",
+        ),
+        (json!({"type": "image_generation_call", "name": "a"}), "a"),
+        (json!({"type": "reasoning", "summary": [{"text": "not counted"}]}), ""),
+    ] {
+        let (reading, delivers) = respond(&[json!({"type": "response.output_item.done", "item": item})]);
+        assert_eq!((reading.visible.as_str(), delivers), (visible, vec![true]), "{item}");
+    }
 }
 
 #[test]
