@@ -102,9 +102,12 @@ pub(super) fn checkpoint(conn: &Connection, mark: &MarkFile, mode: &str) -> i64 
     }
     let sql = format!("PRAGMA wal_checkpoint({mode})");
     let committed = commits::last(conn);
-    match conn.query_row(&sql, [], |row| Ok((row.get(1)?, row.get::<_, i64>(2)?))) {
-        Ok((pages, moved)) => {
-            if let (true, Ok(count)) = (pages == moved, committed) {
+    match conn.query_row(&sql, [], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get::<_, i64>(2)?))
+    }) {
+        Ok((busy, pages, moved)) => {
+            // While another one is under way nothing was done, and both counts are -1.
+            if let (true, Ok(count)) = (busy == 0 && pages >= 0 && pages == moved, committed) {
                 pairing::note_moved(mark, count);
             }
             pages
