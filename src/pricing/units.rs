@@ -348,6 +348,15 @@ mod tests {
     }
 
     #[test]
+    fn money_pays_for_any_number_of_what_is_free() {
+        let (nano, free) = (Usd::from_nanos(1), Exact::ZERO);
+        assert_eq!(free.affordable(nano, Exact::ZERO), None);
+        assert_eq!(Exact(EXACT_PER_NANO / 4).affordable(nano, Exact::ZERO), Some(4));
+        assert_eq!(Exact(EXACT_PER_NANO / 4).affordable(nano, Exact(1)), Some(3));
+        assert_eq!(Exact(1).affordable(nano, Exact(EXACT_PER_NANO + 1)), Some(0));
+    }
+
+    #[test]
     fn the_name_of_a_list_is_short_and_plain() {
         let longest = "a".repeat(64);
         for name in ["openai", "x.y_z-1", &longest] {

@@ -647,14 +647,18 @@ fn credited(outcome: Outcome<(Entry, User, entries::Times), CreditRefused>) -> S
     }
 }
 
-/// A copy of the files of a process that is about to die; the log first, since a checkpoint only adds to the database.
+/// A copy of the files of a process that is about to die. A checkpoint may be under way: the log is copied first and the
+/// database last, so that all that has left the log, or is marked as moved, is in the database.
 fn left_behind(of: &TempDir) -> TempDir {
     let copy = folder();
     let mut files: Vec<_> = fs::read_dir(of)
         .expect("listed")
         .map(|file| file.expect("a file").path())
         .collect();
-    files.sort_by_key(|file| !file.to_string_lossy().ends_with("-wal"));
+    files.sort_by_key(|file| {
+        let is = |ending| file.to_string_lossy().ends_with(ending);
+        (!is("-wal"), is(".db"))
+    });
     for file in files {
         let name = file.file_name().expect("a name");
         fs::copy(&file, copy.path().join(name)).expect("copied");
