@@ -512,10 +512,11 @@ impl Consumer<'_> {
         if !self.health.is_troubled() {
             return Ok(());
         }
-        match commits::count(&self.conn) {
+        // A commit of its own: the error of one that a statement makes by itself would be lost.
+        match self.attempt(&[]) {
             Ok(_) => self.health.works(),
-            Err(error) if Trouble::of(&error) == Trouble::Unknown => return Err(during("writing")(error)),
-            Err(error) => tracing::debug!(%error, "the books cannot be written yet"),
+            Err((Trouble::Unknown, error)) => return Err(during("writing")(error)),
+            Err((_, error)) => tracing::debug!(%error, "the books cannot be written yet"),
         }
         Ok(())
     }
