@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -112,6 +113,11 @@ impl Client {
 
     async fn hand_on(&mut self, piece: Piece) {
         let To::Streaming(pieces) = &self.to else { return };
+        let piece = match pieces.try_send(piece) {
+            Ok(()) => return,
+            Err(TrySendError::Closed(_)) => return self.leave(),
+            Err(TrySendError::Full(piece)) => piece,
+        };
         let sent = {
             let sending = pieces.send(piece);
             tokio::pin!(sending);

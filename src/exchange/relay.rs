@@ -3,13 +3,15 @@
 //! The end waits for the settlement: of a whole answer its head, of a stream the terminal event and what follows it.
 //! A keep-alive goes between two events only. The meter looks at everything and cannot delay or alter it.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use reqwest::Response;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::client::Client;
 use super::passage::{Passage, UsageEvent};
@@ -174,6 +176,26 @@ enum Step {
     Cut,
 }
 
+/// One timer for moments that move on with every chunk. It stays armed for the earliest it was asked for, and is armed
+/// anew only when it rings too early: to set a timer for each chunk costs as much as to pass it on.
+struct Alarm(Pin<Box<Sleep>>);
+
+impl Alarm {
+    /// Resolves when this moment has come.
+    async fn until(&mut self, moment: Instant) {
+        if moment < self.0.deadline() {
+            self.0.as_mut().reset(moment);
+        }
+        loop {
+            self.0.as_mut().await;
+            if moment <= Instant::now() {
+                return;
+            }
+            self.0.as_mut().reset(moment);
+        }
+    }
+}
+
 /// A stream on its way.
 struct Stream<'a> {
     gateway: &'a Gateway,
@@ -188,6 +210,9 @@ struct Stream<'a> {
     limit: VisibleLimit,
     idle_until: Instant,
     keep_alive_at: Instant,
+    alarm: Alarm,
+    /// Fires when running streams have to end.
+    cutoff: Pin<Box<WaitForCancellationFutureOwned>>,
     /// When the end has begun: how long what follows is waited for.
     end_by: Option<Instant>,
     /// Whether it is known that the client is gone.
@@ -207,6 +232,8 @@ impl<'a> Stream<'a> {
     ) -> Stream<'a> {
         let now = Instant::now();
         Stream {
+            alarm: Alarm(Box::pin(sleep_until(now + KEEP_ALIVE))),
+            cutoff: Box::pin(gateway.cutoff.clone().cancelled_owned()),
             idle_until: now + gateway.upstreams[admitted.target.upstream].idle_timeout(),
             keep_alive_at: now + KEEP_ALIVE,
             end_by: None,
@@ -258,16 +285,21 @@ impl<'a> Stream<'a> {
     }
 
     async fn next(&mut self) -> Step {
-        let quiet = self.client.is_streaming() && self.between_events();
         let end_by = self
             .end_by
             .unwrap_or(self.client.deadline())
             .min(self.client.deadline());
+        if end_by <= Instant::now() {
+            return Step::Over;
+        }
+        let mut wake_at = end_by.min(self.idle_until);
+        if self.client.is_streaming() && self.between_events() {
+            wake_at = wake_at.min(self.keep_alive_at);
+        }
         tokio::select! {
             biased;
-            () = self.gateway.cutoff.cancelled() => Step::Cut,
+            () = &mut self.cutoff => Step::Cut,
             () = self.client.until_it_leaves() => Step::ClientLeft,
-            () = sleep_until(end_by) => Step::Over,
             chunk = self.response.chunk() => match chunk {
                 Ok(Some(chunk)) => Step::Chunk(chunk),
                 Ok(None) => Step::UpstreamEnded,
@@ -276,8 +308,11 @@ impl<'a> Stream<'a> {
                     Step::UpstreamBroke
                 }
             },
-            () = sleep_until(self.idle_until) => Step::UpstreamBroke,
-            () = sleep_until(self.keep_alive_at), if quiet => Step::Silent,
+            () = self.alarm.until(wake_at) => match Instant::now() {
+                now if end_by <= now => Step::Over,
+                now if self.idle_until <= now => Step::UpstreamBroke,
+                _ => Step::Silent,
+            },
         }
     }
 
