@@ -1,6 +1,7 @@
 //! What operators do, once, for the command line and every other door.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -403,7 +404,7 @@ pub fn key(store: &Store, which: &str) -> Done<Key> {
     if let Ok(secret) = GatewayKey::parse(which)
         && let Some(key) = store.key_by_hash(&secret.hash())?
     {
-        return Ok(key);
+        return Ok(Arc::unwrap_or_clone(key));
     }
     let mut found = store.find_keys(which)?;
     if found.is_empty() {

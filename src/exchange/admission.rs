@@ -38,7 +38,7 @@ pub struct Admitted {
     /// The client's request.
     pub call: Arc<Call>,
     /// With which key.
-    pub key: Key,
+    pub key: Arc<Key>,
     /// The client's headers.
     pub headers: http::HeaderMap,
     /// Where it goes.
@@ -352,12 +352,8 @@ async fn find_price(
     model: &str,
     at: Timestamp,
 ) -> Result<Option<PriceRow>, Refusal> {
-    let (list, model) = (list.clone(), model.to_owned());
-    gateway
-        .store
-        .blocking(move |store| store.price(&list, &model, at))
-        .await
-        .map_err(|error| storage(&error))
+    let found = gateway.store.look_up_price(list, model, at).await;
+    found.map_err(|error| storage(&error))
 }
 
 async fn unpriced(gateway: &Gateway, call: &Call, target: &Target, list: &ListName, at: Timestamp) -> Refusal {

@@ -84,7 +84,7 @@ pub struct Request {
     /// The exchange's id, the answer's `x-request-id`.
     pub id: ExchangeId,
     /// The key it came with, known to be good.
-    pub key: Key,
+    pub key: Arc<Key>,
     /// What is asked.
     pub call: Call,
     /// The client's headers; only those on a list go on.

@@ -89,9 +89,9 @@ fn released(gateway: &Gateway, admitted: &Admitted, watch: &Watch) -> CloseHold 
 
 /// Hands it to the writer and waits until it is durable.
 async fn write(gateway: &Gateway, admitted: Admitted, close: CloseHold) -> Result<Closed, Refusal> {
-    let row = &close.row;
-    let (id, user, duration_ms) = (admitted.id(), admitted.key.user_name, row.duration.as_millis());
-    let (model, upstream, state) = (row.model.clone(), row.upstream.clone(), row.state);
+    let (id, state, duration_ms) = (admitted.id(), close.row.state, close.row.duration.as_millis());
+    let upstream = gateway.upstreams[admitted.target.upstream].name();
+    let (call, key) = (admitted.call, admitted.key);
     let closed = gateway.writer.close(admitted.hold, admitted.place, close).await;
     let closed = closed.map_err(|failed| {
         tracing::error!(exchange = %id, error = &failed as &dyn std::error::Error, "the call is not settled");
@@ -100,7 +100,7 @@ async fn write(gateway: &Gateway, admitted: Admitted, close: CloseHold) -> Resul
             NotClosed::NotWritten(_) => Refusal::Storage,
         }
     })?;
-    tracing::info!(exchange = %id, user, model, upstream, state = state.name(), charged = %closed.charged, duration_ms, "settled");
+    tracing::info!(exchange = %id, user = key.user_name, model = call.model, upstream, state = state.name(), charged = %closed.charged, duration_ms, "settled");
     if closed.uncollected.nanos() > 0 {
         tracing::warn!(exchange = %id, uncollected = %closed.uncollected, "the charge was more than the hold and the balance");
     }

@@ -4,6 +4,7 @@
 //! refused before any look-up.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
@@ -19,24 +20,18 @@ use crate::time::now;
 const WEBSOCKET_KEY: &str = "openai-insecure-api-key.";
 
 /// The key of a request, known to be good from this address.
-pub(super) async fn authenticate(app: &App, peer: SocketAddr, headers: &HeaderMap) -> Result<Key, Refusal> {
+pub(super) async fn authenticate(app: &App, peer: SocketAddr, headers: &HeaderMap) -> Result<Arc<Key>, Refusal> {
     let token = token(headers).ok_or(Refusal::BadKey)?;
     let key = GatewayKey::parse(token).map_err(|error| match error {
         NotAKey::Foreign(whose) => Refusal::ForeignKey(whose),
         NotAKey::Malformed => Refusal::BadKey,
     })?;
-    let hash = key.hash();
-    let found = app
-        .gateway
-        .store
-        .blocking(move |store| store.key_by_hash(&hash))
-        .await
-        .map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "keys cannot be read");
-            Refusal::Storage
-        })?;
+    let found = app.gateway.store.look_up_key(key.hash()).await.map_err(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "keys cannot be read");
+        Refusal::Storage
+    })?;
     let now = now();
-    let valid = |key: &Key| key.revoked_at.is_none_or(|at| at > now) && key.expires_at.is_none_or(|at| at > now);
+    let valid = |key: &Arc<Key>| key.revoked_at.is_none_or(|at| at > now) && key.expires_at.is_none_or(|at| at > now);
     let key = found.filter(valid).ok_or(Refusal::BadKey)?;
     let ip = client_ip(peer.ip(), headers, &app.trusted_proxies);
     if !key.ips.is_empty() && !key.ips.iter().any(|range| range.contains(&ip)) {

@@ -83,7 +83,9 @@ pub(super) async fn call(
     }
     let key = auth::authenticate(app, peer, &headers).await?;
     if key.user_suspended {
-        return Err(Refusal::Suspended { user: key.user_name });
+        return Err(Refusal::Suspended {
+            user: key.user_name.clone(),
+        });
     }
     fail_point::hit(Point::Authenticated).map_err(|_| Refusal::Internal)?;
     let (body, memory) = tokio::select! {

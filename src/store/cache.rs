@@ -3,6 +3,7 @@
 //! An answer is kept with the generation that was current *before* it was read, and counts only while that generation
 //! lasts; so an answer read before a change can never be taken for one read after it.
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -20,14 +21,14 @@ const MAX_KEYS: u64 = 100_000;
 const MAX_MODELS: u64 = 5_000;
 
 /// An answer and the generation it belongs to.
-type Kept<T> = (u64, Arc<T>);
+type Kept<T> = (u64, T);
 
 /// The caches, and whether they may be used.
 pub(super) struct Caches {
     generation: AtomicU64,
     watched: AtomicBool,
-    keys: Cache<KeyHash, Kept<Option<Key>>>,
-    prices: Cache<(ListName, String), Kept<Vec<PriceRow>>>,
+    keys: Cache<KeyHash, Kept<Option<Arc<Key>>>>,
+    prices: Cache<(ListName, String), Kept<Arc<[PriceRow]>>>,
 }
 
 impl Caches {
@@ -58,13 +59,23 @@ impl Caches {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// A key, as far as it is kept. Unknown ones are kept, too.
+    pub(super) fn known_key(&self, hash: &KeyHash) -> Option<Option<Arc<Key>>> {
+        self.known(&self.keys, hash)
+    }
+
     /// A key, kept or read.
     pub(super) fn key<E>(
         &self,
         hash: &KeyHash,
         read: impl FnOnce() -> Result<Option<Key>, E>,
-    ) -> Result<Option<Key>, E> {
-        self.kept(&self.keys, hash, read).map(Arc::unwrap_or_clone)
+    ) -> Result<Option<Arc<Key>>, E> {
+        self.kept(&self.keys, *hash, || Ok(read()?.map(Arc::new)))
+    }
+
+    /// A model's prices, as far as they are kept.
+    pub(super) fn known_prices(&self, list: &ListName, model: &str) -> Option<Arc<[PriceRow]>> {
+        self.known(&self.prices, &(list.clone(), model.to_owned()))
     }
 
     /// A model's prices, kept or read.
@@ -73,29 +84,36 @@ impl Caches {
         list: &ListName,
         model: &str,
         read: impl FnOnce() -> Result<Vec<PriceRow>, E>,
-    ) -> Result<Arc<Vec<PriceRow>>, E> {
-        self.kept(&self.prices, &(list.clone(), model.to_owned()), read)
+    ) -> Result<Arc<[PriceRow]>, E> {
+        self.kept(&self.prices, (list.clone(), model.to_owned()), || Ok(read()?.into()))
     }
 
-    fn kept<K, T, E>(
-        &self,
-        cache: &Cache<K, Kept<T>>,
-        key: &K,
-        read: impl FnOnce() -> Result<T, E>,
-    ) -> Result<Arc<T>, E>
+    fn known<K, T>(&self, cache: &Cache<K, Kept<T>>, key: &K) -> Option<T>
     where
-        K: Clone + Eq + std::hash::Hash + Send + Sync + 'static,
-        T: Send + Sync + 'static,
+        K: Eq + Hash + Send + Sync + 'static,
+        T: Clone + Send + Sync + 'static,
     {
         if !self.watched.load(Ordering::SeqCst) {
-            return read().map(Arc::new);
+            return None;
         }
         let generation = self.generation.load(Ordering::SeqCst);
-        if let Some((_, value)) = cache.get(key).filter(|(of, _)| *of == generation) {
+        let (of, value) = cache.get(key)?;
+        (of == generation).then_some(value)
+    }
+
+    fn kept<K, T, E>(&self, cache: &Cache<K, Kept<T>>, key: K, read: impl FnOnce() -> Result<T, E>) -> Result<T, E>
+    where
+        K: Eq + Hash + Send + Sync + 'static,
+        T: Clone + Send + Sync + 'static,
+    {
+        let generation = self.generation.load(Ordering::SeqCst);
+        if let Some(value) = self.known(cache, &key) {
             return Ok(value);
         }
-        let value = Arc::new(read()?);
-        cache.insert(key.clone(), (generation, Arc::clone(&value)));
+        let value = read()?;
+        if self.watched.load(Ordering::SeqCst) {
+            cache.insert(key, (generation, value.clone()));
+        }
         Ok(value)
     }
 }
@@ -104,7 +122,7 @@ impl Caches {
 mod tests {
     use super::*;
 
-    fn look(caches: &Caches, read: impl FnOnce() -> Option<Key>) -> Option<Key> {
+    fn look(caches: &Caches, read: impl FnOnce() -> Option<Key>) -> Option<Arc<Key>> {
         let answer: Result<_, ()> = caches.key(&KeyHash([1; 32]), || Ok(read()));
         answer.expect("reading does not fail")
     }

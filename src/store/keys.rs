@@ -1,5 +1,7 @@
 //! Keys: hashes of gateway keys, whose they are and what they may do.
 
+use std::sync::Arc;
+
 use ipnet::IpNet;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -303,8 +305,17 @@ impl Store {
         self.write("rotating a key", |tx| rotate(tx, old, new, old_until, (by, now)))
     }
 
-    /// The key with this hash, whatever its state; from the cache when nothing changed since. Unknown ones too.
-    pub fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<Key>, StoreError> {
+    /// The key with this hash, whatever its state. What is kept in memory is answered at once, all else is read off the
+    /// async threads.
+    pub async fn look_up_key(&self, hash: KeyHash) -> Result<Option<Arc<Key>>, StoreError> {
+        match self.caches().known_key(&hash) {
+            Some(known) => Ok(known),
+            None => self.blocking(move |store| store.key_by_hash(&hash)).await,
+        }
+    }
+
+    /// The key with this hash, whatever its state; from memory when nothing changed since. Unknown ones too.
+    pub fn key_by_hash(&self, hash: &KeyHash) -> Result<Option<Arc<Key>>, StoreError> {
         self.caches().key(hash, || {
             self.read("looking up a key", |conn| {
                 conn.prepare_cached(&select("WHERE k.hash = ?1"))?

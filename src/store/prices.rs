@@ -241,6 +241,20 @@ fn fingerprint(rows: &[CatalogueRow]) -> String {
 }
 
 impl Store {
+    /// [`Store::price`], answered at once when it is kept in memory, else read off the async threads.
+    pub async fn look_up_price(
+        &self,
+        list: &ListName,
+        model: &str,
+        at: Timestamp,
+    ) -> Result<Option<PriceRow>, StoreError> {
+        if let Some(rows) = self.caches().known_prices(list, model) {
+            return Ok(in_force(&rows, at).cloned());
+        }
+        let (list, model) = (list.clone(), model.to_owned());
+        self.blocking(move |store| store.price(&list, &model, at)).await
+    }
+
     /// The price in force at a time: the operator's newest row that is not after `at`, else the catalogue's.
     /// From the cache when nothing changed since.
     pub fn price(&self, list: &ListName, model: &str, at: Timestamp) -> Result<Option<PriceRow>, StoreError> {
