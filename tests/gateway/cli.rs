@@ -554,7 +554,7 @@ fn an_import_shows_the_differences_and_writes_only_with_consent() {
     );
     fs::write(home.path().join("map.json"), LITELLM).expect("written");
     let shown = home.run("price import map.json");
-    assert_eq!(shown.code, 0);
+    assert_eq!(shown.code, 2, "{}", shown.err);
     assert!(
         shown.out.contains("gpt-new") && shown.out.contains("0.075"),
         "{}",
@@ -570,7 +570,8 @@ fn an_import_shows_the_differences_and_writes_only_with_consent() {
         "{}",
         none.err
     );
-    home.ok("price import map.json --yes");
+    let written = home.run("price import map.json --yes");
+    assert!(written.err.contains("\n1 price written"), "{}", written.err);
     assert_eq!(
         rates(&home, "gpt-new"),
         json!({"input":"0.3","cached_input":"0.075","output":"1.2"})
@@ -892,7 +893,7 @@ fn a_client_is_set_up_with_consent_only_and_a_piped_key_is_consent() {
     let profile = home.path().join(".codex/gateway.config.toml");
     let connect = "connect codex --url http://127.0.0.1:9";
     let asked = home.run(connect);
-    assert_eq!(asked.code, 0, "{}", asked.err);
+    assert_eq!(asked.code, 2, "{}", asked.err);
     assert!(asked.err.contains("nothing was written; add --yes"), "{}", asked.err);
     assert!(!profile.exists());
     home.ok(&format!("{connect} --yes"));
