@@ -330,6 +330,63 @@ fn a_key_is_shown_once_and_never_again() {
 }
 
 #[test]
+fn a_key_that_could_not_be_shown_is_nobodys() {
+    let home = Home::with_alice();
+    let (reader, closed) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("Linux has it");
+    let nowhere: [(&str, Stdio); 3] = [
+        ("key issue alice", full.try_clone().expect("a second one").into()),
+        ("key issue alice --json", closed.into()),
+        ("key rotate alice --grace 1h", full.into()),
+    ];
+    for (line, stdout) in nowhere {
+        let line = match line.contains("rotate") {
+            true => line.replace(
+                "alice",
+                home.json("key issue alice")["prefix"].as_str().expect("a prefix"),
+            ),
+            false => line.to_owned(),
+        };
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+        command.env_clear().env("HOME", home.path()).current_dir(home.path());
+        let ran = command
+            .args(line.split(' '))
+            .stdout(stdout)
+            .output()
+            .expect("the program starts");
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains("could not be shown and is revoked"), "{line}: {said}");
+        assert!(
+            said.contains("--database") && said.contains("key issue alice"),
+            "{line}: {said}"
+        );
+    }
+    let keys = home.json("key list alice");
+    let states = keys["items"]
+        .as_array()
+        .expect("keys")
+        .iter()
+        .map(|key| key["state"].as_str());
+    let mut states: Vec<_> = states.map(|state| state.expect("a state")).collect();
+    states.sort_unstable();
+    assert_eq!(
+        states,
+        ["revoked", "revoked", "revoked", "valid"],
+        "what was rotated has an hour"
+    );
+    let shown = home.ok(&format!(
+        "key show {}",
+        keys["items"][0]["prefix"].as_str().expect("a prefix")
+    ));
+    assert!(shown.contains("last used  never"), "{shown}");
+}
+
+#[test]
 fn a_key_alone_stands_on_stdout_and_what_to_do_with_it_on_stderr() {
     let home = Home::with_alice();
     let ran = home.run("key issue alice");
