@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::output;
 use crate::admin::AdminError;
-use crate::config::ConfigError;
+use crate::config::ConfigErrors;
 use crate::store::{Behind, OpenError, StoreError};
 
 /// Exit codes, as documented.
@@ -187,9 +187,9 @@ fn existing(what: &str, name: &str) -> String {
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Failure {
-        Failure::new(Exit::Settings, format!("the settings are not valid: {error}"))
+impl From<ConfigErrors> for Failure {
+    fn from(errors: ConfigErrors) -> Failure {
+        Failure::new(Exit::Settings, format!("the settings are not valid: {errors}"))
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use self::error::{ConfigError, Excerpt};
+pub use self::error::{ConfigError, ConfigErrors, Excerpt};
 pub use self::load::{Flag, Loaded, Setting, Sources};
 pub use self::source::Origin;
 use crate::call::ChatLimitField;

@@ -774,6 +774,12 @@ fn what_cannot_be_done_says_what_can() {
         ("user add bob --database /proc/x/y.db", 1, "a folder you may write to"),
         ("price import nowhere.json", 5, "price export"),
     ] {
+    home.settings("[billing]\nmark_up = 1.04\nhold_share = 2\n[[upstream]]\nname = \"u\"\n");
+    let all = home.run("config check");
+    assert_eq!(all.code, 3);
+    for place in [":2:1: ", ":3:14: ", ":4:1: "] {
+        assert!(all.err.contains(&format!("gateway.toml{place}")), "{place} {}", all.err);
+    }
         let error = home.fails(line, code);
         assert!(error.contains("\n  fix   ") && error.contains(fix), "{line}: {error}");
     }
