@@ -1,6 +1,7 @@
 //! How a command fails: an exit code, and up to four short lines that say what, why, what to do and what was near.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::output;
@@ -256,6 +257,14 @@ fn why_behind(lacks: &Behind) -> &'static str {
         Behind::Unreadable(_) => "that file was damaged or altered, so nobody knows whether anything is missing",
         Behind::Commits { .. } | Behind::Entry(_) => "its log was lost, or an old copy was put in its place",
     }
+}
+
+/// An address that a command could not have.
+pub fn not_listening(addr: SocketAddr, error: &std::io::Error, command: &str) -> Failure {
+    let again = format!("{} {command} --listen 127.0.0.1:0", output::program());
+    Failure::new(Exit::Failed, format!("cannot listen on {addr}"))
+        .why(error.to_string())
+        .fix(format!("stop what listens there, or take another address: {again}"))
 }
 
 /// The exit code of an error, and the text to print behind `error: `.

@@ -600,6 +600,32 @@ fn an_export_holds_what_was_and_what_will_be() {
 }
 
 #[test]
+fn what_is_typed_wrong_is_told_in_our_words() {
+    let home = Home::with_alice();
+    home.settings("[[upstream]]\nname = \"u\"\nbase_url = \"http://127.0.0.1:9\"\n");
+    let negative = home.fails("price set m --input -1 --output 1", 2);
+    assert!(
+        negative.contains("'--input <USD>'") && !negative.contains("use '--"),
+        "{negative}"
+    );
+    let address = home.fails("serve --listen foo", 2);
+    assert!(
+        address.contains("'--listen <ADDR>'") && address.contains("write IP:PORT"),
+        "{address}"
+    );
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = taken.local_addr().expect("an address");
+    for command in ["serve", "upstream simulate"] {
+        let error = home.fails(&format!("{command} --listen {addr}"), 1);
+        let again = format!("{} {command} --listen 127.0.0.1:0", env!("CARGO_BIN_EXE_gateway"));
+        assert!(
+            error.contains(&format!("cannot listen on {addr}")) && error.contains(&again),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn an_import_shows_the_differences_and_writes_only_with_consent() {
     let home = Home::with_alice();
     home.ok("price set mine --input 2.5 --output 10");
