@@ -725,6 +725,28 @@ fn price_check_names_configured_models_without_a_price() {
 }
 
 #[test]
+fn a_price_list_that_there_is_not_is_told() {
+    let home = Home::with_alice();
+    for line in [
+        "price list --list openia",
+        "price list gpt-4o --list openia",
+        "price export --list openia",
+    ] {
+        let error = home.fails(line, 5);
+        assert!(
+            error.contains("no price list 'openia'") && error.contains("near  openai"),
+            "{line}: {error}"
+        );
+    }
+    home.ok("price set mine --list own --input 1 --output 1 --from 2099-01-01");
+    assert_eq!(
+        home.json("price list --list own")["items"],
+        json!([]),
+        "it has none yet"
+    );
+}
+
+#[test]
 fn without_an_upstream_there_is_no_price_to_check() {
     let home = Home::with_alice();
     assert_eq!(
@@ -752,6 +774,12 @@ fn settings_that_are_not_valid_are_a_document_too_and_their_place_is_still_shown
         (&paths["config"], &paths["database"]),
         (&json!("gateway.toml"), &Value::Null)
     );
+    home.settings("[billing]\nmark_up = 1.04\nhold_share = 2\n[[upstream]]\nname = \"u\"\n");
+    let all = home.run("config check");
+    assert_eq!(all.code, 3);
+    for place in [":2:1: ", ":3:14: ", ":4:1: "] {
+        assert!(all.err.contains(&format!("gateway.toml{place}")), "{place} {}", all.err);
+    }
     home.settings("");
     assert_eq!(home.json("config check")["error"], Value::Null);
 }
@@ -800,12 +828,6 @@ fn what_cannot_be_done_says_what_can() {
         ("user add bob --database /proc/x/y.db", 1, "a folder you may write to"),
         ("price import nowhere.json", 5, "price export"),
     ] {
-    home.settings("[billing]\nmark_up = 1.04\nhold_share = 2\n[[upstream]]\nname = \"u\"\n");
-    let all = home.run("config check");
-    assert_eq!(all.code, 3);
-    for place in [":2:1: ", ":3:14: ", ":4:1: "] {
-        assert!(all.err.contains(&format!("gateway.toml{place}")), "{place} {}", all.err);
-    }
         let error = home.fails(line, code);
         assert!(error.contains("\n  fix   ") && error.contains(fix), "{line}: {error}");
     }
