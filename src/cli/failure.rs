@@ -325,6 +325,7 @@ mod tests {
             assert!(old.fix.as_ref().is_some_and(|fix| fix.contains(&part)), "{old}");
         }
         let unknown = Failure::from(behind(Behind::Unreadable("/my books/gateway.db.mark".into())));
+        assert!(unknown.what.contains("may not be"), "{unknown}");
         assert!(
             unknown.why.as_ref().is_some_and(|why| why.contains("damaged")),
             "{unknown}"

@@ -118,7 +118,7 @@ pub enum OpenError {
         source: StoreError,
     },
     /// It ends before its high-water mark: a lost log, or an old copy in its place.
-    #[error("{} is not what was there before: {lacks}", .path.display())]
+    #[error("{} {} what was there before: {lacks}", .path.display(), is_or_may_be_not(.lacks))]
     Behind {
         /// The file.
         path: PathBuf,
@@ -137,6 +137,13 @@ pub enum OpenError {
     /// Anything else.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn is_or_may_be_not(lacks: &Behind) -> &'static str {
+    match lacks {
+        Behind::Unreadable(_) => "may not be",
+        Behind::Commits { .. } | Behind::Entry(_) => "is not",
+    }
 }
 
 /// Whether opening may create the file.
