@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use codex_gateway::call::{Call, ChatLimitField, Edits, Endpoint};
 use codex_gateway::codec::{self, Coding, DecodeError, Decoder};
-use codex_gateway::config::{Config, ConfigError, Sources};
+use codex_gateway::config::{Config, ConfigError, ConfigErrors, Sources};
 use codex_gateway::key::GatewayKey;
 use codex_gateway::meter::{End, MAX_ITEMS, Meter, Reading, Seen};
 use codex_gateway::sse::{Event, PASS_THROUGH_BYTES, Splitter};
@@ -382,7 +382,7 @@ const CANARY: &str = "sk-canary-9f27c1";
 
 const FILE: &str = "/etc/gateway.toml";
 
-fn load(text: &str, env: &BTreeMap<String, String>) -> Result<(), ConfigError> {
+fn load(text: &str, env: &BTreeMap<String, String>) -> Result<(), ConfigErrors> {
     let loaded = Config::load(Sources {
         file: Some((PathBuf::from(FILE), text.to_owned())),
         env,
@@ -399,8 +399,8 @@ pub fn config(data: &[u8]) {
     let env = variables.lines().filter_map(|line| line.split_once('='));
     let env: BTreeMap<String, String> = env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     for (text, env) in [(file, &env), (file, &BTreeMap::new()), ("", &env)] {
-        if let Err(error) = load(text, env) {
-            assert_has_a_place(&error, text);
+        if let Err(errors) = load(text, env) {
+            errors.iter().for_each(|error| assert_has_a_place(error, text));
         }
     }
     let (before, after) = file.split_once('\u{1}').unwrap_or((file, ""));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::failure::{Exit, Failure, chain};
+use super::failure::{Exit, Failure, chain, command_on, unopened};
 use super::{Global, output};
 use crate::store::Create;
 use crate::store::backup::{BackupError, Contents, Existing, LastEntry};
@@ -65,7 +65,9 @@ impl LastEntryView {
 pub fn run(args: &BackupArgs, global: &Global) -> anyhow::Result<()> {
     let path = a_file(&args.file)?;
     let store = global.store(Create::Never)?;
-    let contents = store.back_up(&path, existing(args.force)).map_err(Failure::from)?;
+    let contents = store
+        .back_up(&path, existing(args.force))
+        .map_err(|error| not_done("the backup could not be made", &error))?;
     if global.json {
         return output::json(&ContentsView::new(path, &contents));
     }
@@ -104,37 +106,30 @@ pub fn as_of(last: Option<LastEntry>) -> String {
     }
 }
 
-impl From<BackupError> for Failure {
-    fn from(error: BackupError) -> Failure {
-        let failure = |exit| Failure::new(exit, error.to_string());
-        match &error {
-            BackupError::Exists(_) => failure(Exit::Exists).fix("take another name, or replace it: --force"),
-            BackupError::Itself(_) => failure(Exit::Usage).fix("name another file"),
-            BackupError::InUse { .. } => {
-                failure(Exit::Exists).fix("take another name; the log would be taken for the backup's own")
-            }
-            BackupError::Busy(_) => failure(Exit::NotAllowed).fix("wait for the gateway's other commands to end"),
-            BackupError::Missing(_) => failure(Exit::NotFound).fix("name one that is there"),
-            BackupError::Folder(_) => failure(Exit::Usage).fix("name a file in it"),
-            BackupError::Damaged { source, .. } => failure(Exit::Books)
-                .why(chain(source))
-                .fix("nothing was written; use an earlier backup"),
-            BackupError::Unbalanced { .. } => failure(Exit::Books)
-                .why("a row was changed outside the gateway, or the gateway has a fault")
-                .fix("nothing was written; gateway ledger verify lists what is wrong"),
-            BackupError::Open(_) | BackupError::Store(_) => storage(error),
-        }
-    }
-}
-
-fn storage(error: BackupError) -> Failure {
+/// A backup or a restore that was not done; `what` says so of the one or the other.
+pub fn not_done(what: &str, error: &BackupError) -> Failure {
+    let failure = |exit| Failure::new(exit, error.to_string());
     match error {
-        BackupError::Open(error) => Failure::from(error),
-        error => {
-            let why = chain(&error);
-            Failure::new(Exit::Failed, "the copy could not be made")
-                .why(why)
-                .fix("see to the disk, and do it again")
+        BackupError::Exists(_) => failure(Exit::Exists).fix("take another name, or replace it: --force"),
+        BackupError::Itself(_) => failure(Exit::Usage).fix("name another file"),
+        BackupError::InUse { .. } => {
+            failure(Exit::Exists).fix("take another name; the log would be taken for the backup's own")
         }
+        BackupError::Busy(_) => failure(Exit::NotAllowed).fix("wait for the gateway's other commands to end"),
+        BackupError::Missing(_) => failure(Exit::NotFound).fix("name one that is there"),
+        BackupError::Folder(_) => failure(Exit::Usage).fix("name a file in it"),
+        BackupError::Damaged { source, .. } => failure(Exit::Books)
+            .why(chain(source))
+            .fix("nothing was written; use an earlier backup"),
+        BackupError::Unbalanced { file, .. } => failure(Exit::Books)
+            .why("a row was changed outside the gateway, or the gateway has a fault")
+            .fix(format!(
+                "nothing was written; all that is wrong: {}",
+                command_on(file, "ledger verify --json")
+            )),
+        BackupError::Open(error) => unopened(error),
+        BackupError::Store(source) => Failure::new(Exit::Failed, what)
+            .why(chain(source))
+            .fix("see to the disk, and do it again"),
     }
 }

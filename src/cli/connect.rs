@@ -65,7 +65,7 @@ pub struct CodexProfile {
 
 impl CodexProfile {
     /// Whoever hands the key in by a pipe has said what it is for; everybody else is asked.
-    fn agreed(&self, global: &Global) -> io::Result<bool> {
+    fn agreed(&self, global: &Global) -> anyhow::Result<bool> {
         let piped = self.key_stdin && !io::stdin().is_terminal();
         prompt::agreed("Write it?", Consent::from(self.yes || piped), global)
     }

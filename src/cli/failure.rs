@@ -1,12 +1,13 @@
 //! How a command fails: an exit code, and up to four short lines that say what, why, what to do and what was near.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use super::output;
 use crate::admin::AdminError;
-use crate::config::ConfigError;
-use crate::store::{OpenError, StoreError};
+use crate::config::ConfigErrors;
+use crate::store::{Behind, OpenError, StoreError};
 
 /// Exit codes, as documented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,15 +123,25 @@ fn newer(database: &Path, backup: Option<&Path>) -> String {
     }
 }
 
+/// A command on a database, fit to be pasted: by the program as it was started.
+pub fn command_on(database: &Path, words: &str) -> String {
+    format!("{} --database {} {words}", output::program(), word(database))
+}
+
 /// The command that puts a backup in the place of a database that is there.
 pub fn restore_command(database: &Path, backup: &Path) -> String {
-    let word = |path: &Path| output::shell_word(&path.display().to_string());
-    let (database, backup) = (word(database), word(backup));
-    format!("{} --database {database} restore {backup} --force", output::program())
+    command_on(database, &format!("restore {} --force", word(backup)))
+}
+
+fn word(path: &Path) -> String {
+    output::shell_word(&path.display().to_string())
 }
 
 impl From<AdminError> for Failure {
     fn from(error: AdminError) -> Failure {
+        if let Some(lacking) = std::error::Error::source(&error).and_then(of_its_state) {
+            return unopened(lacking);
+        }
         let what = error.to_string();
         let why = causes(&error);
         let failure = |exit| Failure::new(exit, what);
@@ -177,9 +188,9 @@ fn existing(what: &str, name: &str) -> String {
     }
 }
 
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Failure {
-        Failure::new(Exit::Settings, format!("the settings are not valid: {error}"))
+impl From<ConfigErrors> for Failure {
+    fn from(errors: ConfigErrors) -> Failure {
+        Failure::new(Exit::Settings, format!("the settings are not valid: {errors}"))
     }
 }
 
@@ -191,39 +202,69 @@ impl From<StoreError> for Failure {
 
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
-        let what = error.to_string();
-        match error {
-            OpenError::Missing(_) => Failure::new(Exit::NotFound, what)
-                .why("this command works on a database that is there")
-                .fix("name it by --database FILE, or make one: gateway user add NAME"),
-            OpenError::NotOurs(_) => Failure::new(Exit::Failed, what).fix("name the gateway's own by --database FILE"),
-            OpenError::TooNew { path, backup, .. } => Failure::new(Exit::Failed, what)
-                .why("a newer release made it, or migrated it")
-                .fix(newer(&path, backup.as_deref())),
-            OpenError::NotBackedUp { source, .. } => Failure {
-                why: Some(chain(&source)),
-                ..Failure::new(Exit::Failed, what).fix("make room beside it, and do it again: nothing was changed")
-            },
-            OpenError::Behind(_) => Failure::new(Exit::Failed, what)
-                .why("its log was lost, or an old copy was put in its place")
-                .fix("restore the newest backup (gateway restore FILE --force), or go on without the rest: gateway serve --accept-loss"),
-            OpenError::Gone(_, left) => Failure::new(Exit::NotFound, &what)
-                .why("an empty one in its place would take its log with it")
-                .fix(format!("put it back; or move {} and what else begins with that name away, to begin anew", left.display())),
-            OpenError::NotItsLog(log) => Failure::new(Exit::Failed, &what)
-                .why("an old copy was put beside it; opened together they become a database that never was")
-                .fix(format!(
-                    "put the newest database back; or go on without the log: mv {0} {0}.lost && gateway serve --accept-loss",
-                    log.display()
-                )),
-            OpenError::InUse(_) => {
-                Failure::new(Exit::NotAllowed, what).fix("stop that one first, or use another --database")
-            }
-            OpenError::Store(error) => Failure::new(Exit::Failed, "the database could not be used")
-                .why(chain(&error))
-                .fix("name a gateway's database, or a new file in a folder you may write to: --database FILE"),
-        }
+        unopened(&error)
     }
+}
+
+/// What a write was refused for, when it is the state of the database and no fault of the engine.
+fn of_its_state<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a OpenError> {
+    error.source()?.downcast_ref()
+}
+
+/// Why a database was not opened, or is not written to, and what to do.
+pub fn unopened(error: &OpenError) -> Failure {
+    let failure = |exit| Failure::new(exit, error.to_string());
+    match error {
+        OpenError::Missing(_) => failure(Exit::NotFound)
+            .why("this command works on a database that is there")
+            .fix("name it by --database FILE, or make one: gateway user add NAME"),
+        OpenError::NotOurs(_) => failure(Exit::Failed).fix("name the gateway's own by --database FILE"),
+        OpenError::TooNew { path, backup, .. } => failure(Exit::Failed)
+            .why("a newer release made it, or migrated it")
+            .fix(newer(path, backup.as_deref())),
+        OpenError::NotBackedUp { source, .. } => failure(Exit::Failed)
+            .why(chain(source))
+            .fix("make room beside it, and do it again: nothing was changed"),
+        OpenError::Behind { path, lacks } => failure(Exit::Failed).why(why_behind(lacks)).fix(format!(
+            "restore the newest backup: {}; or go on with what is there: {}",
+            restore_command(path, Path::new("FILE")),
+            command_on(path, ACCEPT_LOSS)
+        )),
+        OpenError::Gone(_, left) => failure(Exit::NotFound)
+            .why("an empty one in its place would take its log with it")
+            .fix(format!(
+                "put it back; or move {} and what else begins with that name away, to begin anew",
+                left.display()
+            )),
+        OpenError::NotItsLog(database, log) => failure(Exit::Failed)
+            .why("an old copy was put beside it; opened together they become a database that never was")
+            .fix(format!(
+                "put the newest database back; or go on without the log: mv {0} {0}.lost && {1}",
+                word(log),
+                command_on(database, ACCEPT_LOSS)
+            )),
+        OpenError::InUse(_) => failure(Exit::NotAllowed).fix("stop that one first, or use another --database"),
+        OpenError::Store(error) => Failure::new(Exit::Failed, "the database could not be used")
+            .why(chain(error))
+            .fix("name a gateway's database, or a new file in a folder you may write to: --database FILE"),
+    }
+}
+
+const ACCEPT_LOSS: &str = "serve --accept-loss";
+
+fn why_behind(lacks: &Behind) -> &'static str {
+    match lacks {
+        Behind::Unreadable(_) => "that file was damaged or altered, so nobody knows whether anything is missing",
+        Behind::Commits { .. } | Behind::Entry(_) => "its log was lost, or an old copy was put in its place",
+    }
+}
+
+/// An address that a command could not have.
+pub fn not_listening(addr: SocketAddr, error: &std::io::Error, command: &str) -> Failure {
+    let again = format!("{} {command} --listen 127.0.0.1:0", output::program());
+    Failure::new(Exit::Failed, format!("cannot listen on {addr}"))
+        .why(error.to_string())
+        .fix(format!("stop what listens there, or take another address: {again}"))
 }
 
 /// The exit code of an error, and the text to print behind `error: `.
@@ -237,6 +278,8 @@ pub fn describe(error: &anyhow::Error) -> (Exit, String) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -266,6 +309,41 @@ mod tests {
                 .to_string()
                 .contains("\n  why   reading users: disk I/O error\n  fix   "),
             "{failure}"
+        );
+    }
+
+    #[test]
+    fn what_to_do_with_a_database_that_lost_something_can_be_pasted() {
+        let path = PathBuf::from("/my books/gateway.db");
+        let run = |words: &str| format!("{} --database '/my books/gateway.db' {words}", output::program());
+        let behind = |lacks| {
+            let path = path.clone();
+            OpenError::Behind { path, lacks }
+        };
+        let old = Failure::from(behind(Behind::Entry(7)));
+        for part in [run("restore FILE --force"), run("serve --accept-loss")] {
+            assert!(old.fix.as_ref().is_some_and(|fix| fix.contains(&part)), "{old}");
+        }
+        let unknown = Failure::from(behind(Behind::Unreadable("/my books/gateway.db.mark".into())));
+        assert!(unknown.what.contains("may not be"), "{unknown}");
+        assert!(
+            unknown.why.as_ref().is_some_and(|why| why.contains("damaged")),
+            "{unknown}"
+        );
+        let log = Failure::from(OpenError::NotItsLog(path.clone(), "/my books/gateway.db-wal".into()));
+        let moved = format!(
+            "mv '/my books/gateway.db-wal' '/my books/gateway.db-wal'.lost && {}",
+            run("serve --accept-loss")
+        );
+        assert!(log.fix.as_ref().is_some_and(|fix| fix.ends_with(&moved)), "{log}");
+        let not_written = StoreError {
+            context: "crediting: nothing was written".into(),
+            source: Some(Box::new(behind(Behind::Entry(7)))),
+        };
+        assert_eq!(
+            Failure::from(not_written).to_string(),
+            old.to_string(),
+            "an act that was refused for the same"
         );
     }
 

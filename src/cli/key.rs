@@ -5,14 +5,14 @@ use ipnet::IpNet;
 use jiff::SignedDuration;
 use serde::Serialize;
 
-use super::failure::Failure;
-use super::output::{self, Column, Items, KeyView};
+use super::failure::{Exit, Failure, command_on};
+use super::output::{self, Column, Items, KeyView, Pipe};
 use super::values::{self, When};
 use super::{Global, actor};
 use crate::admin::{self, Issued, KeySpec};
 use crate::config::{Config, OnHangup};
-use crate::store::Create;
 use crate::store::keys::Key;
+use crate::store::{Create, Store};
 use crate::time::now;
 
 /// What to do with keys. KEY is an id, the start of one, or a prefix as it is shown.
@@ -109,7 +109,7 @@ fn issue(args: IssueArgs, global: &Global) -> anyhow::Result<()> {
         on_hangup: args.on_hangup,
     };
     let issued = admin::issue_key(&store, &args.user, &spec, &actor(), at).map_err(Failure::from)?;
-    hand_over(&issued, &config, global)
+    hand_over(&issued, &config, &store, global)
 }
 
 fn rotate(which: &str, grace: SignedDuration, global: &Global) -> anyhow::Result<()> {
@@ -121,7 +121,7 @@ fn rotate(which: &str, grace: SignedDuration, global: &Global) -> anyhow::Result
     if !global.json {
         global.say(&format!("the old key is valid until {} UTC", output::time(old_until)));
     }
-    hand_over(&issued, &config, global)
+    hand_over(&issued, &config, &store, global)
 }
 
 /// `key issue --json`.
@@ -137,11 +137,11 @@ struct IssuedView<'a> {
 }
 
 /// The one time the key is shown: it alone on stdout, what to do with it on stderr.
-fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Result<()> {
+fn hand_over(issued: &Issued, config: &Config, store: &Store, global: &Global) -> anyhow::Result<()> {
     let key = &issued.key;
     let url = config.server.url();
     if global.json {
-        return output::json(&IssuedView {
+        let view = IssuedView {
             id: key.id.0.to_string(),
             key: issued.secret.reveal(),
             prefix: &key.prefix,
@@ -149,7 +149,8 @@ fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Resul
             name: &key.name,
             expires_at: key.expires_at,
             url,
-        });
+        };
+        return print_key(&output::json_text(&view)?, key, store);
     }
     let end = match key.expires_at {
         Some(end) => format!("valid until {} UTC", output::time(end)),
@@ -160,7 +161,7 @@ fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Resul
         output::plain(&key.name),
         key.user_name
     ));
-    output::print(&format!("{}\n", issued.secret.reveal()))?;
+    print_key(&format!("{}\n", issued.secret.reveal()), key, store)?;
     global.say(&format!(
         "for Codex, where {} works (it asks for the key):",
         key.user_name
@@ -172,6 +173,33 @@ fn hand_over(issued: &Issued, config: &Config, global: &Global) -> anyhow::Resul
     global.say("for other OpenAI clients:");
     global.say(&format!("  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=THE_KEY"));
     Ok(())
+}
+
+/// Prints a new key. One that nobody can have read is nobody's, and is revoked.
+fn print_key(text: &str, key: &Key, store: &Store) -> anyhow::Result<()> {
+    let why = match output::print(text) {
+        Ok(Pipe::Open) => return Ok(()),
+        Ok(Pipe::Closed) => "nobody reads what this command writes".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let failure = |what: &str, words: String| {
+        let failure = Failure::new(
+            Exit::Failed,
+            format!("the new key {} could not be shown {what}", key.prefix),
+        );
+        failure.why(why).fix(command_on(store.path(), &words))
+    };
+    let failure = match admin::revoke_key(store, &key.id.0.to_string(), &actor(), now()) {
+        Ok(_) => {
+            let issue = format!("key issue {}", output::shell_word(&key.user_name));
+            failure("and is revoked: issue another", issue)
+        }
+        Err(_) => failure(
+            "and is valid all the same: revoke it",
+            format!("key revoke {}", key.prefix),
+        ),
+    };
+    Err(failure.into())
 }
 
 fn restrictions(key: &Key) -> String {
@@ -205,7 +233,7 @@ fn show(key: &Key, global: &Global) -> anyhow::Result<()> {
         ("issued", output::time(key.created_at)),
         ("expires", time(key.expires_at)),
         ("revoked", time(key.revoked_at)),
-        ("last used", time(key.last_used_at)),
+        ("last used", key.last_used_at.map_or("never".to_owned(), output::time)),
         ("may use", restrictions(key)),
         (
             "on hangup",

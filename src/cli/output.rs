@@ -43,7 +43,15 @@ pub enum Pipe {
 /// # Errors
 /// As [`print()`].
 pub fn json(document: &impl Serialize) -> anyhow::Result<()> {
-    print(&format!("{}\n", serde_json::to_string_pretty(document)?)).map(drop)
+    print(&json_text(document)?).map(drop)
+}
+
+/// The text of a JSON document as it is written.
+///
+/// # Errors
+/// It cannot be written as JSON.
+pub fn json_text(document: &impl Serialize) -> anyhow::Result<String> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(document)?))
 }
 
 /// A list as a JSON document.
@@ -120,6 +128,12 @@ pub fn count(n: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// So many of what is named: `1 price`, `2 prices`.
+pub fn counted(n: usize, name: &str) -> String {
+    let end = if n == 1 { "" } else { "s" };
+    format!("{n} {name}{end}")
 }
 
 /// A text of somebody else's for the terminal: control characters, which could move the cursor, are shown as `?`.

@@ -27,17 +27,17 @@ impl From<bool> for Consent {
     }
 }
 
-/// Asks on a terminal; elsewhere it is no without `--yes`. No is said as such.
+/// Asks on a terminal. No is an answer, and said as such.
 ///
 /// # Errors
-/// The answer cannot be read.
-pub fn agreed(question: &str, consent: Consent, global: &Global) -> io::Result<bool> {
+/// Nobody can be asked, and there is no `--yes`; the answer cannot be read.
+pub fn agreed(question: &str, consent: Consent, global: &Global) -> anyhow::Result<bool> {
     if consent == Consent::Given {
         return Ok(true);
     }
     if !is_possible() {
-        global.say("nothing was written; add --yes to write without being asked");
-        return Ok(false);
+        let what = "nothing was written; add --yes to write without being asked";
+        return Err(Failure::new(Exit::Usage, what).into());
     }
     output::tell(&format!("{question} [y/N] "));
     let mut answer = String::new();

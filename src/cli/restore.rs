@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::backup::{ContentsView, LastEntryView, a_file, as_of, existing};
+use super::backup::{ContentsView, LastEntryView, a_file, as_of, existing, not_done};
 use super::failure::{Exit, Failure, restore_command};
 use super::{Global, output};
 use crate::store::backup::{BackupError, LastEntry};
@@ -48,7 +48,7 @@ pub fn run(args: &RestoreArgs, global: &Global) -> anyhow::Result<()> {
         BackupError::Exists(path) => Failure::new(Exit::Exists, format!("{} is there already", path.display())).fix(
             format!("to replace it (it is kept beside): {}", restore_command(&path, &from)),
         ),
-        error => Failure::from(error),
+        error => not_done("the backup was not restored", &error),
     })?;
     if global.json {
         return output::json(&view(path, from, restored));

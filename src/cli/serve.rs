@@ -1,11 +1,12 @@
 //! `gateway serve`: start the server, say where it is and what it forwards to, stop it cleanly.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::cli::failure::{Exit, Failure};
+use crate::cli::failure::{self, Exit, Failure};
 use crate::cli::stop::StopSignals;
 use crate::cli::{Global, actor, block_on, output};
-use crate::config::{Config, Flag, Pricing, UpstreamConfig};
+use crate::config::{self, Config, Flag, Pricing, UpstreamConfig};
 use crate::server::{self, Server, StartError};
 use crate::store::{Create, Outcome, Store};
 use crate::time;
@@ -30,8 +31,8 @@ const FAREWELL: Duration = Duration::from_millis(500);
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     /// Where to listen; port 0 takes a free one [default: 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR")]
-    listen: Option<String>,
+    #[arg(long, value_name = "ADDR", value_parser = config::listen)]
+    listen: Option<SocketAddr>,
     /// Go on with a database that lacks what was there before: a lost log, or an old copy in its place
     #[arg(long)]
     accept_loss: bool,
@@ -42,11 +43,11 @@ pub struct ServeArgs {
 /// # Errors
 /// Settings that are not valid, an address or a database that cannot be had, books of unknown outcome.
 pub fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
-    let flag = |value| Flag {
+    let flag = |listen: SocketAddr| Flag {
         name: "--listen",
         table: "server",
         key: "listen",
-        value,
+        value: listen.to_string(),
     };
     let config = global
         .settings(args.listen.map(flag).into_iter().collect())?
@@ -163,10 +164,7 @@ fn describe(upstream: &UpstreamConfig) -> String {
 fn not_started(error: StartError) -> anyhow::Error {
     match error {
         StartError::NoUpstream => no_upstream().into(),
-        StartError::Listen { addr, source } => Failure::new(Exit::Failed, format!("cannot listen on {addr}"))
-            .why(source.to_string())
-            .fix("stop what listens there, or take another address: gateway serve --listen 127.0.0.1:0")
-            .into(),
+        StartError::Listen { addr, source } => failure::not_listening(addr, &source, "serve").into(),
         StartError::Upstream(error) => Failure::new(Exit::Settings, error.to_string()).into(),
         StartError::Open(error) => Failure::from(error).into(),
         StartError::Store(error) => Failure::from(error).into(),

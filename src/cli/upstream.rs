@@ -3,8 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::Context;
-
+use super::failure::not_listening;
 use super::stop::StopSignals;
 use super::{Global, block_on, output};
 use crate::simulator::playwright::{Pace, standard};
@@ -63,7 +62,7 @@ async fn simulate(args: SimulateArgs, global: &Global) -> anyhow::Result<()> {
     // Nobody reads its log here.
     let options = Options { remember: 0 };
     let started = Simulator::start(args.listen, standard(args.pace()), options).await;
-    let simulator = started.with_context(|| format!("cannot listen on {}", args.listen))?;
+    let simulator = started.map_err(|error| not_listening(args.listen, &error, "upstream simulate"))?;
     let address = simulator.address();
     match global.json {
         true => {

@@ -16,6 +16,23 @@ pub struct ConfigError {
     pub fix: String,
 }
 
+/// Settings that cannot be used: all that is wrong with them, as far as it can be told, in the order of the file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct ConfigErrors(Vec<ConfigError>);
+
+impl ConfigErrors {
+    pub(super) fn new(mut found: Vec<ConfigError>) -> ConfigErrors {
+        found.sort_by_key(|error| error.excerpt.as_ref().map(|excerpt| excerpt.number));
+        ConfigErrors(found)
+    }
+
+    /// Each of them; at least one.
+    pub fn iter(&self) -> impl Iterator<Item = &ConfigError> {
+        self.0.iter()
+    }
+}
+
 /// One line of a settings file with the place that is meant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt {
@@ -69,22 +86,26 @@ impl Excerpt {
             .map_or(0, |at| at + 1);
         let line = text[start..].lines().next().unwrap_or_default();
         match show {
-            Show::KeyOnly => Excerpt::key_only(number, line, column - 1),
+            Show::KeyOnly => {
+                let meant = text.get(span.clone()).unwrap_or_default();
+                Excerpt::key_only(number, line, column - 1, meant.chars().count())
+            }
             Show::Span => Excerpt::around(number, line, span.start - start, span.end.saturating_sub(start)),
         }
     }
 
-    fn key_only(number: usize, line: &str, column: usize) -> Excerpt {
+    fn key_only(number: usize, line: &str, column: usize, width: usize) -> Excerpt {
         let shown = match line.split_once('=') {
             Some((key, _)) => format!("{key}= …"),
             None => line.to_owned(),
         };
-        let column = column.min(shown.chars().count().saturating_sub(1));
+        let end = shown.chars().count();
+        let column = column.min(end.saturating_sub(1));
         Excerpt {
             number,
             line: shown,
             column,
-            width: 1,
+            width: width.min(end.saturating_sub(column)).max(1),
         }
     }
 
@@ -142,6 +163,16 @@ mod tests {
         let text = "api_key = sk-secret";
         let excerpt = Excerpt::new(text, &(10..19), Show::KeyOnly);
         assert_eq!((excerpt.line.as_str(), excerpt.column), ("api_key = …", 10));
+    }
+
+    #[test]
+    fn a_caret_under_a_key_is_as_wide_as_the_key() {
+        let text = "api_key = \"sk-secret\"";
+        let excerpt = Excerpt::new(text, &(0..7), Show::KeyOnly);
+        assert_eq!(
+            (excerpt.line.as_str(), excerpt.column, excerpt.width),
+            ("api_key = …", 0, 7)
+        );
     }
 
     #[test]

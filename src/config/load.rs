@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Config;
-use super::error::ConfigError;
-use super::loader::{Loader, Table, text_node};
+use super::error::{ConfigError, ConfigErrors};
+use super::loader::{Loader, Nodes, Table, text_node};
 use super::source::{Document, Origin, Place};
 
 /// Everything settings are made of.
@@ -60,11 +60,11 @@ impl Loaded {
     /// The settings for a process that calls upstreams.
     ///
     /// # Errors
-    /// The first secret that could not be resolved.
-    pub fn complete(self) -> Result<Config, ConfigError> {
-        match self.missing.into_iter().next() {
-            Some(error) => Err(error),
-            None => Ok(self.config),
+    /// The secrets that could not be resolved.
+    pub fn complete(self) -> Result<Config, ConfigErrors> {
+        match self.missing.is_empty() {
+            true => Ok(self.config),
+            false => Err(ConfigErrors::new(self.missing)),
         }
     }
 }
@@ -73,18 +73,18 @@ impl Config {
     /// Settings from their sources.
     ///
     /// # Errors
-    /// The first setting that is unknown or wrong, with its position and what to do.
-    pub fn load(sources: Sources<'_>) -> Result<Loaded, ConfigError> {
+    /// The settings that are unknown or wrong, each with its position and what to do.
+    pub fn load(sources: Sources<'_>) -> Result<Loaded, ConfigErrors> {
         let mut loader = Loader {
             document: sources.file.map(|(path, text)| Document { path, text }),
             env: sources.env,
             read: sources.read,
             settings: Vec::new(),
             missing: Vec::new(),
+            wrong: Vec::new(),
         };
-        let mut tables = loader.file_tables()?;
-        let upstreams = tables.remove("upstream");
-        loader.add_env(&mut tables)?;
+        let mut tables = loader.file_tables();
+        loader.add_env(&mut tables);
         for flag in sources.flags {
             let table = tables.entry(flag.table.to_owned()).or_default();
             table.insert(
@@ -92,23 +92,43 @@ impl Config {
                 text_node(flag.value, Place::Flag(flag.name.to_owned())),
             );
         }
+        let config = loader.config(tables);
+        let Loader {
+            settings,
+            missing,
+            mut wrong,
+            ..
+        } = loader;
+        match config {
+            Ok(config) if wrong.is_empty() => Ok(Loaded {
+                config,
+                settings,
+                missing,
+            }),
+            other => {
+                wrong.extend(other.err());
+                wrong.extend(missing);
+                Err(ConfigErrors::new(wrong))
+            }
+        }
+    }
+}
+
+impl Loader<'_> {
+    fn config(&mut self, mut tables: BTreeMap<String, Nodes>) -> Result<Config, ConfigError> {
+        let upstreams = tables.remove("upstream");
         let mut table = |name: &str| Table {
             name: name.to_owned(),
             nodes: tables.remove(name).unwrap_or_default(),
         };
         let mut database = table("database");
-        let config = Config {
-            server: loader.server(&mut table("server"))?,
-            disk: loader.disk(&mut database)?,
-            database: loader.database(&mut database)?,
-            billing: loader.billing(&mut table("billing"))?,
-            log: loader.log(&mut table("log"))?,
-            upstreams: loader.upstreams(upstreams)?,
-        };
-        Ok(Loaded {
-            config,
-            settings: loader.settings,
-            missing: loader.missing,
+        Ok(Config {
+            server: self.server(&mut table("server"))?,
+            disk: self.disk(&mut database)?,
+            database: self.database(&mut database)?,
+            billing: self.billing(&mut table("billing"))?,
+            log: self.log(&mut table("log"))?,
+            upstreams: self.upstreams(upstreams)?,
         })
     }
 }
@@ -133,7 +153,7 @@ mod tests {
             .collect()
     }
 
-    fn load_with(text: &str, env: &Env, flags: Vec<Flag>) -> Result<Loaded, ConfigError> {
+    fn load_with(text: &str, env: &Env, flags: Vec<Flag>) -> Result<Loaded, ConfigErrors> {
         let read = |path: &Path| match path.to_str() {
             Some("/etc/gw/key.txt") => Ok("sk-from-file\n".to_owned()),
             _ => Err(format!("{} cannot be read", path.display())),
@@ -146,7 +166,7 @@ mod tests {
         })
     }
 
-    fn load(text: &str) -> Result<Loaded, ConfigError> {
+    fn load(text: &str) -> Result<Loaded, ConfigErrors> {
         load_with(text, &env(&[]), Vec::new())
     }
 
@@ -245,6 +265,75 @@ mod tests {
                 refusal(wrong)
             );
         }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told_at_once_in_the_order_of_the_file() {
+        let text = "\
+[server]
+listen = \"foo\"
+drain_timeout = 10
+trusted_proxies = [\"ten\", \"10.0.0.0/8\", \"x\"]
+[billing]
+mark_up = 2
+hold_share = 0
+[[upstream]]
+base_url = \"x\"
+auth = \"none\"
+aliases = { a = \"a\", b = \"\" }
+[[upstream]]
+name = \"u\"
+base_url = \"https://x\"
+api_key = \"env:NOPE\"
+idle_timeout = 3
+modles = []
+[limits]
+[[upstream]]
+name = \"u\"
+base_url = \"https://y\"
+[[upstream]]
+name = \"u\"
+base_url = \"https://z\"
+";
+        let variables = env(&[("GATEWAY_LOG__FORMAT", "xml"), ("GATEWAY_LOG__COLOUR", "1")]);
+        let wrong = load_with(text, &variables, Vec::new()).expect_err("much is wrong");
+        let places: Vec<String> = wrong.iter().map(|error| error.place.clone()).collect();
+        let places: Vec<&str> = places.iter().filter_map(|place| place.rsplit('/').next()).collect();
+        let expected = [
+            "GATEWAY_LOG__COLOUR",
+            "GATEWAY_LOG__FORMAT",
+            "gateway.toml:2:10",
+            "gateway.toml:3:17",
+            "gateway.toml:4:20",
+            "gateway.toml:4:41",
+            "gateway.toml:6:1",
+            "gateway.toml:7:14",
+            "gateway.toml:8:1",
+            "gateway.toml:9:1",
+            "gateway.toml:10:8",
+            "gateway.toml:11:17",
+            "gateway.toml:11:26",
+            "gateway.toml:15:1",
+            "gateway.toml:16:16",
+            "gateway.toml:17:1",
+            "gateway.toml:18:2",
+            "gateway.toml:20:8",
+            "gateway.toml:23:8",
+        ];
+        assert_eq!(places, expected, "{wrong}");
+        assert_eq!(wrong.to_string().matches("  fix   ").count(), expected.len());
+    }
+
+    #[test]
+    fn a_variable_that_is_wrong_is_named_once() {
+        let variable = env(&[("GATEWAY_SERVER__LISTEN", "foo")]);
+        let wrong = load_with("", &variable, Vec::new())
+            .expect_err("no address")
+            .to_string();
+        assert!(
+            wrong.starts_with("GATEWAY_SERVER__LISTEN: `foo` is not an address"),
+            "{wrong}"
+        );
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub(super) struct Loader<'a> {
     pub(super) read: &'a dyn Fn(&Path) -> Result<String, String>,
     pub(super) settings: Vec<Setting>,
     pub(super) missing: Vec<ConfigError>,
+    /// What is wrong. Reading goes on with something else in its place, to find the rest; nothing comes of that.
+    pub(super) wrong: Vec<ConfigError>,
 }
 
 pub(super) type Nodes = BTreeMap<String, Node>;
@@ -94,23 +96,19 @@ pub(super) fn unknown_fix(table: Option<&str>, keys: &[&str], wanted: &str) -> S
 /// Raw values.
 impl Loader<'_> {
     /// The file's tables, every name in them known.
-    pub(super) fn file_tables(&self) -> Result<BTreeMap<String, Nodes>, ConfigError> {
-        let Some(document) = &self.document else {
-            return Ok(BTreeMap::new());
-        };
+    pub(super) fn file_tables(&mut self) -> BTreeMap<String, Nodes> {
+        let read = self.document.as_ref().map_or(Ok(BTreeMap::new()), Document::parse);
         let mut tables = BTreeMap::new();
-        for (name, node) in document.parse()? {
+        for (name, node) in self.or_instead(read, BTreeMap::new()) {
             let nodes = match (TABLES.iter().find(|(known, _)| *known == name), node.value) {
                 (Some((_, keys)), Value::Table(nodes)) => {
-                    self.refuse_unknown(Some(&name), keys, &nodes)?;
+                    self.refuse_unknown(Some(&name), keys, &nodes);
                     nodes
                 }
                 (Some(_), _) => {
-                    return Err(self.at(
-                        &node.key,
-                        format!("`{name}` is a table"),
-                        format!("write [{name}] above its keys"),
-                    ));
+                    let fix = format!("write [{name}] above its keys");
+                    self.refuse(&node.key, format!("`{name}` is a table"), fix);
+                    continue;
                 }
                 (None, value) if name == "upstream" => {
                     let node = Node { value, ..node };
@@ -120,25 +118,39 @@ impl Loader<'_> {
                     let mut known: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
                     known.push("upstream");
                     let fix = unknown_fix(None, &known, &name);
-                    return Err(self.at(&node.key, format!("unknown table or key `{name}`"), fix));
+                    self.refuse(&node.key, format!("unknown table or key `{name}`"), fix);
+                    continue;
                 }
             };
             tables.insert(name, nodes);
         }
-        Ok(tables)
+        tables
     }
 
-    pub(super) fn refuse_unknown(&self, table: Option<&str>, keys: &[&str], nodes: &Nodes) -> Result<(), ConfigError> {
-        let Some((name, node)) = nodes.iter().find(|(name, _)| !keys.contains(&name.as_str())) else {
-            return Ok(());
-        };
+    pub(super) fn refuse_unknown(&mut self, table: Option<&str>, keys: &[&str], nodes: &Nodes) {
         let title = table.map_or("[[upstream]]".to_owned(), |table| format!("[{table}]"));
-        let fix = unknown_fix(table, keys, name);
-        Err(self.at(&node.key, format!("unknown key `{name}` in {title}"), fix))
+        for (name, node) in nodes.iter().filter(|(name, _)| !keys.contains(&name.as_str())) {
+            let fix = unknown_fix(table, keys, name);
+            self.refuse(&node.key, format!("unknown key `{name}` in {title}"), fix);
+        }
+    }
+
+    /// Notes what is wrong at a place, which may be quoted.
+    pub(super) fn refuse(&mut self, place: &Place, what: String, fix: String) {
+        let error = self.at(place, what, fix);
+        self.wrong.push(error);
+    }
+
+    /// What was read; when it is wrong, that is noted, and `instead` is gone on with.
+    pub(super) fn or_instead<T>(&mut self, read: Result<T, ConfigError>, instead: T) -> T {
+        read.unwrap_or_else(|error| {
+            self.wrong.push(error);
+            instead
+        })
     }
 
     /// `GATEWAY_<TABLE>__<KEY>`. Other names that start with `GATEWAY_` belong to somebody else.
-    pub(super) fn add_env(&self, tables: &mut BTreeMap<String, Nodes>) -> Result<(), ConfigError> {
+    pub(super) fn add_env(&mut self, tables: &mut BTreeMap<String, Nodes>) {
         for (variable, value) in self.env {
             let Some((table, key)) = variable.strip_prefix("GATEWAY_").and_then(|rest| rest.split_once("__")) else {
                 continue;
@@ -148,16 +160,14 @@ impl Loader<'_> {
                 .iter()
                 .any(|(name, keys)| *name == table && keys.contains(&key.as_str()));
             if !known || *variable != variable.to_ascii_uppercase() {
-                return Err(self.at(
-                    &Place::Env(variable.clone()),
-                    "this variable sets nothing".into(),
-                    unknown_variable(variable, &table),
-                ));
+                let fix = unknown_variable(variable, &table);
+                let what = "this variable sets nothing".into();
+                self.refuse(&Place::Env(variable.clone()), what, fix);
+                continue;
             }
             let node = text_node(value.clone(), Place::Env(variable.clone()));
             tables.entry(table).or_default().insert(key, node);
         }
-        Ok(())
     }
 
     /// An error at a place, which may be quoted.
@@ -243,10 +253,14 @@ impl Loader<'_> {
         text: &str,
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> Result<T, ConfigError> {
-        parse(text).map_err(|Problem { what, fix }| self.at(&node.place, format!("{key}: {what}"), fix))
+        parse(text).map_err(|Problem { what, fix }| match node.place {
+            // The place is the name.
+            Place::Env(_) | Place::Flag(_) => self.at(&node.place, what, fix),
+            Place::Span(_) | Place::Default => self.at(&node.place, format!("{key}: {what}"), fix),
+        })
     }
 
-    /// A setting with a default.
+    /// A setting with a default, which is taken in place of a wrong one.
     pub(super) fn value<T>(
         &mut self,
         table: &mut Table,
@@ -254,36 +268,51 @@ impl Loader<'_> {
         default: &str,
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> Result<T, ConfigError> {
-        let node = table.nodes.remove(key);
-        let node = node.unwrap_or_else(|| text_node(default.to_owned(), Place::Default));
-        let text = self.scalar(key, &node)?;
-        let value = self.parsed(&node, key, &text, parse)?;
-        self.note(table, key, Some(text), &node.place);
+        if let Some(node) = table.nodes.remove(key) {
+            match self.one(key, &node, &parse) {
+                Ok((value, text)) => {
+                    self.note(table, key, Some(text), &node.place);
+                    return Ok(value);
+                }
+                Err(error) => self.wrong.push(error),
+            }
+        }
+        let (value, text) = self.one(key, &text_node(default.to_owned(), Place::Default), &parse)?;
+        self.note(table, key, Some(text), &Place::Default);
         Ok(value)
     }
 
-    /// A setting that may be absent.
-    pub(super) fn optional<T>(
-        &mut self,
-        table: &mut Table,
+    /// A value, and its text.
+    pub(super) fn one<T>(
+        &self,
         key: &str,
+        node: &Node,
         parse: impl Fn(&str) -> Parsed<T>,
-    ) -> Result<Option<T>, ConfigError> {
-        if table.nodes.contains_key(key) {
-            return self.value(table, key, "", parse).map(Some);
-        }
-        self.note(table, key, None, &Place::Default);
-        Ok(None)
+    ) -> Result<(T, String), ConfigError> {
+        let text = self.scalar(key, node)?;
+        Ok((self.parsed(node, key, &text, parse)?, text))
     }
 
-    /// A list; a variable separates its parts by commas.
+    /// A setting that may be absent.
+    pub(super) fn optional<T>(&mut self, table: &mut Table, key: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
+        let node = table.nodes.remove(key);
+        let read = node.as_ref().map(|node| self.one(key, node, parse)).transpose();
+        let (value, text) = self.or_instead(read, None).unzip();
+        let place = node
+            .filter(|_| text.is_some())
+            .map_or(Place::Default, |node| node.place);
+        self.note(table, key, text, &place);
+        value
+    }
+
+    /// A list, without the parts of it that are wrong; a variable separates its parts by commas.
     pub(super) fn list<T>(
         &mut self,
         table: &mut Table,
         key: &str,
         default: &[&str],
         parse: impl Fn(&str) -> Parsed<T>,
-    ) -> Result<Vec<T>, ConfigError> {
+    ) -> Vec<T> {
         let (parts, place) = match table.nodes.remove(key) {
             None => (
                 default
@@ -298,7 +327,8 @@ impl Loader<'_> {
                 ..
             }) => (parts, place),
             Some(node) => {
-                let text = self.scalar(key, &node)?;
+                let text = self.scalar(key, &node);
+                let text = self.or_instead(text, String::new());
                 let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
                 (
                     parts
@@ -308,41 +338,43 @@ impl Loader<'_> {
                 )
             }
         };
-        let texts = parts
-            .iter()
-            .map(|part| self.scalar(key, part))
-            .collect::<Result<Vec<_>, _>>()?;
-        let values = parts
-            .iter()
-            .zip(&texts)
-            .map(|(part, text)| self.parsed(part, key, text, &parse))
-            .collect();
+        let (mut values, mut texts) = (Vec::new(), Vec::new());
+        for part in &parts {
+            let read = self.one(key, part, &parse).map(Some);
+            if let Some((value, text)) = self.or_instead(read, None) {
+                values.push(value);
+                texts.push(text);
+            }
+        }
         self.note(table, key, Some(texts.join(", ")), &place);
         values
     }
 
     /// The entries of a table inside a table.
-    pub(super) fn entries(&self, table: &mut Table, key: &str) -> Result<(Nodes, Place), ConfigError> {
+    pub(super) fn entries(&mut self, table: &mut Table, key: &str) -> (Nodes, Place) {
         match table.nodes.remove(key) {
-            None => Ok((BTreeMap::new(), Place::Default)),
+            None => (BTreeMap::new(), Place::Default),
             Some(Node {
                 value: Value::Table(nodes),
                 key,
                 ..
-            }) => Ok((nodes, key)),
+            }) => (nodes, key),
             Some(node) => {
                 let (what, fix) = (
                     format!("`{key}` is a table"),
                     format!("write {key} = {{ \"name\" = \"value\" }}"),
                 );
-                Err(self.error(&node.key, Show::KeyOnly, what, fix))
+                let error = self.error(&node.key, Show::KeyOnly, what, fix);
+                self.or_instead(Err(error), (BTreeMap::new(), Place::Default))
             }
         }
     }
 
-    /// `env:NAME`, `file:PATH` or the secret itself, with where it came from; `None` when it cannot be resolved now.
-    pub(super) fn secret(&mut self, key: &str, node: &Node) -> Result<Option<(Secret, String)>, ConfigError> {
-        let text = self.scalar(key, node)?;
+    /// `env:NAME`, `file:PATH` or the secret itself, with where it came from; `None` when it is wrong, or cannot be
+    /// resolved now.
+    pub(super) fn secret(&mut self, key: &str, node: &Node) -> Option<(Secret, String)> {
+        let text = self.scalar(key, node).map(Some);
+        let text = self.or_instead(text, None)?;
         let (found, origin) = if let Some(name) = text.strip_prefix("env:") {
             let unset = || format!("the variable {name} is not set");
             (self.env.get(name).cloned().ok_or_else(unset), name.to_owned())
@@ -359,12 +391,12 @@ impl Loader<'_> {
                 .filter(usable)
                 .ok_or_else(|| format!("{origin} holds no usable text"))
         }) {
-            Ok(secret) => Ok(Some((Secret::new(secret), origin))),
+            Ok(secret) => Some((Secret::new(secret), origin)),
             Err(why) => {
                 let fix = format!("set {key} to env:NAME, file:PATH or the text itself, and see that it can be read");
                 let error = self.error(&node.key, Show::KeyOnly, format!("{key}: {why}"), fix);
                 self.missing.push(error);
-                Ok(None)
+                None
             }
         }
     }

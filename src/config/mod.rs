@@ -16,12 +16,20 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-pub use self::error::{ConfigError, Excerpt};
+pub use self::error::{ConfigError, ConfigErrors, Excerpt};
 pub use self::load::{Flag, Loaded, Setting, Sources};
 pub use self::source::Origin;
 use crate::call::ChatLimitField;
 use crate::hold;
 use crate::pricing::{Factor, ListName};
+
+/// An address to listen on, as the settings and `--listen` take it.
+///
+/// # Errors
+/// What is wrong with it, and what would be right.
+pub fn listen(text: &str) -> Result<SocketAddr, String> {
+    parse::listen(text).map_err(|parse::Problem { what, fix }| format!("{what}; {fix}"))
+}
 
 /// A secret: never shown by `Debug` or `Display`.
 #[derive(Clone, PartialEq, Eq)]

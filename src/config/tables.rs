@@ -14,8 +14,8 @@ impl Loader<'_> {
     pub(super) fn server(&mut self, table: &mut Table) -> Result<ServerConfig, ConfigError> {
         Ok(ServerConfig {
             listen: self.value(table, "listen", "127.0.0.1:8080", parse::listen)?,
-            public_url: self.optional(table, "public_url", parse::base_url)?,
-            trusted_proxies: self.list(table, "trusted_proxies", &[], parse::network)?,
+            public_url: self.optional(table, "public_url", parse::base_url),
+            trusted_proxies: self.list(table, "trusted_proxies", &[], parse::network),
             max_body: self.value(table, "max_body", "64MiB", parse::size)?,
             max_response: self.value(table, "max_response", "32MiB", parse::size)?,
             header_timeout: self.value(table, "header_timeout", "10s", parse::duration)?,
@@ -30,8 +30,8 @@ impl Loader<'_> {
             self.note(table, "path", Some(path.display().to_string()), &Place::Default);
             return Ok(path);
         };
-        let text = self.scalar("path", &node)?;
-        let text = self.parsed(&node, "path", &text, any_text)?;
+        let read = self.one("path", &node, any_text).map(|(text, _)| text);
+        let text = self.or_instead(read, String::new());
         let path = match node.place {
             Place::Span(_) => self.beside_file(&text),
             Place::Env(_) | Place::Flag(_) | Place::Default => PathBuf::from(text),

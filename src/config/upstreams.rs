@@ -7,7 +7,7 @@ use http::HeaderName;
 use super::error::{ConfigError, Show};
 use super::loader::{Loader, MASK, Nodes, Table, UPSTREAM, any_text, masked, text_node};
 use super::parse::{self, Parsed, Problem};
-use super::source::{Place, Value};
+use super::source::{Node, Place, Value};
 use super::{Pricing, Secret, UpstreamConfig};
 use crate::pricing::ListName;
 
@@ -32,25 +32,27 @@ impl Loader<'_> {
         };
         let Value::List(items) = node.value else {
             let fix = "write [[upstream]], in double brackets: there may be several";
-            return Err(self.at(&node.key, "`upstream` is not a list of tables".into(), fix.into()));
+            self.refuse(&node.key, "`upstream` is not a list of tables".into(), fix.into());
+            return Ok(Vec::new());
         };
         let mut names = BTreeSet::new();
         let mut upstreams = Vec::new();
         for item in items {
             let Value::Table(nodes) = item.value else {
                 let fix = "write [[upstream]] above the keys of each";
-                return Err(self.at(&item.place, "`upstream` is not a list of tables".into(), fix.into()));
+                self.refuse(&item.place, "`upstream` is not a list of tables".into(), fix.into());
+                continue;
             };
-            self.refuse_unknown(None, UPSTREAM, &nodes)?;
-            let name_at = nodes
-                .get("name")
-                .map_or_else(|| item.place.clone(), |name| name.place.clone());
-            let upstream = self.upstream(nodes, &item.place)?;
-            if !names.insert(upstream.name.clone()) {
-                let what = format!("two upstreams are called `{}`", upstream.name);
-                return Err(self.at(&name_at, what, "give each a name of its own".into()));
+            self.refuse_unknown(None, UPSTREAM, &nodes);
+            let named = nodes.get("name");
+            if let Some((Ok(name), place)) = named.map(|node| (self.scalar("name", node), node.place.clone()))
+                && !names.insert(name.clone())
+            {
+                let what = format!("two upstreams are called `{name}`");
+                self.refuse(&place, what, "give each a name of its own".into());
             }
-            upstreams.push(upstream);
+            let read = self.upstream(nodes, &item.place).map(Some);
+            upstreams.extend(self.or_instead(read, None));
         }
         Ok(upstreams)
     }
@@ -71,29 +73,33 @@ impl Loader<'_> {
     }
 
     fn upstream(&mut self, mut nodes: Nodes, place: &Place) -> Result<UpstreamConfig, ConfigError> {
-        let name = self.required(&mut nodes, place, "name", parse::name)?.0;
-        let (base_url, url_place) = self.required(&mut nodes, place, "base_url", parse::base_url)?;
+        let name = self.required(&mut nodes, place, "name", parse::name);
+        let base_url = self.required(&mut nodes, place, "base_url", parse::base_url);
+        // An upstream without one of them has a place among the errors, and the rest of it is read all the same.
+        let stand_in = |text: &str| (text.to_owned(), Place::Default);
+        let (name, _) = self.or_instead(name, stand_in("upstream"));
+        let (base_url, url_place) = self.or_instead(base_url, stand_in("http://localhost"));
         let table = &mut Table {
             name: format!("upstream.{name}"),
             nodes,
         };
         self.note(table, "base_url", Some(base_url.clone()), &url_place);
         let host = parse::host_of(&base_url);
-        let (api_key, api_key_origin) = self.api_key(table)?.unzip();
+        let (api_key, api_key_origin) = self.api_key(table).unzip();
         Ok(UpstreamConfig {
             auth: self.value(table, "auth", "bearer", parse::auth)?,
-            models: self.list(table, "models", &["*"], parse::glob)?,
-            aliases: self.aliases(table)?,
+            models: self.list(table, "models", &["*"], parse::glob),
+            aliases: self.aliases(table),
             prices: self.prices(table, &host, &name)?,
             region: self.region(table, &host)?,
-            proxy: self.proxy(table)?,
+            proxy: self.proxy(table),
             ca_file: self
-                .optional(table, "ca_file", any_text)?
+                .optional(table, "ca_file", any_text)
                 .map(|path| self.beside_file(&path)),
             connect_timeout: self.value(table, "connect_timeout", "10s", parse::duration)?,
             first_byte_timeout: self.value(table, "first_byte_timeout", "600s", parse::duration)?,
             idle_timeout: self.value(table, "idle_timeout", "300s", parse::duration)?,
-            headers: self.headers(table)?,
+            headers: self.headers(table),
             name,
             base_url,
             api_key,
@@ -119,36 +125,37 @@ impl Loader<'_> {
             );
             return Err(self.at(place, what, fix));
         };
-        let text = self.scalar(key, &node)?;
-        // A URL may hold a password where none belongs.
-        let value = parse(&text)
-            .map_err(|Problem { what, fix }| self.error(&node.key, Show::KeyOnly, format!("{key}: {what}"), fix))?;
-        Ok((value, node.place))
+        Ok((self.hidden(key, &node, parse)?, node.place))
     }
 
-    fn api_key(&mut self, table: &mut Table) -> Result<Option<(Secret, String)>, ConfigError> {
+    /// A value of which no error quotes anything: a URL may hold a password where none belongs.
+    fn hidden<T>(&self, key: &str, node: &Node, parse: impl Fn(&str) -> Parsed<T>) -> Result<T, ConfigError> {
+        parse(&self.scalar(key, node)?)
+            .map_err(|Problem { what, fix }| self.error(&node.key, Show::KeyOnly, format!("{key}: {what}"), fix))
+    }
+
+    fn api_key(&mut self, table: &mut Table) -> Option<(Secret, String)> {
         let Some(node) = table.nodes.remove("api_key") else {
             self.note(table, "api_key", None, &Place::Default);
-            return Ok(None);
+            return None;
         };
         self.note(table, "api_key", Some(masked(&node)), &node.place);
         self.secret("api_key", &node)
     }
 
-    fn proxy(&mut self, table: &mut Table) -> Result<Option<String>, ConfigError> {
+    fn proxy(&mut self, table: &mut Table) -> Option<String> {
         let Some(node) = table.nodes.remove("proxy") else {
             self.note(table, "proxy", None, &Place::Default);
-            return Ok(None);
+            return None;
         };
-        let text = self.scalar("proxy", &node)?;
-        let proxy = parse::proxy(&text)
-            .map_err(|Problem { what, fix }| self.error(&node.key, Show::KeyOnly, format!("proxy: {what}"), fix))?;
+        let read = self.hidden("proxy", &node, parse::proxy).map(Some);
+        let proxy = self.or_instead(read, None)?;
         let shown = match proxy.rsplit_once('@') {
             Some((_, host)) => format!("{MASK}@{host}"),
             None => proxy.clone(),
         };
         self.note(table, "proxy", Some(shown), &node.place);
-        Ok(Some(proxy))
+        Some(proxy)
     }
 
     fn prices(&mut self, table: &mut Table, host: &str, name: &str) -> Result<Pricing, ConfigError> {
@@ -162,32 +169,35 @@ impl Loader<'_> {
     fn region(&mut self, table: &mut Table, host: &str) -> Result<Option<String>, ConfigError> {
         match parse::region_of_host(host) {
             Some(region) => self.value(table, "region", &region, parse::name).map(Some),
-            None => self.optional(table, "region", parse::name),
+            None => Ok(self.optional(table, "region", parse::name)),
         }
     }
 
-    fn aliases(&mut self, table: &mut Table) -> Result<BTreeMap<String, String>, ConfigError> {
-        let (nodes, place) = self.entries(table, "aliases")?;
+    fn aliases(&mut self, table: &mut Table) -> BTreeMap<String, String> {
+        let (nodes, place) = self.entries(table, "aliases");
         let mut aliases = BTreeMap::new();
         for (alias, node) in nodes {
-            let text = self.scalar(&alias, &node)?;
-            let model = self.parsed(&node, "aliases", &text, any_text)?;
-            if alias == model {
-                let fix = "an alias is another name; the model's own needs no line".into();
-                return Err(self.at(&node.place, format!("`{alias}` is an alias of itself"), fix));
+            let read = self.scalar(&alias, &node);
+            let read = read.and_then(|text| self.parsed(&node, "aliases", &text, any_text).map(Some));
+            match self.or_instead(read, None) {
+                Some(model) if model == alias => {
+                    let fix = "an alias is another name; the model's own needs no line".into();
+                    self.refuse(&node.place, format!("`{alias}` is an alias of itself"), fix);
+                }
+                Some(model) => drop(aliases.insert(alias, model)),
+                None => {}
             }
-            aliases.insert(alias, model);
         }
         let shown: Vec<String> = aliases
             .iter()
             .map(|(alias, model)| format!("{alias} = {model}"))
             .collect();
         self.note(table, "aliases", Some(shown.join(", ")), &place);
-        Ok(aliases)
+        aliases
     }
 
-    fn headers(&mut self, table: &mut Table) -> Result<BTreeMap<String, Secret>, ConfigError> {
-        let (nodes, place) = self.entries(table, "headers")?;
+    fn headers(&mut self, table: &mut Table) -> BTreeMap<String, Secret> {
+        let (nodes, place) = self.entries(table, "headers");
         let mut headers = BTreeMap::new();
         let mut shown = Vec::new();
         for (name, node) in nodes {
@@ -195,15 +205,17 @@ impl Loader<'_> {
             if HeaderName::from_bytes(lower.as_bytes()).is_err() || OWN_HEADERS.contains(&lower.as_str()) {
                 let what = format!("the header `{name}` cannot be set here");
                 let fix = "use a header of the vendor's; a credential goes into `api_key`";
-                return Err(self.error(&node.key, Show::KeyOnly, what, fix.into()));
+                let error = self.error(&node.key, Show::KeyOnly, what, fix.into());
+                self.wrong.push(error);
+                continue;
             }
             shown.push(format!("{lower} = {}", masked(&node)));
-            if let Some((secret, _)) = self.secret(&name, &node)? {
+            if let Some((secret, _)) = self.secret(&name, &node) {
                 headers.insert(lower, secret);
             }
         }
         self.note(table, "headers", Some(shown.join(", ")), &place);
-        Ok(headers)
+        headers
     }
 }
 

@@ -109,9 +109,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     }
     let upstreams = config.upstreams.iter().map(upstream).collect::<Result<Vec<_>, _>>()?;
     let lock = ServerLock::acquire(store.path())?;
-    if let Some(behind) = store.behind() {
-        return Err(OpenError::Behind(behind).into());
-    }
+    store.whole()?;
     let writer_tasks = TaskTracker::new();
     let writer = store.start_writer(&writer_tasks, config.disk);
     close_interrupted(&store).await?;

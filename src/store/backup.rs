@@ -114,9 +114,7 @@ impl Store {
     pub fn back_up(&self, file: &Path, existing: Existing) -> Result<Contents, BackupError> {
         let file = connection::absolute(file)?;
         may_be_written(&file, self.path(), existing)?;
-        if let Some(behind) = self.behind() {
-            return Err(OpenError::Behind(behind).into());
-        }
+        self.whole()?;
         let draft = Draft::beside(&file)?;
         copy(self.path(), &draft)?;
         let contents = verified(&draft.file(), self.path())?;
@@ -435,7 +433,10 @@ mod tests {
         .expect("copied");
         let put_back = Store::open(&old, Create::Never).expect("it opens");
         let error = put_back.back_up(&new, Existing::Replace).expect_err("it is older");
-        assert!(matches!(error, BackupError::Open(OpenError::Behind(_))), "{error:?}");
+        assert!(
+            matches!(error, BackupError::Open(OpenError::Behind { .. })),
+            "{error:?}"
+        );
         let kept = Store::open_to_read(&new).expect("it opens");
         assert_eq!(kept.users().expect("read")[0].balance, usd("10"));
     }

@@ -118,20 +118,32 @@ pub enum OpenError {
         source: StoreError,
     },
     /// It ends before its high-water mark: a lost log, or an old copy in its place.
-    #[error("the database is not what was there before: {0}")]
-    Behind(Behind),
+    #[error("{} {} what was there before: {lacks}", .path.display(), is_or_may_be_not(.lacks))]
+    Behind {
+        /// The file.
+        path: PathBuf,
+        /// What it lacks.
+        lacks: Behind,
+    },
     /// There was one: something of it is there still.
     #[error("there is no database at {0}, but what it left is there: {1}")]
     Gone(PathBuf, PathBuf),
     /// The log beside it is that of a newer database.
-    #[error("{0} is the log of a newer database than the one beside it")]
-    NotItsLog(PathBuf),
+    #[error("{1} is the log of a newer database than the one beside it")]
+    NotItsLog(PathBuf, PathBuf),
     /// Another server runs on it.
     #[error("another gateway serves this database: {0}")]
     InUse(String),
     /// Anything else.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn is_or_may_be_not(lacks: &Behind) -> &'static str {
+    match lacks {
+        Behind::Unreadable(_) => "may not be",
+        Behind::Commits { .. } | Behind::Entry(_) => "is not",
+    }
 }
 
 /// Whether opening may create the file.
@@ -287,6 +299,20 @@ impl Store {
         self.inner.behind.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Refuses a database that lacks something of what was there before.
+    ///
+    /// # Errors
+    /// [`OpenError::Behind`].
+    pub fn whole(&self) -> Result<(), OpenError> {
+        match self.behind() {
+            None => Ok(()),
+            Some(lacks) => Err(OpenError::Behind {
+                path: self.path().to_owned(),
+                lacks,
+            }),
+        }
+    }
+
     /// Goes on without what the database lacks, and writes down that somebody decided so.
     pub fn accept_loss(&self, by: &Actor, now: jiff::Timestamp) -> Outcome<(), ()> {
         let lost = self.inner.behind.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -330,13 +356,10 @@ impl Store {
 
     /// Runs an operator's act in a transaction of its own.
     fn write<D, R>(&self, context: &str, act: impl FnOnce(&Connection) -> Tried<D, R>) -> Outcome<D, R> {
-        if let Some(behind) = self.behind() {
+        if let Err(lacking) = self.whole() {
             return Outcome::NotCommitted(StoreError {
-                context: format!(
-                    "nothing is written to a database that is not what was there before ({behind}): put its newest copy \
-                     in its place, or go on without what is missing: gateway serve --accept-loss"
-                ),
-                source: None,
+                context: format!("{context}: nothing was written"),
+                source: Some(Box::new(lacking)),
             });
         }
         // A panic inside an act rolled its transaction back; the connection is as good as before.

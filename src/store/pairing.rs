@@ -25,25 +25,39 @@ const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/');
 
 /// Looks at a database that is about to be opened.
 pub(super) fn check(database: &Path) -> Result<(), OpenError> {
-    let log = connection::beside(database, "-wal");
-    let there = |path: &Path| fs::metadata(path).is_ok_and(|file| file.len() > 0);
     if !database.exists() {
-        let left = [mark::path_of(database), log].into_iter().find(|left| there(left));
+        let log = connection::beside(database, "-wal");
+        let left = [mark::path_of(database), log].into_iter().find(|left| is_written(left));
         return left.map_or(Ok(()), |left| Err(OpenError::Gone(database.to_owned(), left)));
     }
     // A server that runs has looked, and moves its log at any moment.
-    if !there(&log) || ServerLock::holder(database).is_some() {
+    if ServerLock::holder(database).is_some() {
         return Ok(());
     }
-    match (marked(database), in_file(database)) {
-        (Some(marked), Ok(found)) if found < marked => Err(OpenError::NotItsLog(log)),
-        // A copy from before transactions were counted.
-        (Some(1..), Err(error)) if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
-            Err(OpenError::NotItsLog(log))
-        }
-        // Or one that a dying machine left in pieces, which its log mends.
-        _ => Ok(()),
+    match log_of_a_newer_one(database) {
+        Some(log) => Err(OpenError::NotItsLog(database.to_owned(), log)),
+        None => Ok(()),
     }
+}
+
+/// The log beside a database, when it is that of a newer one. No server may run on it meanwhile.
+pub(super) fn log_of_a_newer_one(database: &Path) -> Option<PathBuf> {
+    let log = connection::beside(database, "-wal");
+    if !is_written(&log) {
+        return None;
+    }
+    let older = match (marked(database), in_file(database)) {
+        (Some(marked), Ok(found)) => found < marked,
+        // A copy from before transactions were counted.
+        (Some(1..), Err(error)) => error.sqlite_error_code() == Some(ErrorCode::Unknown),
+        // Or one that a dying machine left in pieces, which its log mends.
+        _ => false,
+    };
+    older.then_some(log)
+}
+
+fn is_written(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
 /// Notes how many transactions are in the file of a database that has its log, or none.

@@ -16,7 +16,10 @@ use super::backup::{
     self, BackupError, Contents, Draft, Existing, IN_USE, LastEntry, failed, is_same, last_entry, sync_folder,
 };
 use super::migrate::VERSION;
-use super::{Create, OpenError, ServerLock, StoreError, Trouble, columns, connection, during, mark};
+use super::{Create, OpenError, ServerLock, StoreError, Trouble, columns, connection, during, mark, pairing};
+
+/// How the name goes on under which a log is kept that is newer than its database, before the log's own ending.
+const NEWER: &str = ".newer";
 
 /// What was restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +33,7 @@ pub struct Restored {
 /// A database, or what was left of it, that gave way to a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
-    /// Where it is now: one file, and its log if it could not be opened.
+    /// Where it is now: one file, and its log if it could not be opened, or was that of a newer database.
     pub kept: Vec<PathBuf>,
     /// Its last entry; `None`: it has none, or it cannot be read.
     pub last: Option<LastEntry>,
@@ -144,9 +147,16 @@ fn close_in_one_file(conn: Connection) -> rusqlite::Result<()> {
 /// Puts the copy in the place of the database, which is kept under another name.
 fn replace(target: &Path, copy: &Draft, now: Timestamp) -> Result<Option<Replaced>, BackupError> {
     let name = free_name(target, now);
+    let aside = |logs: &Path| {
+        let kept = move_in(target, &copy.file(), &name, logs).map_err(|error| failed("writing", target, error))?;
+        Ok((!kept.is_empty()).then_some(Replaced { kept, last: None }))
+    };
+    if pairing::log_of_a_newer_one(target).is_some() {
+        // Opened together, here or where they are kept, they would become one database that never was.
+        return aside(&connection::beside(&name, NEWER));
+    }
     let Some(conn) = open_alone(target)? else {
-        let kept = move_in(target, &copy.file(), &name).map_err(|error| failed("writing", target, error))?;
-        return Ok((!kept.is_empty()).then_some(Replaced { kept, last: None }));
+        return aside(&name);
     };
     let last = last_entry(&conn).unwrap_or_default();
     keep_copy(&conn, target, &name)?;
@@ -206,12 +216,12 @@ fn copy_pages(from: &Connection, to: &mut Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// Moves a file to where the database is to be. What is left there of one that cannot be opened moves aside first: its
-/// log would be taken for the new one's. Gives what was moved.
-fn move_in(target: &Path, copy: &Path, name: &Path) -> io::Result<Vec<PathBuf>> {
+/// Moves a file to where the database is to be. What is left there of one that cannot be opened moves aside first, the
+/// database to `name` and its logs beside `logs`: they would be taken for the new one's. Gives what was moved.
+fn move_in(target: &Path, copy: &Path, name: &Path, logs: &Path) -> io::Result<Vec<PathBuf>> {
     let mut kept = Vec::new();
     for end in IN_USE {
-        let aside = connection::beside(name, end);
+        let aside = connection::beside(logs, end);
         match fs::rename(connection::beside(target, end), &aside) {
             Ok(()) => kept.push(aside),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -239,7 +249,8 @@ fn free_name(target: &Path, now: Timestamp) -> PathBuf {
         .to_string();
     let first = connection::beside(target, &format!(".replaced-{time}"));
     let next = (2..).map(|n| connection::beside(&first, &format!("-{n}")));
-    let taken = |path: &PathBuf| path.exists() || IN_USE.iter().any(|end| connection::beside(path, end).exists());
+    let has_logs = |path: &Path| IN_USE.iter().any(|end| connection::beside(path, end).exists());
+    let taken = |path: &PathBuf| path.exists() || has_logs(path) || has_logs(&connection::beside(path, NEWER));
     let mut names = std::iter::once(first.clone()).chain(next);
     names.find(|path| !taken(path)).unwrap_or(first)
 }
@@ -248,8 +259,8 @@ fn free_name(target: &Path, now: Timestamp) -> PathBuf {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::super::Store;
     use super::super::testing::*;
+    use super::super::{Store, checkpoint};
     use super::*;
     use crate::store::migrate::backup_path;
 
@@ -385,6 +396,32 @@ mod tests {
             assert_eq!(fs::read_to_string(scene.kept("-wal")).expect("kept"), "a log");
             assert_eq!(balance(&scene.database), usd("9"));
         }
+    }
+
+    #[test]
+    fn an_old_copy_and_the_log_of_the_newer_one_are_kept_apart() {
+        let scene = Scene::new();
+        let old = fs::read(&scene.database).expect("read");
+        let store = Store::open(&scene.database, Create::Never).expect("it opens");
+        let ada = store.find_user("ada").expect("read").expect("there");
+        done(store.credit(&top_up(&ada, "5", None), &by(), at(2)));
+        let conn = connection::open_writable(&scene.database).expect("it opens");
+        let marks = mark::MarkFile::open(&scene.database).expect("opened");
+        checkpoint::checkpoint(&conn, &marks, "PASSIVE");
+        done(store.credit(&top_up(&ada, "7", None), &by(), at(2)));
+        let log = fs::read(scene.beside("-wal")).expect("there is a log");
+        drop((store, conn));
+        fs::write(&scene.database, &old).expect("written");
+        fs::write(scene.beside("-wal"), &log).expect("written");
+        let restored = scene.restore(Existing::Replace).expect("restored");
+        let kept = vec![scene.kept(""), scene.kept(".newer-wal")];
+        assert_eq!(restored.replaced, Some(Replaced { kept, last: None }));
+        assert!(fs::read(scene.kept("")).expect("kept") == old, "the copy is as it was");
+        assert!(
+            fs::read(scene.kept(".newer-wal")).expect("kept") == log,
+            "and so is the log"
+        );
+        assert_eq!(balance(&scene.database), usd("9"));
     }
 
     #[test]

@@ -37,7 +37,7 @@ const MOMENTS: (u64, u64) = (25, 350);
 /// At which passage of a point a directed kill comes; so many calls are under way at the first of them.
 const PASSAGES: (u64, u64) = (17, 60);
 
-/// The points of an exchange, C1 to C11.
+/// The points of an exchange, in its order.
 const POINTS: [Point; 11] = [
     Point::Authenticated,
     Point::Held,

@@ -520,6 +520,16 @@ fn a_database_that_is_there_is_replaced_only_when_told_and_is_kept() {
     assert_eq!(site.balance(), json!("8"));
 }
 
+/// The command at the end of an error looks into the file that the error is about.
+fn finds_the_gift(error: &str, file: &str) {
+    let (_, command) = error.trim_end().rsplit_once("all that is wrong: ").expect("a command");
+    assert!(command.contains(file), "{command}");
+    let looked = Command::new("sh").args(["-c", command]).env_clear().output();
+    let looked = ran(&looked.expect("a shell"));
+    assert_eq!(looked.code, 8, "{looked:?}");
+    assert!(looked.out.contains("ledger_entries"), "{looked:?}");
+}
+
 #[test]
 fn books_that_do_not_balance_are_neither_backed_up_nor_restored() {
     let site = Site::with_alice();
@@ -534,9 +544,11 @@ fn books_that_do_not_balance_are_neither_backed_up_nor_restored() {
         error.contains("altered.db do not balance: table ledger_entries, row 1"),
         "{error}"
     );
+    finds_the_gift(&error, "altered.db");
     Site::raw(&site.database()).execute_batch(altered).expect("altered");
     let error = site.fails("backup b.db --force", 8);
     assert!(error.contains("gateway.db do not balance"), "{error}");
+    finds_the_gift(&error, "gateway.db");
     assert_eq!(site.names("backups"), ["altered.db", "b.db"]);
     site.ok("restore b.db --force");
     assert_eq!(site.json("ledger verify")["balanced"], json!(true));
@@ -668,7 +680,8 @@ fn a_disk_that_fills_during_a_backup_keeps_the_one_before() {
         return;
     };
     assert!(
-        ran.err.contains("error: the copy could not be made\n  why   copying "),
+        ran.err
+            .contains("error: the backup could not be made\n  why   copying "),
         "{ran:?}"
     );
     assert!(ran.err.contains("database or disk is full"), "{ran:?}");
@@ -692,6 +705,10 @@ fn a_disk_that_fills_during_a_restore_leaves_the_database_as_it_is() {
         let Some(ran) = on_a_small_disk(&site, size, script) else {
             return;
         };
+        assert!(
+            ran.err.contains("error: the backup was not restored\n  why   "),
+            "{size}: {ran:?}"
+        );
         assert!(ran.err.contains("database or disk is full"), "{size}: {ran:?}");
         assert!(ran.out.contains("exit 1\n  \"balance\": \"6\""), "{size}: {ran:?}");
         assert!(!ran.out.contains("partial"), "{size}: {ran:?}");

@@ -330,6 +330,63 @@ fn a_key_is_shown_once_and_never_again() {
 }
 
 #[test]
+fn a_key_that_could_not_be_shown_is_nobodys() {
+    let home = Home::with_alice();
+    let (reader, closed) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("Linux has it");
+    let nowhere: [(&str, Stdio); 3] = [
+        ("key issue alice", full.try_clone().expect("a second one").into()),
+        ("key issue alice --json", closed.into()),
+        ("key rotate alice --grace 1h", full.into()),
+    ];
+    for (line, stdout) in nowhere {
+        let line = match line.contains("rotate") {
+            true => line.replace(
+                "alice",
+                home.json("key issue alice")["prefix"].as_str().expect("a prefix"),
+            ),
+            false => line.to_owned(),
+        };
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+        command.env_clear().env("HOME", home.path()).current_dir(home.path());
+        let ran = command
+            .args(line.split(' '))
+            .stdout(stdout)
+            .output()
+            .expect("the program starts");
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(1), "{line}: {said}");
+        assert!(said.contains("could not be shown and is revoked"), "{line}: {said}");
+        assert!(
+            said.contains("--database") && said.contains("key issue alice"),
+            "{line}: {said}"
+        );
+    }
+    let keys = home.json("key list alice");
+    let states = keys["items"]
+        .as_array()
+        .expect("keys")
+        .iter()
+        .map(|key| key["state"].as_str());
+    let mut states: Vec<_> = states.map(|state| state.expect("a state")).collect();
+    states.sort_unstable();
+    assert_eq!(
+        states,
+        ["revoked", "revoked", "revoked", "valid"],
+        "what was rotated has an hour"
+    );
+    let shown = home.ok(&format!(
+        "key show {}",
+        keys["items"][0]["prefix"].as_str().expect("a prefix")
+    ));
+    assert!(shown.contains("last used  never"), "{shown}");
+}
+
+#[test]
 fn a_key_alone_stands_on_stdout_and_what_to_do_with_it_on_stderr() {
     let home = Home::with_alice();
     let ran = home.run("key issue alice");
@@ -543,6 +600,32 @@ fn an_export_holds_what_was_and_what_will_be() {
 }
 
 #[test]
+fn what_is_typed_wrong_is_told_in_our_words() {
+    let home = Home::with_alice();
+    home.settings("[[upstream]]\nname = \"u\"\nbase_url = \"http://127.0.0.1:9\"\n");
+    let negative = home.fails("price set m --input -1 --output 1", 2);
+    assert!(
+        negative.contains("'--input <USD>'") && !negative.contains("use '--"),
+        "{negative}"
+    );
+    let address = home.fails("serve --listen foo", 2);
+    assert!(
+        address.contains("'--listen <ADDR>'") && address.contains("write IP:PORT"),
+        "{address}"
+    );
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = taken.local_addr().expect("an address");
+    for command in ["serve", "upstream simulate"] {
+        let error = home.fails(&format!("{command} --listen {addr}"), 1);
+        let again = format!("{} {command} --listen 127.0.0.1:0", env!("CARGO_BIN_EXE_gateway"));
+        assert!(
+            error.contains(&format!("cannot listen on {addr}")) && error.contains(&again),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn an_import_shows_the_differences_and_writes_only_with_consent() {
     let home = Home::with_alice();
     home.ok("price set mine --input 2.5 --output 10");
@@ -554,7 +637,7 @@ fn an_import_shows_the_differences_and_writes_only_with_consent() {
     );
     fs::write(home.path().join("map.json"), LITELLM).expect("written");
     let shown = home.run("price import map.json");
-    assert_eq!(shown.code, 0);
+    assert_eq!(shown.code, 2, "{}", shown.err);
     assert!(
         shown.out.contains("gpt-new") && shown.out.contains("0.075"),
         "{}",
@@ -570,7 +653,8 @@ fn an_import_shows_the_differences_and_writes_only_with_consent() {
         "{}",
         none.err
     );
-    home.ok("price import map.json --yes");
+    let written = home.run("price import map.json --yes");
+    assert!(written.err.contains("\n1 price written"), "{}", written.err);
     assert_eq!(
         rates(&home, "gpt-new"),
         json!({"input":"0.3","cached_input":"0.075","output":"1.2"})
@@ -641,6 +725,28 @@ fn price_check_names_configured_models_without_a_price() {
 }
 
 #[test]
+fn a_price_list_that_there_is_not_is_told() {
+    let home = Home::with_alice();
+    for line in [
+        "price list --list openia",
+        "price list gpt-4o --list openia",
+        "price export --list openia",
+    ] {
+        let error = home.fails(line, 5);
+        assert!(
+            error.contains("no price list 'openia'") && error.contains("near  openai"),
+            "{line}: {error}"
+        );
+    }
+    home.ok("price set mine --list own --input 1 --output 1 --from 2099-01-01");
+    assert_eq!(
+        home.json("price list --list own")["items"],
+        json!([]),
+        "it has none yet"
+    );
+}
+
+#[test]
 fn without_an_upstream_there_is_no_price_to_check() {
     let home = Home::with_alice();
     assert_eq!(
@@ -668,6 +774,12 @@ fn settings_that_are_not_valid_are_a_document_too_and_their_place_is_still_shown
         (&paths["config"], &paths["database"]),
         (&json!("gateway.toml"), &Value::Null)
     );
+    home.settings("[billing]\nmark_up = 1.04\nhold_share = 2\n[[upstream]]\nname = \"u\"\n");
+    let all = home.run("config check");
+    assert_eq!(all.code, 3);
+    for place in [":2:1: ", ":3:14: ", ":4:1: "] {
+        assert!(all.err.contains(&format!("gateway.toml{place}")), "{place} {}", all.err);
+    }
     home.settings("");
     assert_eq!(home.json("config check")["error"], Value::Null);
 }
@@ -892,7 +1004,7 @@ fn a_client_is_set_up_with_consent_only_and_a_piped_key_is_consent() {
     let profile = home.path().join(".codex/gateway.config.toml");
     let connect = "connect codex --url http://127.0.0.1:9";
     let asked = home.run(connect);
-    assert_eq!(asked.code, 0, "{}", asked.err);
+    assert_eq!(asked.code, 2, "{}", asked.err);
     assert!(asked.err.contains("nothing was written; add --yes"), "{}", asked.err);
     assert!(!profile.exists());
     home.ok(&format!("{connect} --yes"));

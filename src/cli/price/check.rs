@@ -85,7 +85,11 @@ fn unpriced_of(store: &Store, upstream: &UpstreamConfig) -> anyhow::Result<Vec<U
         nearest: nearest(model, priced.iter().copied()).map(str::to_owned),
         fix: format!(
             "gateway price set {} --list {list} --input USD --output USD",
-            if model.contains('*') { "MODEL" } else { model }
+            if model.contains('*') {
+                "MODEL".to_owned()
+            } else {
+                output::shell_word(model)
+            }
         ),
     };
     Ok(patterns

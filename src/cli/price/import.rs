@@ -74,11 +74,15 @@ pub(super) fn run(
         global.say("nothing differs from the prices in force");
         return Ok(());
     }
-    if !prompt::agreed(&format!("write {} prices?", changes.len()), consent, global)? {
+    if !prompt::agreed(
+        &format!("write {}?", output::counted(changes.len(), "price")),
+        consent,
+        global,
+    )? {
         return Ok(());
     }
     admin::set_prices(&store, &changes, &actor(), at).map_err(Failure::from)?;
-    global.say(&format!("{} prices written", changes.len()));
+    global.say(&format!("{} written", output::counted(changes.len(), "price")));
     Ok(())
 }
 

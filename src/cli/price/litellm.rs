@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use rust_decimal::Decimal;
 use serde_json::value::RawValue;
 
+use crate::cli::output;
 use crate::pricing::{Card, Class, Kind, ListName, Price, Rate, Rates, Step};
 use crate::usage::Tier;
 
@@ -91,10 +92,16 @@ pub(super) fn read(text: &str) -> Result<Read, String> {
         } else {
             price(kind, fields)
         };
-        if let Some(command) = setting_zeros(kind, fields, &list, &model) {
-            let note = format!("the zero of {} is not taken over; if it is free: {command}", key);
-            read.zeros.push((list.clone(), note));
-        }
+        let note = |zero: Zeros| {
+            (
+                list.clone(),
+                format!(
+                    "the zero of {key} is not taken over; {}",
+                    zero.what_to_do(&list, &model)
+                ),
+            )
+        };
+        read.zeros.extend(zeros(kind, fields).into_iter().map(note));
         match made {
             Err(why) => read.left_out.push((key.clone(), why)),
             Ok(price) => match ours.insert((list, model), price.clone()) {
@@ -150,23 +157,47 @@ fn searches_by_itself(list: &ListName, model: &str, fields: &Fields) -> bool {
     named || (list.as_str() == "perplexity" && fields.contains_key("search_context_cost_per_query"))
 }
 
-/// The command that takes over what a map calls free: only an operator may say so.
-fn setting_zeros(kind: Kind, fields: &Fields, list: &ListName, model: &str) -> Option<String> {
-    let zero = |name: &str| {
-        fields
-            .get(name)
-            .is_some_and(|rate| per_million(rate.get()) == Ok(Rate::ZERO))
-    };
-    let classes: BTreeSet<Class> = CLASSES
-        .iter()
-        .filter(|(name, class)| zero(name) && !(kind == Kind::Embedding && *class == Class::Output))
-        .map(|(_, class)| *class)
-        .collect();
-    let flags: String = classes
-        .iter()
-        .map(|class| format!(" --{} 0", class.name().replace('_', "-")))
-        .collect();
-    (!flags.is_empty()).then(|| format!("gateway price set {model} --list {list}{flags}"))
+/// Rates that a map has as zero: only an operator may say that something is free.
+enum Zeros {
+    /// Of classes that `price set` has a flag for.
+    Classes(BTreeSet<Class>),
+    /// Of a tier or a long context, by the names of their fields.
+    Others(Vec<String>),
+}
+
+impl Zeros {
+    fn what_to_do(&self, list: &ListName, model: &str) -> String {
+        match self {
+            Zeros::Classes(classes) => {
+                let flag = |class: &Class| format!(" --{} 0", class.name().replace('_', "-"));
+                let (model, flags) = (output::shell_word(model), classes.iter().map(flag).collect::<String>());
+                format!("if it is free: gateway price set {model} --list {list}{flags}")
+            }
+            Zeros::Others(fields) => format!(
+                "if it is free, import it in the form of `gateway price export`: {}",
+                fields.join(", ")
+            ),
+        }
+    }
+}
+
+fn zeros(kind: Kind, fields: &Fields) -> Vec<Zeros> {
+    let (mut classes, mut others) = (BTreeSet::new(), Vec::new());
+    for (field, rate) in fields {
+        let Some(Name { class, above, tier }) = parse_name(field) else {
+            continue;
+        };
+        if per_million(rate.get()) != Ok(Rate::ZERO) || (kind == Kind::Embedding && class == Class::Output) {
+            continue;
+        }
+        match (above, tier) {
+            (None, None) => drop(classes.insert(class)),
+            _ => others.push(field.clone()),
+        }
+    }
+    let classes = (!classes.is_empty()).then_some(Zeros::Classes(classes));
+    let others = (!others.is_empty()).then_some(Zeros::Others(others));
+    classes.into_iter().chain(others).collect()
 }
 
 /// A field's name taken apart: class, long-context threshold, tier.
@@ -332,15 +363,22 @@ mod tests {
           "d":{"litellm_provider":"xai","mode":"chat","input_cost_per_token":2e-6,"output_cost_per_token":1e-6},
           "e":{"litellm_provider":"azure","mode":"chat","input_cost_per_token":2e-6,"output_cost_per_token":1e-6},
           "o4-deep-research":{"litellm_provider":"openai","mode":"responses","input_cost_per_token":2e-6,"output_cost_per_token":1e-6},
+          "it's":{"litellm_provider":"groq","mode":"chat","input_cost_per_token":0,"output_cost_per_token_flex":0,
+            "output_cost_per_token":1e-6,"input_cost_per_token_above_272k_tokens":0e0},
           "f":{"litellm_provider":"openai","mode":"image_generation","input_cost_per_token":2e-6}}"#;
         let read = read(text).expect("a map");
         assert!(read.prices.is_empty(), "{:?}", read.prices);
         let names: Vec<&str> = read.left_out.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["a", "b", "c", "o4-deep-research", "xai/d"]);
+        assert_eq!(names, ["a", "b", "c", "it's", "o4-deep-research", "xai/d"]);
         let zeros: Vec<&str> = read.zeros.iter().map(|(_, note)| note.as_str()).collect();
         assert_eq!(
             zeros,
-            ["the zero of b is not taken over; if it is free: gateway price set b --list openai --input 0 --output 0"]
+            [
+                "the zero of b is not taken over; if it is free: gateway price set b --list openai --input 0 --output 0",
+                r"the zero of it's is not taken over; if it is free: gateway price set 'it'\''s' --list groq --input 0",
+                "the zero of it's is not taken over; if it is free, import it in the form of `gateway price export`: \
+                 input_cost_per_token_above_272k_tokens, output_cost_per_token_flex",
+            ]
         );
     }
 }

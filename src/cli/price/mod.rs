@@ -102,6 +102,9 @@ impl PriceView {
 fn show(list: Option<&ListName>, model: Option<&str>, global: &Global) -> anyhow::Result<()> {
     let store = global.store(Create::Never)?;
     let rows = store.prices(list, model, now()).map_err(Failure::from)?;
+    if rows.is_empty() {
+        check_list(&store, list)?;
+    }
     if let (Some(model), true) = (model, rows.is_empty()) {
         return Err(Failure::from(no_price(&store, list, model)?).into());
     }
@@ -121,6 +124,24 @@ fn show(list: Option<&ListName>, model: Option<&str>, global: &Global) -> anyhow
     ];
     global.say("dollars per million tokens; --json has every rate");
     output::table(&columns, rows.iter().map(price_row).collect())
+}
+
+/// Refuses a list that has no price, past, present or to come.
+fn check_list(store: &Store, list: Option<&ListName>) -> anyhow::Result<()> {
+    let mut rows = store.prices(None, None, now()).map_err(Failure::from)?;
+    rows.extend(store.operator_prices(None).map_err(Failure::from)?);
+    match list {
+        Some(list) if rows.iter().all(|row| row.list != *list) => {
+            let nearest = crate::route::nearest(list.as_str(), rows.iter().map(|row| row.list.as_str()));
+            let failure = Failure::from(AdminError::NotFound {
+                what: "price list",
+                name: list.to_string(),
+                nearest: nearest.map(str::to_owned),
+            });
+            Err(failure.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn no_price(store: &Store, list: Option<&ListName>, model: &str) -> anyhow::Result<AdminError> {
@@ -182,6 +203,9 @@ fn export(list: Option<&ListName>, global: &Global) -> anyhow::Result<()> {
     let mut rows = store.prices(list, None, now()).map_err(Failure::from)?;
     rows.retain(|row| row.source == PriceSource::Catalogue);
     rows.extend(store.operator_prices(list).map_err(Failure::from)?);
+    if rows.is_empty() {
+        check_list(&store, list)?;
+    }
     rows.sort_by(|a, b| (&a.list, &a.model, a.from).cmp(&(&b.list, &b.model, b.from)));
     let prices = rows.iter().map(PriceView::new).collect::<Result<Vec<_>, _>>()?;
     output::json(&Export { prices })

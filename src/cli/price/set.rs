@@ -14,6 +14,7 @@ use crate::time::now;
 
 /// `gateway price set`
 #[derive(Debug, clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub struct SetArgs {
     /// The model, by its upstream's name
     model: String,

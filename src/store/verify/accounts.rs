@@ -12,7 +12,7 @@ use super::super::{audit, users};
 use super::{Books, Sum, bytes, integer, is_hash, shown};
 
 /// All entries, each with what its usage row says: in the order of both tables, so that every page is read once.
-static ENTRIES: LazyLock<String> = LazyLock::new(|| {
+pub(super) static ENTRIES: LazyLock<String> = LazyLock::new(|| {
     let columns = ENTRY_COLUMNS.join(", e.");
     format!(
         "SELECT e.{columns}, e.hash, u.row_hash, u.charge_nanos, u.uncollected_nanos, u.balance_after_nanos

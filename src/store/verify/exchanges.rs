@@ -15,7 +15,7 @@ use crate::money::Usd;
 use crate::pricing::{self, Factor, Price, SearchTool, Terms};
 
 /// Usage rows, each with its hold, and whether it has an entry.
-static EXCHANGES: LazyLock<String> = LazyLock::new(|| {
+pub(super) static EXCHANGES: LazyLock<String> = LazyLock::new(|| {
     let (usage, hold) = (USAGE_COLUMNS.join(", u."), HOLD_COLUMNS.join(", h."));
     format!(
         "SELECT u.{usage}, u.row_hash, h.hash, h.state, h.closed_at, h.{hold},
@@ -26,7 +26,7 @@ static EXCHANGES: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Holds that no usage row closes, or that are open.
-static OPEN_HOLDS: LazyLock<String> = LazyLock::new(|| {
+pub(super) static OPEN_HOLDS: LazyLock<String> = LazyLock::new(|| {
     let hold = HOLD_COLUMNS.join(", h.");
     format!(
         "SELECT h.{hold}, h.hash, h.closed_at, h.state = 'open' AS open,

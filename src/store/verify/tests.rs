@@ -441,7 +441,7 @@ fn all_connections_see_one_state_however_fast_somebody_writes() {
                 written.expect("written");
             }
         });
-        let look = |_| snapshot(&desk.store)?.iter().map(commits::last).collect();
+        let look = |_| snapshot(&desk.store, TRIES)?.iter().map(commits::last).collect();
         let seen = (0..100).map(look).collect();
         stop.store(true, Ordering::Relaxed);
         seen
@@ -454,4 +454,92 @@ fn all_connections_see_one_state_however_fast_somebody_writes() {
         );
     }
     assert!(seen.first() < seen.last(), "nothing was written meanwhile");
+}
+
+#[test]
+fn a_writer_that_leaves_no_time_for_two_connections_to_begin_leaves_it_for_one() {
+    let desk = books();
+    let conns = snapshot(&desk.store, 0).expect("it reads");
+    assert_eq!(conns.len(), 1);
+    let before = commits::last(&conns[0]).expect("read");
+    desk.user("eve", "1");
+    assert_eq!(commits::last(&conns[0]).expect("read"), before, "it has begun");
+}
+
+/// Puts so many more users into the books, each with a key, credits, exchanges and an open hold.
+fn grow(desk: &Desk, users: usize) {
+    for _ in 0..users {
+        let user = desk.user(&uuid::Uuid::now_v7().simple().to_string()[16..], "9");
+        let key = desk.key(&user);
+        done(desk.store.credit(&top_up(&user, "1", None), &by(), at(2)));
+        for charge in ["1", "0"] {
+            let id = exchange();
+            desk.set_aside(&ask(id, &key, "2"));
+            desk.close(id, &closing(id, &key, charge));
+        }
+        desk.set_aside(&ask(exchange(), &key, "2"));
+    }
+}
+
+/// The steps of SQLite's machine that each part takes.
+fn steps(desk: &Desk) -> Vec<u64> {
+    let conn = snapshot(&desk.store, 0).expect("it reads").remove(0);
+    let taken = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counting = std::sync::Arc::clone(&taken);
+    let count = move || {
+        counting.fetch_add(1, Ordering::Relaxed);
+        false
+    };
+    conn.progress_handler(1, Some(count)).expect("counted");
+    let seal = seal::up_to(&conn, seal::last_sequence(&conn).expect("read")).expect("sealed");
+    let others = [
+        Part::Accounts,
+        Part::Holds,
+        Part::Items,
+        Part::Records,
+        Part::Sealed(seal),
+    ];
+    let all = others.into_iter().chain([Part::Exchanges(i64::MIN, i64::MAX)]);
+    all.chain(TABLES.map(Part::Structure))
+        .map(|part| {
+            taken.store(0, Ordering::Relaxed);
+            let done = work(&conn, &[part], &AtomicUsize::new(0)).expect("read");
+            assert_eq!(done[0].1.findings, [], "{}", part.table());
+            taken.load(Ordering::Relaxed)
+        })
+        .collect()
+}
+
+#[test]
+fn twice_the_books_are_twice_the_work() {
+    const USERS: usize = 20;
+    let desk = Desk::new();
+    let mut seen = Vec::new();
+    for users in [USERS, USERS, 2 * USERS] {
+        grow(&desk, users);
+        seen.push(steps(&desk));
+    }
+    for (part, first) in seen[0].iter().enumerate() {
+        // What does not depend on the size falls out of the differences.
+        let (once, twice) = (seen[1][part] - first, seen[2][part] - seen[1][part]);
+        assert!(
+            twice <= 2 * once + once / 10 + 10,
+            "part {part}: {once} steps more for {USERS} users, {twice} more for twice as many"
+        );
+    }
+}
+
+#[test]
+fn no_table_is_sorted_or_looked_through_for_each_row_of_another() {
+    let desk = books();
+    for sql in [&*accounts::ENTRIES, &*exchanges::EXCHANGES, &*exchanges::OPEN_HOLDS] {
+        let conn = desk.raw();
+        let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect(sql);
+        let unbound = vec![0; plan.parameter_count()];
+        let steps = plan.query_map(rusqlite::params_from_iter(unbound), |row| row.get("detail"));
+        let steps: Vec<String> = steps.expect(sql).collect::<Result<_, _>>().expect(sql);
+        let scans = steps.iter().filter(|step| step.starts_with("SCAN")).count();
+        assert!(scans <= 1, "{steps:#?}");
+        assert!(!steps.iter().any(|step| step.contains("TEMP B-TREE")), "{steps:#?}");
+    }
 }
