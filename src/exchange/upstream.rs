@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
-use reqwest::{Client, Proxy, Response, redirect};
+use reqwest::{Client, Proxy, Response, Url, redirect};
 use tokio::time::timeout;
 
 use super::{Admitted, Watch, sending};
@@ -58,6 +58,11 @@ pub struct Upstream {
     config: UpstreamConfig,
     client: Client,
     headers: HeaderMap,
+    base_url: Url,
+    /// Whether it is one of OpenAI's own servers.
+    is_openai: bool,
+    /// Whether its total of tokens covers reasoning that its output does not.
+    total_covers_reasoning: bool,
 }
 
 impl Upstream {
@@ -86,10 +91,16 @@ impl Upstream {
             .build()
             .map_err(|e| wrong(format!("no client can be made: {e}")))?;
         let headers = own_headers(config).map_err(wrong)?;
+        let base_url = Url::parse(&config.base_url).map_err(|e| wrong(format!("the base_url is not usable: {e}")))?;
+        let is_priced_by =
+            |lists: &[&str]| matches!(&config.prices, Pricing::List(list) if lists.contains(&list.as_str()));
         Ok(Upstream {
+            is_openai: is_at(&base_url, &["openai.com"]),
+            total_covers_reasoning: is_at(&base_url, &["x.ai", "googleapis.com"]) || is_priced_by(&["xai", "gemini"]),
             config: config.clone(),
             client,
             headers,
+            base_url,
         })
     }
 
@@ -125,35 +136,33 @@ impl Upstream {
 
     /// How it writes usage: by who it is, whatever list it is priced by.
     pub(super) fn dialect(&self, endpoint: Endpoint) -> Dialect {
-        let vendor = self.is_at(&["x.ai", "googleapis.com"]) || self.is_priced_by(&["xai", "gemini"]);
         match endpoint {
-            Endpoint::ChatCompletions | Endpoint::Completions if vendor => Dialect::TotalCoversReasoning,
+            Endpoint::ChatCompletions | Endpoint::Completions if self.total_covers_reasoning => {
+                Dialect::TotalCoversReasoning
+            }
             _ => Dialect::OpenAi,
         }
     }
 
-    /// Whether its host is one of these domains or below one.
-    fn is_at(&self, domains: &[&str]) -> bool {
-        let url = reqwest::Url::parse(&self.config.base_url).ok();
-        let host = url.as_ref().and_then(|url| url.host_str()).unwrap_or("");
-        domains.iter().any(|domain| {
-            host.strip_suffix(domain)
-                .is_some_and(|sub| sub.is_empty() || sub.ends_with('.'))
-        })
-    }
-
-    fn is_priced_by(&self, lists: &[&str]) -> bool {
-        matches!(&self.config.prices, Pricing::List(list) if lists.contains(&list.as_str()))
+    /// Where it takes calls of an endpoint.
+    fn url(&self, endpoint: Endpoint) -> Url {
+        let mut url = self.base_url.clone();
+        url.set_path(&format!(
+            "{}{}",
+            self.base_url.path().trim_end_matches('/'),
+            endpoint.path()
+        ));
+        url
     }
 
     /// Sends the call, and waits for the head of the answer.
     pub(super) async fn send(&self, admitted: &Admitted, watch: &mut Watch) -> Result<Response, UpstreamFault> {
-        let url = format!("{}{}", self.config.base_url, admitted.call.endpoint.path());
+        let url = self.url(admitted.call.endpoint);
         let body = admitted.call.upstream_body(&self.edits(admitted));
         let headers = self.request_headers(&admitted.headers);
         let response = loop {
             watch.attempts += 1;
-            let request = self.client.post(&url).headers(headers.clone());
+            let request = self.client.post(url.clone()).headers(headers.clone());
             let sent = timeout(self.config.first_byte_timeout, sending::send(request, body.clone())).await;
             match sent {
                 Err(_) => return Err(UpstreamFault::Timeout),
@@ -208,7 +217,7 @@ impl Upstream {
             let ends_here = hops.iter().any(|hop| hop == name_text);
             if listed
                 && !ends_here
-                && (name_text != TURN_METADATA || self.is_at(&["openai.com"]))
+                && (name_text != TURN_METADATA || self.is_openai)
                 && !self.headers.contains_key(name)
             {
                 headers.append(name.clone(), value.clone());
@@ -245,6 +254,15 @@ impl Upstream {
         );
         Some(fault)
     }
+}
+
+/// Whether a server is in one of these domains or below one.
+fn is_at(url: &Url, domains: &[&str]) -> bool {
+    let host = url.host_str().unwrap_or("");
+    domains.iter().any(|domain| {
+        host.strip_suffix(domain)
+            .is_some_and(|sub| sub.is_empty() || sub.ends_with('.'))
+    })
 }
 
 /// Headers that `Connection` names are for this hop only (RFC 9110 §7.6.1). In lower case.

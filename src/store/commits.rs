@@ -2,10 +2,11 @@
 
 use rusqlite::Connection;
 
-/// Counts the transaction that is about to commit, and gives its number; part of it.
-pub(super) fn count(tx: &Connection) -> rusqlite::Result<i64> {
-    tx.prepare_cached("UPDATE commits SET count = count + 1 RETURNING count")?
-        .query_row([], |row| row.get(0))
+/// Counts the transaction that is about to commit; part of it. (`RETURNING` would make a table for the one number.)
+pub(super) fn count(tx: &Connection) -> rusqlite::Result<()> {
+    tx.prepare_cached("UPDATE commits SET count = count + 1")?
+        .execute([])
+        .map(drop)
 }
 
 /// The number of the last one.

@@ -7,7 +7,7 @@ use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::audit::{self, Act};
-use super::columns::{Micros, names_and_marks, text};
+use super::columns::{Micros, broken, names_and_marks, text, to_the_microsecond};
 use super::digest::{Cells, Digest, GENESIS, Hash};
 use super::users::{self, User};
 use super::{Actor, ExchangeId, Outcome, Store, StoreError, UserId};
@@ -128,20 +128,17 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     let (names, marks) = names_and_marks(&ENTRY_COLUMNS, &["hash"]);
     format!(
         "INSERT INTO ledger_entries ({names}) SELECT {marks} FROM users
-         WHERE id = ?2 AND balance_nanos + ?4 = ?5 AND balance_nanos + credit_line_nanos - held_nanos + ?4 >= 0
-         RETURNING *"
+         WHERE id = ?2 AND balance_nanos + ?4 = ?5 AND balance_nanos + credit_line_nanos - held_nanos + ?4 >= 0"
     )
 });
 
 /// Appends an entry; a trigger moves the balance with it.
 pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<Entry> {
-    let seq: i64 = tx
-        .prepare_cached("SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries")?
-        .query_row([], |row| row.get(0))?;
-    let previous: Option<Hash> = tx
-        .prepare_cached("SELECT hash FROM ledger_entries WHERE user_id = ?1 ORDER BY seq DESC LIMIT 1")?
-        .query_row([new.user], |row| row.get(0))
-        .optional()?;
+    let (seq, previous): (i64, Option<Hash>) = tx
+        .prepare_cached(
+            "SELECT (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), head_hash FROM users WHERE id = ?1",
+        )?
+        .query_row([new.user], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let cells: Cells = vec![
         ("seq", Value::Integer(seq)),
         ("user_id", new.user.value()),
@@ -162,11 +159,26 @@ pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<En
             .as_ref()
             .map_or(ValueRef::Null, |hash| ValueRef::Blob(hash)),
     );
-    let hash = Value::Blob(digest.finish().to_vec());
-    tx.prepare_cached(&INSERT)?.query_row(
-        params_from_iter(cells.iter().map(|(_, value)| value).chain([&hash])),
-        entry,
-    )
+    let hash = digest.finish();
+    let stored_hash = Value::Blob(hash.to_vec());
+    let added = tx.prepare_cached(&INSERT)?.execute(params_from_iter(
+        cells.iter().map(|(_, value)| value).chain([&stored_hash]),
+    ))?;
+    if added != 1 {
+        return Err(broken("an entry does not fit on its balance"));
+    }
+    Ok(Entry {
+        seq,
+        user: new.user,
+        kind: new.kind.to_owned(),
+        amount: new.amount,
+        balance_after: new.balance_after,
+        exchange: new.exchange,
+        reference: new.reference.map(str::to_owned),
+        note: new.note.map(str::to_owned),
+        at: to_the_microsecond(new.at),
+        hash,
+    })
 }
 
 /// A credit's entry, whose it is, and whether it was made now; or why it was not made.

@@ -11,7 +11,7 @@ use super::columns::{Micros, broken, injected, names_and_marks, text, tokens};
 use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry};
 use super::usage_log::{self, Basis, ExchangeRow, State};
-use super::users::{self, User, UserStatus};
+use super::users::UserStatus;
 use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::call::Endpoint;
 use crate::fail_point::{self, Point};
@@ -144,18 +144,17 @@ const KEY_IS_VALID: &str = "EXISTS (SELECT 1 FROM api_keys WHERE id = ?2 AND use
 
 fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
     tx.prepare_cached(&format!(
-        "SELECT status, balance_nanos + credit_line_nanos - held_nanos AS available_nanos, held_nanos,
-                {KEY_IS_VALID} AS key_is_valid
+        "SELECT status, balance_nanos + credit_line_nanos - held_nanos, held_nanos, {KEY_IS_VALID}
          FROM users WHERE id = ?1"
     ))?
     .query_row(params![ask.user, ask.key, Micros(ask.now)], |row| {
         Ok(Account {
-            status: row.get("status")?,
+            status: row.get(0)?,
             room: Room {
-                available: row.get("available_nanos")?,
-                held: row.get("held_nanos")?,
+                available: row.get(1)?,
+                held: row.get(2)?,
             },
-            key_is_valid: row.get("key_is_valid")?,
+            key_is_valid: row.get(3)?,
         })
     })
     .optional()
@@ -257,7 +256,7 @@ fn placed_before(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Ho
 
 // Closing it ---------------------------------------------------------------------------------------------------------
 
-/// A hold as it is stored.
+/// A hold as it is stored, with its user's account.
 struct StoredHold {
     user: UserId,
     key: KeyId,
@@ -265,20 +264,27 @@ struct StoredHold {
     output_limit: Option<Tokens>,
     state: String,
     hash: Hash,
+    balance: Usd,
+    /// What the user could spend without this hold.
+    available: Usd,
 }
 
 fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option<StoredHold>> {
     tx.prepare_cached(
-        "SELECT user_id, key_id, amount_nanos, output_limit, state, hash FROM holds WHERE exchange_id = ?1",
+        "SELECT h.user_id, h.key_id, h.amount_nanos, h.output_limit, h.state, h.hash, u.balance_nanos,
+                u.balance_nanos + u.credit_line_nanos - u.held_nanos + h.amount_nanos
+         FROM holds h JOIN users u ON u.id = h.user_id WHERE h.exchange_id = ?1",
     )?
     .query_row([exchange], |row| {
         Ok(StoredHold {
-            user: row.get("user_id")?,
-            key: row.get("key_id")?,
-            amount: row.get("amount_nanos")?,
-            output_limit: row.get("output_limit")?,
-            state: row.get("state")?,
-            hash: row.get("hash")?,
+            user: row.get(0)?,
+            key: row.get(1)?,
+            amount: row.get(2)?,
+            output_limit: row.get(3)?,
+            state: row.get(4)?,
+            hash: row.get(5)?,
+            balance: row.get(6)?,
+            available: row.get(7)?,
         })
     })
     .optional()
@@ -303,15 +309,15 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
     if closed != 1 {
         return Err(broken(format!("the hold of exchange {exchange} is not open any more")));
     }
-    let user = give_back(tx, &hold)?;
-    let charged = collectable(close, &hold, &user).ok_or_else(|| broken("a charge does not fit"))?;
+    give_back(tx, &hold)?;
+    let charged = collectable(close, &hold).ok_or_else(|| broken("a charge does not fit"))?;
     let row = ExchangeRow {
         id: exchange,
         user: hold.user,
         key: hold.key,
         held: hold.amount,
         uncollected: close.row.charge.saturating_sub(charged),
-        balance_after: user
+        balance_after: hold
             .balance
             .checked_sub(charged)
             .ok_or_else(|| broken("a balance does not fit"))?,
@@ -326,23 +332,25 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
         charged,
         uncollected: row.uncollected,
         balance: row.balance_after,
-        available: user.available().saturating_sub(charged),
+        available: hold.available.saturating_sub(charged),
     })
 }
 
 /// Takes a hold's money out of what is held.
-fn give_back(tx: &Connection, hold: &StoredHold) -> rusqlite::Result<User> {
-    tx.prepare_cached(&format!(
-        "UPDATE users SET held_nanos = held_nanos - ?2 WHERE id = ?1 RETURNING {}",
-        users::USER
-    ))?
-    .query_row(params![hold.user, hold.amount], users::user)
+fn give_back(tx: &Connection, hold: &StoredHold) -> rusqlite::Result<()> {
+    let given = tx
+        .prepare_cached("UPDATE users SET held_nanos = held_nanos - ?2 WHERE id = ?1")?
+        .execute(params![hold.user, hold.amount])?;
+    match given {
+        1 => Ok(()),
+        _ => Err(broken("a hold has no user")),
+    }
 }
 
 /// What of a charge is there: with the hold given back, all that is available, or the hold and no more.
-fn collectable(close: &CloseHold, hold: &StoredHold, user: &User) -> Option<Usd> {
+fn collectable(close: &CloseHold, hold: &StoredHold) -> Option<Usd> {
     let most = match close.excess {
-        Excess::Collect => user.available().max(Usd::ZERO),
+        Excess::Collect => hold.available.max(Usd::ZERO),
         Excess::Waive => hold.amount,
     };
     (!close.row.charge.is_negative()).then(|| close.row.charge.min(most))

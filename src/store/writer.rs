@@ -589,7 +589,7 @@ impl Consumer<'_> {
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(of)?;
         let ran: Result<Vec<Done>, _> = jobs.iter().map(|job| job.run(&tx)).collect();
-        let counted = ran.and_then(|done| commits::count(&tx).and_then(|_| Ok((done, Mark::of(&tx)?))));
+        let counted = ran.and_then(|done| commits::count(&tx).and_then(|()| Ok((done, Mark::of(&tx)?))));
         match counted {
             Ok((done, mark)) => match tx.commit() {
                 Ok(()) => {
