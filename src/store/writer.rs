@@ -466,8 +466,13 @@ impl Consumer<'_> {
     fn look_around(&mut self) -> Result<(), StoreError> {
         self.looked_at = Instant::now();
         self.look_at_files()?;
-        self.health.space(self.space.look());
+        self.look_at_space();
         self.look_for_changes()
+    }
+
+    fn look_at_space(&mut self) {
+        let low = self.space.look(!self.health.is_troubled());
+        self.health.space(low);
     }
 
     /// Fails when the files are not those that are open: what is written into them is lost.
@@ -554,7 +559,7 @@ impl Consumer<'_> {
             }
             Trouble::Full | Trouble::Passing | Trouble::Operation => {
                 if trouble == Trouble::Full && self.space.release() {
-                    self.health.space(self.space.look());
+                    self.look_at_space();
                 }
                 batch.into_iter().try_for_each(|job| self.settle_alone(job))
             }
