@@ -44,7 +44,7 @@ const MAX_OPEN: usize = 65_536;
 /// How often an idle writer looks whether another process changed the database.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How long the writer waits before it repeats what could not be committed.
+/// How long the writer waits, after it failed, before it repeats what could not be committed.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// How long it goes on with that once the process is to stop.
@@ -363,6 +363,8 @@ struct Consumer<'a> {
     backlog: VecDeque<Job>,
     health: Arc<Health>,
     stopping: Arc<AtomicBool>,
+    /// When it is tried again, if the last try failed.
+    retry_at: Option<Instant>,
     /// When what cannot be written is given up: some time after the process was asked to stop.
     give_up_at: Option<Instant>,
     data_version: i64,
@@ -384,6 +386,7 @@ impl Consumer<'_> {
             backlog: VecDeque::new(),
             health: shared.health,
             stopping: shared.stopping,
+            retry_at: None,
             give_up_at: None,
             data_version: 0,
             turn_began: Instant::now(),
@@ -411,25 +414,22 @@ impl Consumer<'_> {
     /// Waits for work and takes all there is; `None` when nobody can ask for anything any more.
     fn next_batch(&mut self) -> Result<Option<Vec<Job>>, StoreError> {
         let mut batch = Vec::new();
-        if self.backlog.is_empty() {
+        let repeats = !self.backlog.is_empty();
+        if repeats {
+            if let Some(at) = self.retry_at.take() {
+                thread::sleep(at.saturating_duration_since(Instant::now()));
+            }
+            let some = self.backlog.len().min(MAX_BATCH);
+            batch.extend(self.backlog.drain(..some));
+        } else {
             match self.wait()? {
                 Some(job) => batch.push(job),
                 None => return Ok(None),
             }
-        } else {
-            if self.health.is_troubled() {
-                thread::sleep(RETRY);
-            }
-            let some = self.backlog.len().min(MAX_BATCH);
-            batch.extend(self.backlog.drain(..some));
         }
         while batch.len() < MAX_BATCH {
             match self.jobs.try_recv() {
-                Ok(job @ Job::Sweep { .. }) if !self.backlog.is_empty() => {
-                    // What waits to be settled is not to be swept.
-                    let unswept = tell(job, Done::Swept);
-                    debug_assert!(unswept.is_none());
-                }
+                Ok(job @ Job::Sweep { .. }) if repeats => leave_unswept(job),
                 Ok(job) => batch.push(job),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
@@ -567,6 +567,10 @@ impl Consumer<'_> {
     }
 
     fn settle_alone(&mut self, job: Job) -> Result<(), StoreError> {
+        if matches!(job, Job::Sweep { .. }) && !self.backlog.is_empty() {
+            leave_unswept(job);
+            return Ok(());
+        }
         match self.attempt(std::slice::from_ref(&job)) {
             Ok(done) => {
                 self.look_at_files()?;
@@ -624,6 +628,7 @@ impl Consumer<'_> {
 
     /// Keeps what has to be written, and tells the others that they were not.
     fn put_off(&mut self, job: Job, why: &str) {
+        self.retry_at = Some(Instant::now() + RETRY);
         if self.health.failed(why) {
             tracing::warn!(why, "the books cannot be written; settlements wait, calls are refused");
         }
@@ -658,6 +663,12 @@ fn tell(job: Job, done: Done) -> Option<Job> {
         tracing::debug!("nobody waited for an answer of the writer");
     }
     None
+}
+
+/// Forgets a sweep: what waits to be settled is not to be swept, and the next one comes by itself.
+fn leave_unswept(sweep: Job) {
+    let unswept = tell(sweep, Done::Swept);
+    debug_assert!(unswept.is_none());
 }
 
 /// Tells whoever asked that nothing was written.
@@ -850,6 +861,69 @@ mod tests {
             .expect("the settlement");
         consumer.settle(batch).expect("nothing is unknown");
         assert_eq!(settled.await.expect("answered").expect("settled").charged, usd("1"));
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_to_be_settled_is_not_swept() {
+        let open = open("5");
+        let held = done(open.hold("1").await);
+        let id = held.0.exchange;
+        let (job, settled) = settlement(&open, held, &"m".repeat(100_000));
+        let (queue, jobs) = mpsc::channel();
+        let mut consumer = consumer(&open);
+        consumer.jobs = jobs;
+        let limit = |pages| format!("PRAGMA max_page_count = {pages}");
+        let pages: i64 = connection::pragma(&consumer.conn, "PRAGMA page_count").expect("counted");
+        let sweep = || {
+            let (answer, swept) = oneshot::channel();
+            let (overdue, now) = (vec![id], at(99));
+            (Job::Sweep { overdue, now, answer }, swept)
+        };
+        // In one batch with a settlement that cannot be written.
+        let (alongside, swept) = sweep();
+        consumer.conn.execute_batch(&limit(pages)).expect("limited");
+        consumer.settle(vec![job, alongside]).expect("nothing is unknown");
+        swept.await.expect("answered").expect("not needed");
+        assert_eq!((consumer.backlog.len(), open.desk.now(&open.user).held), (1, usd("1")));
+        // Beside a settlement that is tried again, and is all that waits.
+        let (beside, swept) = sweep();
+        queue.send(beside).expect("queued");
+        let batch = consumer
+            .next_batch()
+            .expect("nothing is unknown")
+            .expect("the settlement");
+        assert_eq!(batch.len(), 1);
+        swept.await.expect("answered").expect("not needed");
+        consumer.conn.execute_batch(&limit(1_000_000)).expect("unlimited");
+        consumer.settle(batch).expect("nothing is unknown");
+        assert_eq!(settled.await.expect("answered").expect("settled").charged, usd("1"));
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waited_for_a_trouble_to_pass_is_written_without_further_pauses() {
+        let open = open("5");
+        let mut consumer = consumer(&open);
+        refuse_writes(&consumer, "ON");
+        let abandoned = |_| Job::Abandoned {
+            exchange: exchange(),
+            now: at(1),
+        };
+        let all = 2 * MAX_BATCH + 1;
+        consumer
+            .settle((0..all).map(abandoned).collect())
+            .expect("nothing is unknown");
+        assert!(consumer.retry_at.is_some(), "after a failure it waits");
+        refuse_writes(&consumer, "OFF");
+        for left in [MAX_BATCH + 1, 1, 0] {
+            let batch = consumer.next_batch().expect("nothing is unknown").expect("a part");
+            consumer.settle(batch).expect("nothing is unknown");
+            assert_eq!((consumer.backlog.len(), consumer.retry_at), (left, None));
+        }
+        assert!(!consumer.health.is_troubled());
         drop(consumer);
         open.finish().await;
     }
