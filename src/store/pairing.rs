@@ -76,7 +76,7 @@ pub(super) fn note_moved(mark: &MarkFile, count: i64) {
 }
 
 /// How many had been moved, as far as it was noted.
-fn marked(database: &Path) -> Option<i64> {
+pub(super) fn marked(database: &Path) -> Option<i64> {
     let bytes = fs::read(mark::path_of(database)).ok()?;
     let line = std::str::from_utf8(bytes.get(mark::LENGTH..)?).ok()?;
     let (text, checksum) = line.trim_end().rsplit_once(' ')?;

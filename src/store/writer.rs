@@ -481,8 +481,12 @@ impl Consumer<'_> {
             None => Ok(()),
             Some(what) => {
                 if self.files.lost_only_its_log() {
-                    // What was acknowledged is in it, and it is gone for good once nobody has it open.
-                    checkpoint(&self.conn, &self.mark, "FULL");
+                    // What was acknowledged is in it, and it is gone for good once nobody has it open. While another
+                    // checkpoint is under way nothing would be moved.
+                    self.checkpoints.stop();
+                    if !checkpoint(&self.conn, &self.mark, "FULL").all_moved {
+                        tracing::error!("not all of the removed log could be moved into the database");
+                    }
                 }
                 Err(StoreError {
                     context: what,
@@ -634,14 +638,15 @@ impl Consumer<'_> {
         }
         match job {
             Job::Close { .. } | Job::Abandoned { .. } if !self.gives_up() => self.backlog.push_back(job),
-            _ => give_up(
-                job,
-                StoreError {
-                    context: "writing".to_owned(),
-                    source: Some(why.into()),
-                },
-            ),
+            _ => give_up(job, not_written(why)),
         }
+    }
+}
+
+fn not_written(why: &str) -> StoreError {
+    StoreError {
+        context: "writing".to_owned(),
+        source: Some(why.into()),
     }
 }
 
@@ -837,17 +842,8 @@ mod tests {
         consumer.settle(vec![job]).expect("nothing is unknown");
         assert!(settled.try_recv().is_err(), "not answered yet");
         assert_eq!((consumer.backlog.len(), consumer.health.is_troubled()), (1, true));
-        let (answer, refused) = oneshot::channel();
-        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
-        let mut big = ask(exchange(), &open.key, "1");
-        big.model = "m".repeat(100_000);
-        consumer
-            .settle(vec![Job::Hold {
-                ask: Box::new(big),
-                answer,
-                _waits: waits,
-            }])
-            .expect("nothing is unknown");
+        let (hold, refused) = asked(&open, &"m".repeat(100_000));
+        consumer.settle(vec![hold]).expect("nothing is unknown");
         assert!(matches!(refused.await, Ok(Outcome::NotCommitted(_))));
         assert_eq!(open.desk.now(&open.user).held, usd("1"));
         // Room again.
@@ -928,6 +924,20 @@ mod tests {
         open.finish().await;
     }
 
+    /// A hold of a dollar as the writer gets it, and where its answer comes.
+    fn asked(open: &Open, model: &str) -> (Job, oneshot::Receiver<Outcome<Hold, HoldRefused>>) {
+        let (answer, answered) = oneshot::channel();
+        let mut ask = Box::new(ask(exchange(), &open.key, "1"));
+        ask.model = model.to_owned();
+        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
+        let job = Job::Hold {
+            ask,
+            answer,
+            _waits: waits,
+        };
+        (job, answered)
+    }
+
     /// A settlement of a dollar as the writer gets it, and where its answer comes.
     fn settlement(
         open: &Open,
@@ -993,14 +1003,7 @@ mod tests {
         let open = open("5");
         let mut consumer = consumer(&open);
         refuse_writes(&consumer, "ON");
-        let (answer, answered) = oneshot::channel();
-        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
-        let ask = Box::new(ask(exchange(), &open.key, "1"));
-        let hold = Job::Hold {
-            ask,
-            answer,
-            _waits: waits,
-        };
+        let (hold, answered) = asked(&open, "m");
         consumer.settle(vec![hold]).expect("nothing is unknown");
         assert!(matches!(answered.await, Ok(Outcome::NotCommitted(_))));
         consumer.look_for_relief().expect("nothing is unknown");
@@ -1016,6 +1019,22 @@ mod tests {
             assert!(consumer.wait().expect("nothing is unknown").is_none());
         });
         assert!(!consumer.health.is_troubled(), "it can write again");
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_full_disk_is_no_relief_though_a_transaction_begins() {
+        let open = open("5");
+        let mut consumer = consumer(&open);
+        consumer.health.failed("database or disk is full");
+        let full = "CREATE TEMP TRIGGER full BEFORE UPDATE ON commits BEGIN SELECT RAISE(ABORT, 'no page'); END";
+        consumer.conn.execute_batch(full).expect("made");
+        consumer.look_for_relief().expect("nothing is unknown");
+        assert!(consumer.health.is_troubled(), "no page can be written");
+        consumer.conn.execute_batch("DROP TRIGGER full").expect("dropped");
+        consumer.look_for_relief().expect("nothing is unknown");
+        assert!(!consumer.health.is_troubled());
         drop(consumer);
         open.finish().await;
     }
@@ -1151,14 +1170,8 @@ mod tests {
         let open = open("5");
         let mut consumer = consumer(&open);
         consumer.conn.commit_hook(Some(|| true)).expect("hooked");
-        let (answer, answered) = oneshot::channel();
-        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
-        let asked = Box::new(ask(exchange(), &open.key, "1"));
-        let settled = consumer.settle(vec![Job::Hold {
-            ask: asked,
-            answer,
-            _waits: waits,
-        }]);
+        let (hold, answered) = asked(&open, "m");
+        let settled = consumer.settle(vec![hold]);
         settled.expect_err("nobody knows what is in the file");
         answered.await.expect_err("not told that nothing was written");
         drop(consumer);
@@ -1181,6 +1194,33 @@ mod tests {
         let alone = Store::open(&copy, super::super::Create::Never).expect("it opens without a log");
         let user = alone.find_user("ada").expect("read").expect("there");
         assert!(user.balance <= usd("3"), "what was acknowledged is there: {user:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_checkpoint_under_way_does_not_keep_a_removed_log_from_being_moved() {
+        let desk = Desk::new();
+        let (_, jobs) = mpsc::channel();
+        let mut consumer = Consumer::new(&desk.store, jobs, Shared::default()).expect("it opens");
+        let (path, reader, other) = (desk.path(), desk.raw(), desk.raw());
+        reader.execute_batch("BEGIN; SELECT * FROM users").expect("it reads");
+        desk.user("ada", "3");
+        // It waits for the reader, until it is asked to stop.
+        consumer.checkpoints = Checkpoints::on(move |woken| {
+            let mark = MarkFile::open(&path).expect("opened");
+            let waiting = thread::spawn(move || while checkpoint(&other, &mark, "RESTART").log < 0 {});
+            woken.recv().expect_err("nothing is sent");
+            reader.execute_batch("COMMIT").expect("it stops to read");
+            waiting.join().expect("no panic");
+        });
+        while checkpoint(&consumer.conn, &consumer.mark, "PASSIVE").log >= 0 {
+            thread::yield_now();
+        }
+        std::fs::remove_file(connection::beside(&desk.path(), "-wal")).expect("removed");
+        consumer.look_at_files().expect_err("the log is gone");
+        let copy = desk.path().with_file_name("copy.db");
+        std::fs::copy(desk.path(), &copy).expect("copied");
+        let alone = Store::open(&copy, super::super::Create::Never).expect("it opens without a log");
+        assert!(alone.find_user("ada").expect("read").is_some());
     }
 
     #[tokio::test(flavor = "multi_thread")]
