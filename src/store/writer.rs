@@ -404,6 +404,7 @@ impl Consumer<'_> {
                 self.look_around()?;
             }
             self.look_for_changes()?;
+            let batch = self.refuse_holds(batch);
             self.checkpoints.count(batch.len());
             self.settle(batch)?;
             self.give_way();
@@ -528,6 +529,18 @@ impl Consumer<'_> {
             Err((_, error)) => tracing::debug!(%error, "the books cannot be written yet"),
         }
         Ok(())
+    }
+
+    /// Refuses the holds that came while a write was failing: each would wait for a lock once more.
+    fn refuse_holds(&self, batch: Vec<Job>) -> Vec<Job> {
+        let Some(why) = self.health.trouble() else {
+            return batch;
+        };
+        let (holds, rest): (Vec<_>, _) = batch.into_iter().partition(|job| matches!(job, Job::Hold { .. }));
+        for hold in holds {
+            give_up(hold, not_written(&why));
+        }
+        rest
     }
 
     /// Whether what cannot be written is to be given up: the process is to stop, and has waited for it.
@@ -1035,6 +1048,23 @@ mod tests {
         consumer.conn.execute_batch("DROP TRIGGER full").expect("dropped");
         consumer.look_for_relief().expect("nothing is unknown");
         assert!(!consumer.health.is_troubled());
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn holds_that_came_while_a_write_was_failing_are_refused_without_another_try() {
+        let open = open("5");
+        let (queue, jobs) = mpsc::channel();
+        let mut consumer = consumer(&open);
+        consumer.jobs = jobs;
+        let (hold, answered) = asked(&open, "m");
+        queue.send(hold).expect("queued");
+        drop(queue);
+        consumer.health.failed("database is locked");
+        consumer.work().expect("nothing is unknown");
+        let told = answered.await.expect("answered");
+        assert!(matches!(told, Outcome::NotCommitted(_)), "{told:?}");
         drop(consumer);
         open.finish().await;
     }
