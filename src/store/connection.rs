@@ -16,7 +16,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::migrate::{self, VERSION};
-use super::{Create, OpenError, StoreError, during};
+use super::{Create, OpenError, StoreError, during, on_file};
 
 /// The whole schema.
 const SCHEMA: &str = include_str!("../../schema.sql");
@@ -71,7 +71,7 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
     match (path.exists(), create) {
         (true, _) => {}
         (false, Create::Never) => return Err(OpenError::Missing(path.to_owned())),
-        (false, Create::IfMissing) => create_file(path).map_err(|e| io_error(path, e))?,
+        (false, Create::IfMissing) => create_file(path).map_err(|e| on_file("creating", path, e))?,
     }
     let opening = || format!("opening {}", path.display());
     if path.is_dir() {
@@ -85,7 +85,7 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
     };
     if create == Create::IfMissing && is_empty(&conn).map_err(during(opening()))? {
         create_schema(&mut conn).map_err(during(format!("creating the schema in {}", path.display())))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(OWNER_ONLY)).map_err(|e| io_error(path, e))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(OWNER_ONLY)).map_err(|e| on_file("creating", path, e))?;
     }
     let application: i64 = pragma(&conn, "PRAGMA application_id").map_err(during(opening()))?;
     if application != APPLICATION {
@@ -189,7 +189,7 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
     {
         return Ok(file);
     }
-    std::path::absolute(path).map_err(|e| io_error(path, e))
+    Ok(std::path::absolute(path).map_err(|e| on_file("finding", path, e))?)
 }
 
 /// The path of a file beside the database, whose name goes on from the database's.
@@ -197,15 +197,6 @@ pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)
-}
-
-fn io_error(path: &Path, error: io::Error) -> OpenError {
-    let context = format!("creating {}", path.display());
-    StoreError {
-        context,
-        source: Some(Box::new(error)),
-    }
-    .into()
 }
 
 fn set_up(conn: &Connection) -> rusqlite::Result<()> {

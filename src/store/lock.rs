@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{OpenError, StoreError, connection};
+use super::{OpenError, StoreError, connection, on_file};
 
 /// How often a lock is tried that is taken, and how long is waited in between: [`ServerLock::holder`] has it for an
 /// instant while it looks.
@@ -27,7 +27,7 @@ impl ServerLock {
     /// and address.
     pub fn acquire(database: &Path) -> Result<ServerLock, OpenError> {
         let path = lock_path(database);
-        let failed = |error| store_error(&path, error);
+        let failed = |error| on_file("locking", &path, error);
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -59,7 +59,7 @@ impl ServerLock {
     /// Notes where this server can be found, for whoever finds the lock taken.
     pub fn set_note(&self, text: &str) -> Result<(), StoreError> {
         self.write(text)
-            .map_err(|error| store_error(Path::new("the lock file"), error))
+            .map_err(|error| on_file("writing", Path::new("the lock file"), error))
     }
 
     fn write(&self, text: &str) -> io::Result<()> {
@@ -95,13 +95,6 @@ fn note(file: &mut File) -> io::Result<String> {
 fn lock_path(database: &Path) -> PathBuf {
     let database = connection::absolute(database).unwrap_or_else(|_| database.to_owned());
     connection::beside(&database, ".lock")
-}
-
-fn store_error(path: &Path, error: io::Error) -> StoreError {
-    StoreError {
-        context: format!("locking {}", path.display()),
-        source: Some(Box::new(error)),
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::columns::hex;
 use super::digest::{GENESIS, Hash};
-use super::{StoreError, commits, connection};
+use super::{StoreError, commits, connection, on_file};
 
 /// What the line begins with.
 const BEGINNING: &str = "codex-gateway mark 1";
@@ -130,7 +130,7 @@ impl MarkFile {
             .open(&path);
         match opened {
             Ok(file) => Ok(MarkFile { file, path }),
-            Err(error) => Err(failed(&path, error)),
+            Err(error) => Err(on_file("opening", &path, error)),
         }
     }
 
@@ -204,14 +204,7 @@ fn read(path: &Path) -> Result<Option<String>, StoreError> {
             Ok((!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned()))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(path, error)),
-    }
-}
-
-fn failed(path: &Path, error: io::Error) -> StoreError {
-    StoreError {
-        context: format!("opening {}", path.display()),
-        source: Some(Box::new(error)),
+        Err(error) => Err(on_file("opening", path, error)),
     }
 }
 

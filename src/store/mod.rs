@@ -33,6 +33,7 @@ mod watch;
 mod writer;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -189,6 +190,14 @@ fn during(context: impl Into<String>) -> impl FnOnce(rusqlite::Error) -> StoreEr
     let context = context.into();
     |error| StoreError {
         context,
+        source: Some(Box::new(error)),
+    }
+}
+
+/// An error of the system on a file.
+fn on_file(doing: &str, file: &Path, error: io::Error) -> StoreError {
+    StoreError {
+        context: format!("{doing} {}", file.display()),
         source: Some(Box::new(error)),
     }
 }

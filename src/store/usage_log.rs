@@ -21,7 +21,7 @@ use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the states of DESIGN, The end")]
+#[expect(missing_docs, reason = "the ends of an exchange, as ARCHITECTURE.md tells them")]
 pub enum State {
     Completed,
     Incomplete,

@@ -393,7 +393,7 @@ impl Consumer<'_> {
             looked_at: Instant::now(),
             checkpoints: Checkpoints::default(),
             space: Space::of(store.path(), shared.disk),
-            files: Watched::of(store.path()),
+            files: Watched::of(store.path())?,
             mark: MarkFile::open(store.path())?,
         })
     }
