@@ -5,9 +5,9 @@
 //! checkpoints: so it is never ahead of what is durable, and behind it only where the power failed. It is a line of
 //! text: `codex-gateway mark 1`, commits, the last entry's number and hash, and a checksum of what stands before it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension};
@@ -121,14 +121,7 @@ impl MarkFile {
     /// Opens the mark of a database, or makes an empty one.
     pub(super) fn open(database: &Path) -> Result<MarkFile, StoreError> {
         let path = path_of(database);
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(connection::OWNER_ONLY)
-            .open(&path);
-        match opened {
+        match connection::open_beside(database, &path) {
             Ok(file) => Ok(MarkFile { file, path }),
             Err(error) => Err(on_file("opening", &path, error)),
         }

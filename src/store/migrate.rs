@@ -37,7 +37,7 @@ pub(super) fn backup_path(database: &Path, version: i64) -> PathBuf {
 /// Brings a database of an earlier version up to ours. A server that runs on it is of an earlier release: it would go
 /// on in its own way.
 pub(super) fn migrate(conn: &mut Connection, path: &Path) -> Result<(), OpenError> {
-    if let Some(server) = ServerLock::holder(path)
+    if let Some(server) = ServerLock::holder(path)?
         && is_earlier(conn)?
     {
         return Err(OpenError::InUse(server));
@@ -227,6 +227,17 @@ mod tests {
         let _server = ServerLock::acquire(&desk.path()).expect("nobody has it");
         let mut conn = connection::open_writable(&desk.path()).expect("it opens");
         migrate(&mut conn, &desk.path()).expect("the server itself was first");
+    }
+
+    #[test]
+    fn whoever_may_not_know_whether_a_server_runs_does_not_migrate() {
+        let (desk, _) = earlier();
+        let lock = connection::beside(&desk.path(), ".lock");
+        std::os::unix::fs::symlink(&lock, &lock).expect("linked to itself: nobody can read it");
+        let mut conn = connection::open_writable(&desk.path()).expect("it opens");
+        let error = migrate(&mut conn, &desk.path()).expect_err("one may run");
+        assert!(matches!(error, OpenError::Store(_)), "{error:?}");
+        assert_eq!(version(&desk.path()), 1);
     }
 
     #[test]

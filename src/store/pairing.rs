@@ -31,7 +31,7 @@ pub(super) fn check(database: &Path) -> Result<(), OpenError> {
         return left.map_or(Ok(()), |left| Err(OpenError::Gone(database.to_owned(), left)));
     }
     // A server that runs has looked, and moves its log at any moment.
-    if ServerLock::holder(database).is_some() {
+    if ServerLock::holder(database)?.is_some() {
         return Ok(());
     }
     match log_of_a_newer_one(database) {

@@ -3,9 +3,8 @@
 //! A settlement takes some 8 KiB of log. Below `min_free` no holds are taken; when a write fails all the same because
 //! the disk is full, the ballast is removed, and what runs can still be settled. It is made again when there is room.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,7 +27,7 @@ const AFTER_FAILURE: Duration = Duration::from_secs(300);
 /// The space for the books.
 #[derive(Debug)]
 pub(super) struct Space {
-    folder: PathBuf,
+    database: PathBuf,
     ballast: PathBuf,
     config: DiskConfig,
     /// The ballast is not made before.
@@ -43,7 +42,7 @@ impl Space {
     /// Of a database. The ballast is made where there is room for it.
     pub(super) fn of(database: &Path, config: DiskConfig) -> Space {
         let mut space = Space {
-            folder: database.parent().unwrap_or(Path::new("/")).to_owned(),
+            database: database.to_owned(),
             ballast: connection::beside(database, ".ballast"),
             config,
             not_before: Instant::now(),
@@ -92,17 +91,21 @@ impl Space {
         there
     }
 
+    fn folder(&self) -> &Path {
+        self.database.parent().unwrap_or(Path::new("/"))
+    }
+
     fn free(&mut self) -> Option<u64> {
-        let asked = statvfs(&self.folder);
+        let asked = statvfs(self.folder());
         if let (Err(error), false) = (&asked, self.blind) {
-            tracing::warn!(%error, folder = %self.folder.display(), "how much space is free cannot be told");
+            tracing::warn!(%error, folder = %self.folder().display(), "how much space is free cannot be told");
         }
         self.blind = asked.is_err();
         asked.ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     fn total(&self) -> Option<u64> {
-        statvfs(&self.folder)
+        statvfs(self.folder())
             .ok()
             .map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize))
     }
@@ -120,12 +123,7 @@ impl Space {
     }
 
     fn try_to_make(&self) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(connection::OWNER_ONLY)
-            .open(&self.ballast)?;
+        let file = connection::open_beside(&self.database, &self.ballast)?;
         match fallocate(&file, FallocateFlags::empty(), 0, self.config.ballast) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => fill(file, self.config.ballast),
             other => Ok(other?),
