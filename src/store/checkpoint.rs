@@ -129,7 +129,7 @@ pub(super) fn checkpoint(conn: &Connection, mark: &MarkFile, mode: &str) -> Move
             // While another one is under way nothing was done, and both counts are -1.
             let all_moved = busy == 0 && log >= 0 && log == moved;
             if let (true, Ok(count)) = (all_moved, committed) {
-                pairing::note_moved(mark, count);
+                mark.note_moved(count);
             }
             Moved { log, all_moved }
         }
@@ -148,11 +148,11 @@ mod tests {
     #[test]
     fn what_a_checkpoint_did_not_move_is_not_noted_as_moved() {
         let desk = Desk::new();
-        let mark = MarkFile::open(&desk.path()).expect("opened");
+        let file = MarkFile::open(&desk.path()).expect("opened");
         let (early, late) = (desk.raw(), desk.raw());
         desk.user("ada", "1");
-        let noted = || pairing::marked(&desk.path());
-        assert!(checkpoint(&early, &mark, "PASSIVE").all_moved);
+        let noted = || mark::moved(&desk.path());
+        assert!(checkpoint(&early, &file, "PASSIVE").all_moved);
         let first = noted();
         assert_eq!(first, commits::last(&early).ok());
         // A reader that still needs what the database file has keeps what is newer in the log.
@@ -161,14 +161,14 @@ mod tests {
         commits::last(&reader).expect("read");
         desk.user("bob", "1");
         desk.user("eve", "1");
-        assert!(!checkpoint(&early, &mark, "PASSIVE").all_moved);
+        assert!(!checkpoint(&early, &file, "PASSIVE").all_moved);
         assert_eq!(noted(), first);
         // A checkpoint that waits for the reader keeps another one from moving anything.
         let waiting_mark = MarkFile::open(&desk.path()).expect("opened");
         let (other, noted_by_other) = thread::scope(|scope| {
             scope.spawn(move || while checkpoint(&early, &waiting_mark, "RESTART").log < 0 {});
             let other = loop {
-                let other = checkpoint(&late, &mark, "PASSIVE");
+                let other = checkpoint(&late, &file, "PASSIVE");
                 if other.log < 0 {
                     break (other, noted());
                 }

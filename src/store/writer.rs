@@ -619,7 +619,7 @@ impl Consumer<'_> {
         match counted {
             Ok((done, mark)) => match tx.commit() {
                 Ok(()) => {
-                    self.mark.write(&mark);
+                    self.mark.raise(&mark);
                     Ok(done)
                 }
                 Err(error) => Err((Trouble::of_commit(&error), error)),
