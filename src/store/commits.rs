@@ -2,10 +2,18 @@
 
 use rusqlite::Connection;
 
+use super::connection;
+
 /// Counts the transaction that is about to commit, and gives its number; part of it.
 pub(super) fn count(tx: &Connection) -> rusqlite::Result<i64> {
     tx.prepare_cached("UPDATE commits SET count = count + 1 RETURNING count")?
         .query_row([], |row| row.get(0))
+}
+
+/// The number of the last one, in a database of any version: before the second none were counted.
+pub(super) fn last_if_counted(conn: &Connection) -> rusqlite::Result<Option<i64>> {
+    let version: i64 = connection::pragma(conn, "PRAGMA user_version")?;
+    (version > 1).then(|| last(conn)).transpose()
 }
 
 /// The number of the last one.

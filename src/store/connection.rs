@@ -17,7 +17,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use rustix::process::geteuid;
 
 use super::migrate::{self, VERSION};
-use super::{Create, OpenError, StoreError, during, on_file};
+use super::{Create, Loss, OpenError, StoreError, during, on_file};
 
 /// The whole schema.
 const SCHEMA: &str = include_str!("../../schema.sql");
@@ -61,7 +61,7 @@ const SETTINGS: &str = "
 ";
 
 /// Opens for writing, creating the file and its schema if that is allowed.
-pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError> {
+pub(super) fn open(path: &Path, create: Create, loss: Loss) -> Result<Connection, OpenError> {
     if rusqlite::version_number() < OLDEST_SQLITE {
         let context = format!(
             "SQLite {} loses commits; at least 3.51.3 is needed",
@@ -93,7 +93,7 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
         return Err(OpenError::NotOurs(path.to_owned()));
     }
     if (1..VERSION).contains(&version(&conn).map_err(during(opening()))?) {
-        migrate::migrate(&mut conn, path)?;
+        migrate::migrate(&mut conn, path, loss)?;
     }
     match version(&conn).map_err(during(opening()))? {
         VERSION => {}

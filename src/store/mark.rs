@@ -114,7 +114,7 @@ impl Mark {
 
     /// What a database lacks of what was marked.
     fn compare(&self, conn: &Connection) -> rusqlite::Result<Option<Behind>> {
-        let found = commits::last(conn)?;
+        let found = commits::last_if_counted(conn)?.unwrap_or(0);
         if found < self.commits {
             return Ok(Some(Behind::Commits {
                 found,
@@ -436,6 +436,19 @@ mod tests {
         assert_eq!(read(&[&torn, &torn, &whole_line]), Found::Mark(mark));
         assert_eq!(read(&[&torn, &torn, &torn]), Found::Garbage);
         assert_eq!(read(&[&torn, b""]), Found::Nothing);
+    }
+
+    #[test]
+    fn a_loss_that_could_not_be_accepted_is_a_loss_still() {
+        let (desk, ada, copy) = with_old_copy();
+        done(desk.store.credit(&top_up(&ada, "3", None), &by(), at(1)));
+        let (desk, store) = put_in_place(desk, &copy);
+        let mark = path_of(&desk.path());
+        fs::remove_file(&mark).expect("removed");
+        fs::create_dir(&mark).expect("something else is there");
+        let accepted = store.accept_loss(&by(), at(3));
+        assert!(matches!(accepted, Outcome::NotCommitted(_)), "{accepted:?}");
+        assert!(store.behind().is_some());
     }
 
     #[test]

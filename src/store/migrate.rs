@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::{OpenError, ServerLock, backup, connection, during};
+use super::{Loss, OpenError, ServerLock, backup, connection, during, mark};
 use crate::fail_point::{self, Point};
 
 /// `user_version` of the schema.
@@ -35,12 +35,18 @@ pub(super) fn backup_path(database: &Path, version: i64) -> PathBuf {
 }
 
 /// Brings a database of an earlier version up to ours. A server that runs on it is of an earlier release: it would go
-/// on in its own way.
-pub(super) fn migrate(conn: &mut Connection, path: &Path) -> Result<(), OpenError> {
+/// on in its own way. What lacks something of what was there before could not go back either.
+pub(super) fn migrate(conn: &mut Connection, path: &Path, loss: Loss) -> Result<(), OpenError> {
     if let Some(server) = ServerLock::holder(path)?
         && is_earlier(conn)?
     {
         return Err(OpenError::InUse(server));
+    }
+    if loss == Loss::Refused
+        && let Some(lacks) = mark::check(conn, path)?
+    {
+        let path = path.to_owned();
+        return Err(OpenError::Behind { path, lacks });
     }
     take(&STEPS, conn, path)
 }
@@ -79,7 +85,6 @@ mod tests {
     use std::fs;
     use std::thread;
 
-    use super::super::mark;
     use super::super::testing::*;
     use super::super::{Create, Store};
     use super::*;
@@ -226,7 +231,7 @@ mod tests {
         desk.again();
         let _server = ServerLock::acquire(&desk.path()).expect("nobody has it");
         let mut conn = connection::open_writable(&desk.path()).expect("it opens");
-        migrate(&mut conn, &desk.path()).expect("the server itself was first");
+        migrate(&mut conn, &desk.path(), Loss::Refused).expect("the server itself was first");
     }
 
     #[test]
@@ -235,9 +240,38 @@ mod tests {
         let lock = connection::beside(&desk.path(), ".lock");
         std::os::unix::fs::symlink(&lock, &lock).expect("linked to itself: nobody can read it");
         let mut conn = connection::open_writable(&desk.path()).expect("it opens");
-        let error = migrate(&mut conn, &desk.path()).expect_err("one may run");
+        let error = migrate(&mut conn, &desk.path(), Loss::Refused).expect_err("one may run");
         assert!(matches!(error, OpenError::Store(_)), "{error:?}");
         assert_eq!(version(&desk.path()), 1);
+    }
+
+    #[test]
+    fn an_old_copy_of_an_earlier_version_stays_so_until_the_loss_is_accepted() {
+        let (desk, _) = earlier();
+        let newer = Desk::new();
+        newer.user("eve", "1");
+        fs::copy(mark::path_of(&newer.path()), mark::path_of(&desk.path())).expect("copied");
+        let refused = Store::open(&desk.path(), Create::Never);
+        assert!(matches!(refused, Err(OpenError::Behind { .. })), "{refused:?}");
+        assert_eq!(version(&desk.path()), 1);
+        assert!(!backup_path(&desk.path(), 1).exists());
+        let store = Store::open_at_a_loss(&desk.path(), Create::Never).expect("it opens");
+        assert!(store.behind().is_some());
+        done(store.accept_loss(&by(), at(3)));
+        assert_eq!(desk.again().behind(), None);
+        assert_eq!(store.verify().expect("verified").findings, []);
+    }
+
+    #[test]
+    fn the_log_of_an_earlier_version_in_place_of_a_newer_one_is_nobodys_to_throw_away() {
+        let (desk, _) = earlier();
+        let conn = desk.raw();
+        let into_file = "PRAGMA wal_checkpoint(RESTART); CREATE TABLE later (a)";
+        conn.execute_batch(into_file)
+            .expect("version 1 is in the file, and something in the log");
+        mark::MarkFile::open(&desk.path()).expect("opened").note_moved(1);
+        let refused = Store::open(&desk.path(), Create::Never);
+        assert!(matches!(refused, Err(OpenError::WhoseLog(..))), "{refused:?}");
     }
 
     #[test]

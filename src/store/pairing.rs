@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
 
 use super::mark::{self, MarkFile};
 use super::{OpenError, ServerLock, commits, connection};
@@ -29,8 +29,12 @@ pub(super) fn check(database: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     match log_of_a_newer_one(database) {
-        Some(log) => Err(OpenError::NotItsLog(database.to_owned(), log)),
         None => Ok(()),
+        // An earlier release that ran on it since knew no mark: the log may be its own.
+        Some(log) if in_file(database).is_ok_and(|count| count.is_none()) => {
+            Err(OpenError::WhoseLog(database.to_owned(), log))
+        }
+        Some(log) => Err(OpenError::NotItsLog(database.to_owned(), log)),
     }
 }
 
@@ -41,9 +45,7 @@ pub(super) fn log_of_a_newer_one(database: &Path) -> Option<PathBuf> {
         return None;
     }
     let older = match (mark::moved(database), in_file(database)) {
-        (Some(marked), Ok(found)) => found < marked,
-        // A copy from before transactions were counted.
-        (Some(1..), Err(error)) => error.sqlite_error_code() == Some(ErrorCode::Unknown),
+        (Some(marked), Ok(found)) => found.unwrap_or(0) < marked,
         // Or one that a dying machine left in pieces, which its log mends.
         _ => false,
     };
@@ -57,18 +59,18 @@ fn is_written(path: &Path) -> bool {
 /// Notes how many transactions are in the file of a database that has its log, or none.
 pub(super) fn note(database: &Path, mark: &MarkFile) {
     match in_file(database) {
-        Ok(count) => mark.note_moved(count),
+        Ok(count) => mark.note_moved(count.unwrap_or(0)),
         Err(error) => tracing::debug!(%error, "how much is in the database file cannot be told"),
     }
 }
 
-/// How many transactions are in the database file, without its log.
+/// How many transactions are in the database file, without its log; `None`: it is from before they were counted.
 #[expect(clippy::disallowed_methods, reason = "the store's own look past the log")]
-fn in_file(database: &Path) -> rusqlite::Result<i64> {
+fn in_file(database: &Path) -> rusqlite::Result<Option<i64>> {
     let path = percent_encode(database.as_os_str().as_encoded_bytes(), IN_PATH);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let file = Connection::open_with_flags(PathBuf::from(format!("file:{path}?immutable=1")), flags)?;
-    commits::last(&file)
+    commits::last_if_counted(&file)
 }
 
 #[cfg(test)]
@@ -85,7 +87,7 @@ mod tests {
         checkpoint::checkpoint(&conn, &file, "PASSIVE");
         let moved = commits::last(&conn).expect("read");
         desk.user("bob", "1");
-        assert_eq!(in_file(&desk.path()).expect("read"), moved);
+        assert_eq!(in_file(&desk.path()).expect("read"), Some(moved));
         assert!(commits::last(&conn).expect("read") > moved);
         assert_eq!(mark::moved(&desk.path()), Some(moved));
         assert_eq!(desk.again().behind(), None, "the first line is as it was");

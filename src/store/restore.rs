@@ -16,7 +16,7 @@ use super::backup::{
     self, BackupError, Contents, Draft, Existing, IN_USE, LastEntry, failed, is_same, last_entry, sync_folder,
 };
 use super::migrate::VERSION;
-use super::{Create, OpenError, ServerLock, StoreError, Trouble, columns, connection, during, mark, pairing};
+use super::{Create, Loss, OpenError, ServerLock, StoreError, Trouble, columns, connection, during, mark, pairing};
 
 /// How the name goes on under which a log is kept that is newer than its database, before the log's own ending.
 const NEWER: &str = ".newer";
@@ -130,7 +130,7 @@ fn head(file: &Path) -> Result<Head, StoreError> {
 
 /// Makes a copy one of our version, in one file.
 fn bring_up(draft: &Draft) -> Result<(), BackupError> {
-    let conn = connection::open(&draft.file(), Create::Never)?;
+    let conn = connection::open(&draft.file(), Create::Never, Loss::Refused)?;
     close_in_one_file(conn).map_err(during("closing the copy"))?;
     Ok(())
 }
