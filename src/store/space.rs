@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, StatVfs, fallocate, statvfs};
 use rustix::io::Errno;
 
 use super::connection;
@@ -59,23 +59,24 @@ impl Space {
     /// Why no holds are taken, if it is for want of space. Makes the ballast again when there is room for it, as long
     /// as the last write did not fail.
     pub(super) fn look(&mut self, writes: bool) -> Option<String> {
-        let free = self.free()?;
+        let disk = self.disk()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        let free = bytes(disk.f_bavail);
         let with_ballast = self.config.min_free.saturating_add(self.config.ballast);
         let is_due = writes && self.config.ballast > 0 && self.not_before <= Instant::now();
         if is_due && free >= with_ballast && !self.ballast.exists() {
             self.make();
         }
-        let low = free < self.config.min_free;
-        low.then(|| {
+        let mib = |bytes: u64| match bytes >> 20 {
+            0 => "less than 1".to_owned(),
+            some => some.to_string(),
+        };
+        (free < self.config.min_free).then(|| {
             format!(
                 "{} of {} MiB are free on the disk of the database; [database] min_free is {} MiB",
-                if free < 1 << 20 {
-                    "less than 1".to_owned()
-                } else {
-                    (free >> 20).to_string()
-                },
-                self.total().unwrap_or(0) >> 20,
-                self.config.min_free >> 20,
+                mib(free),
+                mib(bytes(disk.f_blocks)),
+                mib(self.config.min_free),
             )
         })
     }
@@ -91,23 +92,14 @@ impl Space {
         there
     }
 
-    fn folder(&self) -> &Path {
-        self.database.parent().unwrap_or(Path::new("/"))
-    }
-
-    fn free(&mut self) -> Option<u64> {
-        let asked = statvfs(self.folder());
+    fn disk(&mut self) -> Option<StatVfs> {
+        let folder = self.database.parent().unwrap_or(Path::new("/"));
+        let asked = statvfs(folder);
         if let (Err(error), false) = (&asked, self.blind) {
-            tracing::warn!(%error, folder = %self.folder().display(), "how much space is free cannot be told");
+            tracing::warn!(%error, folder = %folder.display(), "how much space is free cannot be told");
         }
         self.blind = asked.is_err();
-        asked.ok().map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize))
-    }
-
-    fn total(&self) -> Option<u64> {
-        statvfs(self.folder())
-            .ok()
-            .map(|disk| disk.f_blocks.saturating_mul(disk.f_frsize))
+        asked.ok()
     }
 
     fn make(&mut self) {
