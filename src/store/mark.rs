@@ -63,9 +63,9 @@ impl Line {
         let line = std::str::from_utf8(file.get(self.at..end)?).ok()?;
         let (text, checksum) = line.trim_end().rsplit_once(' ')?;
         let is_whole = u32::from_str_radix(checksum, 16) == Ok(crc32fast::hash(text.as_bytes()));
-        text.strip_prefix(self.beginning)
+        text.strip_prefix(self.beginning)?
+            .strip_prefix(' ')
             .filter(|_| is_whole)
-            .map(str::trim_start)
     }
 }
 
@@ -322,6 +322,13 @@ mod tests {
         };
         assert_eq!(longest.line().len(), MARK.length);
         assert_eq!(MOVED.of(&i64::MAX.to_string()).len(), MOVED.length);
+        let other = Line {
+            beginning: "codex-gateway mark 12",
+            ..MARK
+        };
+        let values = format!("12 7 {}", "ab".repeat(32));
+        assert!(Mark::in_file(MARK.of(&values).as_bytes()).is_some());
+        assert_eq!(Mark::in_file(other.of(&values).as_bytes()), None, "of another version");
         for at in 0..line.trim_end().len() {
             let mut bytes = line.clone().into_bytes();
             bytes[at] ^= 1;
