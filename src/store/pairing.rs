@@ -19,13 +19,13 @@ const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/');
 
 /// Looks at a database that is about to be opened.
 pub(super) fn check(database: &Path) -> Result<(), OpenError> {
+    let log = connection::beside(database, "-wal");
     if !database.exists() {
-        let log = connection::beside(database, "-wal");
         let left = [mark::path_of(database), log].into_iter().find(|left| is_written(left));
         return left.map_or(Ok(()), |left| Err(OpenError::Gone(database.to_owned(), left)));
     }
     // A server that runs has looked, and moves its log at any moment.
-    if ServerLock::holder(database)?.is_some() {
+    if !is_written(&log) || ServerLock::holder(database)?.is_some() {
         return Ok(());
     }
     match log_of_a_newer_one(database) {
