@@ -1,4 +1,4 @@
--- The whole schema of a gateway's database, version 2. A new database is made from this file.
+-- The whole schema of a gateway's database, version 3. A new database is made from this file.
 --
 -- Conventions: money is an integer count of nano-dollars (1 USD = 10^9), in columns named *_nanos; times are
 -- microseconds since 1970-01-01 UTC, in columns named *_at; ids are UUIDs in 16 bytes; hashes are SHA-256 in 32 bytes
@@ -10,9 +10,10 @@
 --      balance changes only to what the newest entry says.
 -- A user's row also keeps how many entries and holds there are and the newest entry's hash: rows that are missing at the
 -- end of a table are found by it.
+-- (Words are checked one by one: for `IN` with more than two, SQLite makes and drops a table at every statement.)
 
 PRAGMA application_id = 0x43784777; -- "CxGw"
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 
 -- Facts about this file.
 CREATE TABLE meta (
@@ -91,7 +92,7 @@ CREATE TABLE holds (
     list         TEXT,                                      -- the price list; NULL: free
     placed_at    INTEGER NOT NULL,                          -- microseconds: when it was taken
     hash         BLOB    NOT NULL CHECK (length(hash) = 32), -- SHA-256 over the columns above
-    state        TEXT    NOT NULL CHECK (state IN ('open', 'settled', 'released')), -- settled: charged; released: not
+    state        TEXT    NOT NULL CHECK (state = 'open' OR state = 'settled' OR state = 'released'), -- settled: charged; released: not
     closed_at    INTEGER,                                   -- microseconds: when it was closed
     CHECK ((state = 'open') = (closed_at IS NULL))
 ) STRICT, WITHOUT ROWID;
@@ -111,8 +112,10 @@ CREATE TABLE usage_logs (
     list                     TEXT,                           -- the price list; NULL: free
     price_from               INTEGER,                        -- microseconds: since when the price is in force
     tier                     TEXT    NOT NULL,               -- the tier that was priced: `standard`
-    state                    TEXT    NOT NULL CHECK (state IN ('completed', 'incomplete', 'refused', 'failed', 'broken',
-                                                               'limited', 'left', 'cancelled', 'interrupted')), -- how it ended
+    state                    TEXT    NOT NULL            -- how it ended
+                             CHECK (state = 'completed' OR state = 'incomplete' OR state = 'refused' OR state = 'failed'
+                                 OR state = 'broken' OR state = 'limited' OR state = 'left' OR state = 'cancelled'
+                                 OR state = 'interrupted'),
     basis                    TEXT    NOT NULL CHECK (basis IN ('reported', 'estimated')), -- where the usage comes from
     input_tokens             INTEGER NOT NULL CHECK (input_tokens >= 0),             -- tokens read, all of them
     cached_tokens            INTEGER NOT NULL CHECK (cached_tokens >= 0),            -- of the input: read from the cache
@@ -164,11 +167,11 @@ CREATE TABLE usage_items (
 CREATE TABLE ledger_entries (
     seq                 INTEGER PRIMARY KEY,              -- number within the whole ledger, ascending
     user_id             BLOB    NOT NULL REFERENCES users (id), -- whose balance
-    kind                TEXT    NOT NULL CHECK (kind IN ('credit', 'adjustment', 'charge')), -- why it moved
+    kind                TEXT    NOT NULL CHECK (kind = 'credit' OR kind = 'adjustment' OR kind = 'charge'), -- why it moved
     amount_nanos        INTEGER NOT NULL CHECK (amount_nanos <> 0), -- nano-dollars, signed: charges are negative
     balance_after_nanos INTEGER NOT NULL,                 -- nano-dollars: the balance after it
     exchange_id         BLOB    UNIQUE REFERENCES usage_logs (exchange_id), -- the exchange a charge is for
-    reference           TEXT    UNIQUE CHECK (reference <> ''), -- the operator's reference: one entry each
+    reference           TEXT    CHECK (reference <> ''),  -- the operator's reference: one entry each
     note                TEXT,                             -- the operator's note
     at                  INTEGER NOT NULL,                 -- microseconds: when
     hash                BLOB    NOT NULL CHECK (length(hash) = 32), -- SHA-256 over the user's hash before it, the columns above
@@ -177,6 +180,7 @@ CREATE TABLE ledger_entries (
     CHECK (kind = 'adjustment' OR (kind = 'charge') = (amount_nanos < 0))
 ) STRICT;
 CREATE INDEX ledger_entries_by_user ON ledger_entries (user_id, seq);
+CREATE UNIQUE INDEX ledger_entries_by_reference ON ledger_entries (reference) WHERE reference IS NOT NULL;
 
 -- Who did what, with the state before and after it, written in the act's own transaction.
 CREATE TABLE audit_log (

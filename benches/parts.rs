@@ -4,10 +4,10 @@ use bytes::Bytes;
 use codex_gateway::call::{Call, Edits, Endpoint};
 use codex_gateway::key::GatewayKey;
 use codex_gateway::meter::Meter;
-use codex_gateway::pricing::{self, Price, SearchTool, Terms};
+use codex_gateway::pricing::{self, Factor, Price, SearchTool, Terms};
 use codex_gateway::sse::Splitter;
 use codex_gateway::tokens::Encoding;
-use codex_gateway::usage::{Dialect, Tier, Usage};
+use codex_gateway::usage::{CacheTtl, Dialect, Tier, Usage};
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 
@@ -95,11 +95,11 @@ fn usage_priced(bencher: Bencher<'_, '_>) {
         search: SearchTool::Current,
         tier: Tier::Standard,
         region: None,
-        markup: "1.2".parse().expect("a factor"),
+        markup: Factor::parse("1.2").expect("a factor"),
         at: codex_gateway::time::now(),
     };
     let told = serde_json::json!({"input_tokens": 5000, "input_tokens_details": {"cached_tokens": 4096}, "output_tokens": 700, "total_tokens": 5700});
-    let usage = Usage::parse(&told, Dialect::OpenAi)
+    let usage = Usage::parse_for(&told, Dialect::OpenAi, CacheTtl::default())
         .expect("a usage")
         .expect("there is one");
     bencher.bench(|| pricing::bill(black_box(&usage), &terms));

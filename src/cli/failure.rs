@@ -243,6 +243,12 @@ pub fn unopened(error: &OpenError) -> Failure {
                 word(log),
                 command_on(database, ACCEPT_LOSS)
             )),
+        OpenError::WhoseLog(database, _) => failure(Exit::Failed)
+            .why("a database of an earlier release was put in the place of a newer one")
+            .fix(format!(
+                "if that release ran on it since, start and stop it once more: the log was its own; if not: {}",
+                restore_command(database, Path::new("FILE"))
+            )),
         OpenError::InUse(_) => failure(Exit::NotAllowed).fix("stop that one first, or use another --database"),
         OpenError::Store(error) => Failure::new(Exit::Failed, "the database could not be used")
             .why(chain(error))

@@ -68,7 +68,12 @@ fn no_upstream() -> Failure {
 async fn serve(config: Config, accept_loss: bool, global: &Global) -> anyhow::Result<()> {
     let mut signals = StopSignals::watch()?;
     let _file_size = survive_file_size_limit()?;
-    let store = Store::open(&config.database, Create::IfMissing).map_err(Failure::from)?;
+    let open = if accept_loss {
+        Store::open_at_a_loss
+    } else {
+        Store::open
+    };
+    let store = open(&config.database, Create::IfMissing).map_err(Failure::from)?;
     if accept_loss {
         accept(&store, global)?;
     }

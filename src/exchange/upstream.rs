@@ -9,7 +9,7 @@ use reqwest::{Client, Proxy, Response, Url, redirect};
 use tokio::time::timeout;
 
 use super::{Admitted, Watch, sending};
-use crate::call::{Edits, Endpoint};
+use crate::call::{ChatLimitField, Edits, Endpoint};
 use crate::config::{Pricing, UpstreamAuth, UpstreamConfig};
 use crate::refusal::UpstreamFault;
 use crate::usage::Dialect;
@@ -61,6 +61,7 @@ pub struct Upstream {
     base_url: Url,
     /// Whether it is one of OpenAI's own servers.
     is_openai: bool,
+    chat_limit_field: ChatLimitField,
     /// Whether its total of tokens covers reasoning that its output does not.
     total_covers_reasoning: bool,
 }
@@ -97,6 +98,7 @@ impl Upstream {
         Ok(Upstream {
             is_openai: is_at(&base_url, &["openai.com"]),
             total_covers_reasoning: is_at(&base_url, &["x.ai", "googleapis.com"]) || is_priced_by(&["xai", "gemini"]),
+            chat_limit_field: config.chat_limit_field(),
             config: config.clone(),
             client,
             headers,
@@ -202,7 +204,7 @@ impl Upstream {
             model: admitted.target.aliased.then(|| admitted.target.model.clone()),
             output_limit: admitted.limit.written(),
             include_usage: asks_for_usage(call.endpoint) && call.stream && !call.include_usage,
-            chat_limit_field: self.config.chat_limit_field(),
+            chat_limit_field: self.chat_limit_field,
         }
     }
 

@@ -5,7 +5,6 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -13,8 +12,9 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension};
 use tempfile::TempDir;
 
 use super::columns::{Micros, injected};
+pub(super) use super::on_file as failed;
 use super::verify::{Finding, Verification};
-use super::{OpenError, Store, StoreError, connection, during, migrate};
+use super::{OpenError, Store, StoreError, connection, during, migrate, watch};
 use crate::fail_point::{self, Point};
 
 /// Files that belong to a database, by how their names go on from its name.
@@ -171,7 +171,7 @@ fn may_be_written(file: &Path, database: &Path, existing: Existing) -> Result<()
 
 /// Whether two paths lead to one file, or would if it were there.
 pub(super) fn is_same(one: &Path, other: &Path) -> bool {
-    let identity = |path: &Path| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let identity = |path| watch::identity(path).ok().flatten();
     let one_file = identity(one).is_some_and(|it| Some(it) == identity(other));
     one_file || real(one).is_some_and(|path| Some(path) == real(other))
 }
@@ -318,14 +318,6 @@ fn sync(file: &Path) -> io::Result<()> {
 /// Makes durable which files are in the folder of a file.
 pub(super) fn sync_folder(file: &Path) -> io::Result<()> {
     sync(file.parent().unwrap_or(file))
-}
-
-/// An error of the system on a file.
-pub(super) fn failed(doing: &str, file: &Path, error: io::Error) -> StoreError {
-    StoreError {
-        context: format!("{doing} {}", file.display()),
-        source: Some(Box::new(error)),
-    }
 }
 
 #[cfg(test)]

@@ -68,7 +68,18 @@ impl Checkpoints {
         }
     }
 
-    /// Ends the thread.
+    /// With a thread of a test, which ends when it hears that the channel is closed.
+    #[cfg(test)]
+    pub(super) fn on(thread: impl FnOnce(Receiver<()>) + Send + 'static) -> Checkpoints {
+        let (wake, woken) = mpsc::sync_channel(1);
+        Checkpoints {
+            wake: Some(wake),
+            thread: Some(thread::spawn(move || thread(woken))),
+            since: 0,
+        }
+    }
+
+    /// Ends the thread, and waits for the checkpoint that it is making.
     pub(super) fn stop(&mut self) {
         self.wake = None;
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
@@ -88,33 +99,86 @@ fn run_checkpoints(conn: &Connection, mark: &MarkFile, woken: &Receiver<()>) {
 
 fn move_on(conn: &Connection, mark: &MarkFile) {
     mark.sync();
-    if checkpoint(conn, mark, "PASSIVE") > LOG_LIMIT {
+    if checkpoint(conn, mark, "PASSIVE").log > LOG_LIMIT {
         // Under steady load the log never ends by itself: hold the writer up for once.
         checkpoint(conn, mark, "RESTART");
     }
 }
 
-/// Makes a checkpoint and returns the pages in the log. An error is told and passes: the log only grows.
-pub(super) fn checkpoint(conn: &Connection, mark: &MarkFile, mode: &str) -> i64 {
+/// What a checkpoint came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// Pages in the log; -1: another checkpoint was under way.
+    pub(super) log: i64,
+    /// All of them are in the database.
+    pub(super) all_moved: bool,
+}
+
+/// Makes a checkpoint. An error is told and passes: the log only grows.
+pub(super) fn checkpoint(conn: &Connection, mark: &MarkFile, mode: &str) -> Moved {
     if let Err(error) = fail_point::hit(Point::Checkpoint) {
         tracing::warn!(%error, mode, "a checkpoint failed");
-        return 0;
+        return Moved::default();
     }
     let sql = format!("PRAGMA wal_checkpoint({mode})");
     let committed = commits::last(conn);
     match conn.query_row(&sql, [], |row| {
         Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get::<_, i64>(2)?))
     }) {
-        Ok((busy, pages, moved)) => {
+        Ok((busy, log, moved)) => {
             // While another one is under way nothing was done, and both counts are -1.
-            if let (true, Ok(count)) = (busy == 0 && pages >= 0 && pages == moved, committed) {
-                pairing::note_moved(mark, count);
+            let all_moved = busy == 0 && log >= 0 && log == moved;
+            if let (true, Ok(count)) = (all_moved, committed) {
+                mark.note_moved(count);
             }
-            pages
+            Moved { log, all_moved }
         }
         Err(error) => {
             tracing::warn!(%error, mode, "a checkpoint failed");
-            0
+            Moved::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn what_a_checkpoint_did_not_move_is_not_noted_as_moved() {
+        let desk = Desk::new();
+        let file = MarkFile::open(&desk.path()).expect("opened");
+        let (early, late) = (desk.raw(), desk.raw());
+        desk.user("ada", "1");
+        let noted = || mark::moved(&desk.path());
+        assert!(checkpoint(&early, &file, "PASSIVE").all_moved);
+        let first = noted();
+        assert_eq!(first, commits::last(&early).ok());
+        // A reader that still needs what the database file has keeps what is newer in the log.
+        let reader = desk.raw();
+        reader.execute_batch("BEGIN").expect("begun");
+        commits::last(&reader).expect("read");
+        desk.user("bob", "1");
+        desk.user("eve", "1");
+        assert!(!checkpoint(&early, &file, "PASSIVE").all_moved);
+        assert_eq!(noted(), first);
+        // A checkpoint that waits for the reader keeps another one from moving anything.
+        let waiting_mark = MarkFile::open(&desk.path()).expect("opened");
+        let (other, noted_by_other) = thread::scope(|scope| {
+            scope.spawn(move || while checkpoint(&early, &waiting_mark, "RESTART").log < 0 {});
+            let other = loop {
+                let other = checkpoint(&late, &file, "PASSIVE");
+                if other.log < 0 {
+                    break (other, noted());
+                }
+                thread::yield_now();
+            };
+            reader.execute_batch("COMMIT").expect("ended");
+            other
+        });
+        assert!(!other.all_moved);
+        assert_eq!(noted_by_other, first);
+        assert_eq!(noted(), commits::last(&late).ok(), "the one that waited moved all");
     }
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::digest::Hash;
 use super::keys::Key;
 use super::usage_log::{Basis, State};
 use super::users::UserStatus;
@@ -217,6 +218,18 @@ pub(super) fn names_and_marks(names: &[&str], further: &[&str]) -> (String, Stri
 /// Bytes as hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A hash of its hexadecimal digits.
+pub(super) fn hash(digits: &str) -> Option<Hash> {
+    if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut hash = [0; 32];
+    for (at, byte) in hash.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
+    }
+    Some(hash)
 }
 
 /// A span in whole microseconds.

@@ -2,11 +2,19 @@
 
 use rusqlite::Connection;
 
-/// Counts the transaction that is about to commit; part of it. (`RETURNING` would make a table for the one number.)
+use super::connection;
+
+pub(super) const COUNT: &str = "UPDATE commits SET count = count + 1 WHERE one = 1";
+
+/// Counts the transaction that is about to commit; part of it.
 pub(super) fn count(tx: &Connection) -> rusqlite::Result<()> {
-    tx.prepare_cached("UPDATE commits SET count = count + 1")?
-        .execute([])
-        .map(drop)
+    tx.prepare_cached(COUNT)?.execute([]).map(drop)
+}
+
+/// The number of the last one, in a database of any version: before the second none were counted.
+pub(super) fn last_if_counted(conn: &Connection) -> rusqlite::Result<Option<i64>> {
+    let version: i64 = connection::pragma(conn, "PRAGMA user_version")?;
+    (version > 1).then(|| last(conn)).transpose()
 }
 
 /// The number of the last one.

@@ -4,9 +4,9 @@
 //! acknowledged commits are lost.
 
 use std::cell::Cell;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use r2d2_sqlite::SqliteConnectionManager;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
+use rustix::process::geteuid;
 
 use super::migrate::{self, VERSION};
-use super::{Create, OpenError, StoreError, during};
+use super::{Create, Loss, OpenError, StoreError, during, on_file};
 
 /// The whole schema.
 const SCHEMA: &str = include_str!("../../schema.sql");
@@ -38,7 +39,7 @@ const WAL_TRIES: u32 = 100;
 const STATEMENTS: usize = 96;
 
 /// The mode of a database: its owner reads and writes it.
-pub(super) const OWNER_ONLY: u32 = 0o600;
+const OWNER_ONLY: u32 = 0o600;
 
 /// Connections that read, at most.
 pub(super) const READERS: u32 = 8;
@@ -60,7 +61,7 @@ const SETTINGS: &str = "
 ";
 
 /// Opens for writing, creating the file and its schema if that is allowed.
-pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError> {
+pub(super) fn open(path: &Path, create: Create, loss: Loss) -> Result<Connection, OpenError> {
     if rusqlite::version_number() < OLDEST_SQLITE {
         let context = format!(
             "SQLite {} loses commits; at least 3.51.3 is needed",
@@ -71,7 +72,7 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
     match (path.exists(), create) {
         (true, _) => {}
         (false, Create::Never) => return Err(OpenError::Missing(path.to_owned())),
-        (false, Create::IfMissing) => create_file(path).map_err(|e| io_error(path, e))?,
+        (false, Create::IfMissing) => create_file(path).map_err(|e| on_file("creating", path, e))?,
     }
     let opening = || format!("opening {}", path.display());
     if path.is_dir() {
@@ -85,14 +86,14 @@ pub(super) fn open(path: &Path, create: Create) -> Result<Connection, OpenError>
     };
     if create == Create::IfMissing && is_empty(&conn).map_err(during(opening()))? {
         create_schema(&mut conn).map_err(during(format!("creating the schema in {}", path.display())))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(OWNER_ONLY)).map_err(|e| io_error(path, e))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(OWNER_ONLY)).map_err(|e| on_file("creating", path, e))?;
     }
     let application: i64 = pragma(&conn, "PRAGMA application_id").map_err(during(opening()))?;
     if application != APPLICATION {
         return Err(OpenError::NotOurs(path.to_owned()));
     }
     if (1..VERSION).contains(&version(&conn).map_err(during(opening()))?) {
-        migrate::migrate(&mut conn, path)?;
+        migrate::migrate(&mut conn, path, loss)?;
     }
     match version(&conn).map_err(during(opening()))? {
         VERSION => {}
@@ -189,7 +190,7 @@ pub(super) fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
     {
         return Ok(file);
     }
-    std::path::absolute(path).map_err(|e| io_error(path, e))
+    Ok(std::path::absolute(path).map_err(|e| on_file("finding", path, e))?)
 }
 
 /// The path of a file beside the database, whose name goes on from the database's.
@@ -197,15 +198,6 @@ pub(super) fn beside(database: &Path, ending: &str) -> PathBuf {
     let mut name = database.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)
-}
-
-fn io_error(path: &Path, error: io::Error) -> OpenError {
-    let context = format!("creating {}", path.display());
-    StoreError {
-        context,
-        source: Some(Box::new(error)),
-    }
-    .into()
 }
 
 fn set_up(conn: &Connection) -> rusqlite::Result<()> {
@@ -239,18 +231,45 @@ fn version(conn: &Connection) -> rusqlite::Result<i64> {
     pragma(conn, "PRAGMA user_version")
 }
 
-/// Makes an empty file that only its owner can read. It is made beside the path and linked to it, so that no handle
-/// but SQLite's is ever closed on the database.
+/// Makes an empty database that only its owner can read.
 fn create_file(path: &Path) -> io::Result<()> {
     create_folder(path)?;
+    create_linked(path, |_| Ok(()))
+}
+
+/// Makes an empty file, which is its owner's alone until `prepare` says otherwise; one that is there stays. It is made
+/// beside the path and linked to it: nobody sees it before it is as it has to be, and of a database no handle but
+/// SQLite's is ever closed.
+fn create_linked(path: &Path, prepare: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let blank = beside(path, &format!(".new-{}", uuid::Uuid::now_v7()));
     create_blank(&blank)?;
-    let linked = fs::hard_link(&blank, path);
+    let linked = prepare(&blank).and_then(|()| fs::hard_link(&blank, path));
     fs::remove_file(&blank)?;
     match linked {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         other => other,
     }
+}
+
+/// Opens a file that belongs to a database and lies beside it, or makes an empty one. As SQLite does with its own, what
+/// is made has the database's mode, and its owner and group if root makes it: whoever may use the database may use it.
+pub(super) fn open_beside(database: &Path, path: &Path) -> io::Result<File> {
+    let open = || OpenOptions::new().read(true).write(true).open(path);
+    match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => return other,
+    }
+    create_linked(path, |blank| match fs::metadata(database) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(database) => {
+            if geteuid().is_root() {
+                chown(blank, Some(database.uid()), Some(database.gid()))?;
+            }
+            fs::set_permissions(blank, database.permissions())
+        }
+    })?;
+    open()
 }
 
 /// Makes the folder of a file, if it is missing; what is made is its owner's alone.
@@ -345,13 +364,13 @@ mod tests {
     #[test]
     fn a_newer_database_and_a_foreign_one_are_left_alone() {
         let desk = Desk::new();
-        desk.raw().execute_batch("PRAGMA user_version = 3").expect("set");
+        desk.raw().execute_batch("PRAGMA user_version = 4").expect("set");
         let newer = open_at(&desk.path(), Create::Never);
         assert!(
             matches!(
                 &newer,
                 Err(OpenError::TooNew {
-                    found: 3,
+                    found: 4,
                     known: 2,
                     backup: None,
                     ..
@@ -428,6 +447,36 @@ mod tests {
         desk.store.read("checking", check).expect("checked");
         let written = desk.store.read("writing", |conn| conn.execute("DELETE FROM meta", []));
         written.expect_err("readers only read");
+    }
+
+    #[test]
+    fn what_lies_beside_a_database_is_for_whom_the_database_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("gateway.db");
+        drop(open_at(&path, Create::IfMissing).expect("created"));
+        let others = [".mark", ".lock", ".ballast"].map(|ending| beside(&path, ending));
+        fs::remove_file(&others[0]).expect("removed");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o660)).expect("set");
+        let who = if geteuid().is_root() {
+            12_345
+        } else {
+            geteuid().as_raw()
+        };
+        chown(&path, Some(who), None).expect("given away");
+        let config = crate::config::DiskConfig {
+            min_free: 0,
+            ballast: 1,
+        };
+        super::super::mark::MarkFile::open(&path).expect("opened");
+        let lock = super::super::ServerLock::acquire(&path).expect("nobody has it");
+        super::super::space::Space::of(&path, config);
+        for other in others {
+            let file = fs::metadata(&other).expect("it is there");
+            assert_eq!((file.mode() & 0o777, file.uid()), (0o660, who), "{}", other.display());
+        }
+        drop(lock);
+        let names = fs::read_dir(folder.path()).expect("listed").count();
+        assert_eq!(names, 4, "and nothing else");
     }
 
     #[test]

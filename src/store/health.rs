@@ -22,9 +22,14 @@ impl Health {
         replace(&self.trouble, None);
     }
 
+    /// Why the last write failed, if it did.
+    pub(super) fn trouble(&self) -> Option<String> {
+        read(&self.trouble)
+    }
+
     /// Whether the last write failed.
     pub(super) fn is_troubled(&self) -> bool {
-        read(&self.trouble).is_some()
+        self.trouble().is_some()
     }
 
     /// Notes whether there is too little space; the first time it is told in the log.
@@ -44,7 +49,7 @@ impl Health {
 
     /// What is wrong, if anything is.
     pub(super) fn problem(&self) -> Option<String> {
-        let trouble = read(&self.trouble).map(|why| format!("the books cannot be written: {why}"));
+        let trouble = self.trouble().map(|why| format!("the books cannot be written: {why}"));
         trouble.or_else(|| read(&self.space))
     }
 }

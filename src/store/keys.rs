@@ -361,7 +361,7 @@ mod tests {
         assert_eq!(key, expected);
         assert_eq!(
             desk.store.key_by_hash(&new.hash).expect("it reads"),
-            Some(expected.clone())
+            Some(expected.clone().into())
         );
         assert_eq!(done(desk.store.issue_key(&new, &by(), at(2))), expected);
         assert_eq!(desk.store.key_by_hash(&KeyHash([0; 32])).expect("it reads"), None);

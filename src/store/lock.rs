@@ -1,12 +1,11 @@
 //! The lock that lets only one server run on a database; a file of its own beside it.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{OpenError, StoreError, connection};
+use super::{OpenError, StoreError, connection, on_file};
 
 /// How often a lock is tried that is taken, and how long is waited in between: [`ServerLock::holder`] has it for an
 /// instant while it looks.
@@ -27,16 +26,9 @@ impl ServerLock {
     /// and address.
     pub fn acquire(database: &Path) -> Result<ServerLock, OpenError> {
         let path = lock_path(database);
-        let failed = |error| store_error(&path, error);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match lock_patiently(&file) {
+        let failed = |error| on_file("locking", &path, error);
+        let mut file = connection::open_beside(database, &path).map_err(failed)?;
+        match patiently(&file, TRIES, BETWEEN_TRIES) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(note(&mut file).map_err(failed)?)),
             Err(TryLockError::Error(error)) => return Err(failed(error).into()),
@@ -46,20 +38,28 @@ impl ServerLock {
         Ok(lock)
     }
 
-    /// What the server that runs on a database noted: its process id and address. `None` when none runs, or the lock
-    /// file cannot be read.
-    pub fn holder(database: &Path) -> Option<String> {
-        let mut file = File::open(lock_path(database)).ok()?;
-        match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => note(&mut file).ok(),
-            Ok(()) | Err(TryLockError::Error(_)) => None,
-        }
+    /// What the server that runs on a database noted: its process id and address. `None` when none runs.
+    ///
+    /// # Errors
+    /// Whether one runs cannot be told: the lock cannot be read.
+    pub fn holder(database: &Path) -> Result<Option<String>, StoreError> {
+        let path = lock_path(database);
+        let held = || match File::open(&path) {
+            Ok(mut file) => match file.try_lock_shared() {
+                Ok(()) => Ok(None),
+                Err(TryLockError::WouldBlock) => note(&mut file).map(Some),
+                Err(TryLockError::Error(error)) => Err(error),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        };
+        held().map_err(|error| on_file("reading", &path, error))
     }
 
     /// Notes where this server can be found, for whoever finds the lock taken.
     pub fn set_note(&self, text: &str) -> Result<(), StoreError> {
         self.write(text)
-            .map_err(|error| store_error(Path::new("the lock file"), error))
+            .map_err(|error| on_file("writing", Path::new("the lock file"), error))
     }
 
     fn write(&self, text: &str) -> io::Result<()> {
@@ -76,10 +76,11 @@ impl ServerLock {
     }
 }
 
-fn lock_patiently(file: &File) -> Result<(), TryLockError> {
-    for _ in 1..TRIES {
+/// Locks a file that others have for an instant, as often as it takes, within bounds.
+pub(super) fn patiently(file: &File, tries: u32, between: Duration) -> Result<(), TryLockError> {
+    for _ in 1..tries {
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) => std::thread::sleep(BETWEEN_TRIES),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(between),
             other => return other,
         }
     }
@@ -97,16 +98,13 @@ fn lock_path(database: &Path) -> PathBuf {
     connection::beside(&database, ".lock")
 }
 
-fn store_error(path: &Path, error: io::Error) -> StoreError {
-    StoreError {
-        context: format!("locking {}", path.display()),
-        source: Some(Box::new(error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn holder(database: &Path) -> Option<String> {
+        ServerLock::holder(database).expect("it can be told")
+    }
 
     #[test]
     fn a_second_server_is_told_who_the_first_one_is() {
@@ -131,7 +129,7 @@ mod tests {
         std::fs::write(&database, "").expect("written");
         std::os::unix::fs::symlink(&database, &link).expect("linked");
         let _first = ServerLock::acquire(&database).expect("nobody has it");
-        assert!(ServerLock::holder(&link).is_some());
+        assert!(holder(&link).is_some());
         let second = ServerLock::acquire(&link);
         assert!(matches!(second, Err(OpenError::InUse(_))), "{second:?}");
     }
@@ -140,13 +138,21 @@ mod tests {
     fn only_a_running_server_is_a_holder() {
         let folder = tempfile::tempdir().expect("a folder");
         let database = folder.path().join("gateway.db");
-        assert_eq!(ServerLock::holder(&database), None);
+        assert_eq!(holder(&database), None);
         assert!(!lock_path(&database).exists(), "a look makes no file");
         let server = ServerLock::acquire(&database).expect("nobody has it");
         server.set_note("http://127.0.0.1:8080").expect("written");
-        let noted = ServerLock::holder(&database).expect("it runs");
+        let noted = holder(&database).expect("it runs");
         assert!(noted.ends_with(", http://127.0.0.1:8080"), "{noted}");
         drop(server);
-        assert_eq!(ServerLock::holder(&database), None, "what it noted is still there");
+        assert_eq!(holder(&database), None, "what it noted is still there");
+    }
+
+    #[test]
+    fn a_lock_that_cannot_be_read_may_be_somebodys() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database = folder.path().join("gateway.db");
+        std::os::unix::fs::symlink("gateway.db.lock", lock_path(&database)).expect("linked to itself");
+        ServerLock::holder(&database).expect_err("it cannot be told");
     }
 }

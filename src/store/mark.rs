@@ -2,25 +2,72 @@
 //!
 //! A database that lost its log, and an old copy put in its place, look whole. The mark says how many transactions were
 //! committed and what the last entry was. It is written after every commit, without waiting for the disk, and synced at
-//! checkpoints: so it is never ahead of what is durable, and behind it only where the power failed. It is a line of
-//! text: `codex-gateway mark 1`, commits, the last entry's number and hash, and a checksum of what stands before it.
+//! checkpoints: so it is never ahead of what is durable, and behind it only where the power failed.
+//!
+//! It is a line of text: `codex-gateway mark 1`, commits, the last entry's number and hash, and a checksum of what
+//! stands before it. A second line says how many transactions are in the database file itself (`pairing.rs`).
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use std::{io, thread};
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::columns::hex;
+use super::columns::{hash, hex};
 use super::digest::{GENESIS, Hash};
-use super::{StoreError, commits, connection};
+use super::{StoreError, commits, connection, during, lock, on_file};
 
-/// What the line begins with.
-const BEGINNING: &str = "codex-gateway mark 1";
+/// How often a mark that is not whole is read: another process may just be writing it.
+const READS: u32 = 3;
 
-/// The line is filled up to this length, so that a later one always covers an earlier one.
-pub(super) const LENGTH: usize = 192;
+/// How often the lock on the file is asked for, which others have for an instant.
+const TRIES: u32 = 100;
+
+/// How long is waited between two of either.
+const BETWEEN: Duration = Duration::from_millis(1);
+
+/// How far the books have come.
+const MARK: Line = Line {
+    beginning: "codex-gateway mark 1",
+    at: 0,
+    length: 192,
+};
+
+/// How many transactions had been moved from the log into the database file.
+const MOVED: Line = Line {
+    beginning: "codex-gateway moved 1",
+    at: MARK.length,
+    length: 64,
+};
+
+/// A line of the file: values after words that say which it is, a checksum, and spaces up to its length, so that a later
+/// one always covers an earlier one.
+struct Line {
+    beginning: &'static str,
+    at: usize,
+    length: usize,
+}
+
+impl Line {
+    fn of(&self, values: &str) -> String {
+        let text = format!("{} {values}", self.beginning);
+        let line = format!("{text} {:08x}", crc32fast::hash(text.as_bytes()));
+        format!("{line:<width$}\n", width = self.length - 1)
+    }
+
+    /// Its values, when it is whole.
+    fn values_in<'a>(&self, file: &'a [u8]) -> Option<&'a str> {
+        let end = file.len().min(self.at + self.length);
+        let line = std::str::from_utf8(file.get(self.at..end)?).ok()?;
+        let (text, checksum) = line.trim_end().rsplit_once(' ')?;
+        let is_whole = u32::from_str_radix(checksum, 16) == Ok(crc32fast::hash(text.as_bytes()));
+        text.strip_prefix(self.beginning)?
+            .strip_prefix(' ')
+            .filter(|_| is_whole)
+    }
+}
 
 /// How far the books have come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +114,7 @@ impl Mark {
 
     /// What a database lacks of what was marked.
     fn compare(&self, conn: &Connection) -> rusqlite::Result<Option<Behind>> {
-        let found = commits::last(conn)?;
+        let found = commits::last_if_counted(conn)?.unwrap_or(0);
         if found < self.commits {
             return Ok(Some(Behind::Commits {
                 found,
@@ -82,32 +129,18 @@ impl Mark {
         Ok((!same).then_some(Behind::Entry(self.entry)))
     }
 
-    fn to_line(&self) -> String {
-        let text = format!("{BEGINNING} {} {} {}", self.commits, self.entry, hex(&self.hash));
-        let line = format!("{text} {:08x}", crc32fast::hash(text.as_bytes()));
-        format!("{line:<width$}\n", width = LENGTH - 1)
+    fn line(&self) -> String {
+        MARK.of(&format!("{} {} {}", self.commits, self.entry, hex(&self.hash)))
     }
 
-    fn from_line(line: &str) -> Option<Mark> {
-        let (text, checksum) = line.trim_end().rsplit_once(' ')?;
-        if u32::from_str_radix(checksum, 16) != Ok(crc32fast::hash(text.as_bytes())) {
-            return None;
-        }
-        let mut words = text.strip_prefix(BEGINNING)?.split_whitespace();
-        let (commits, entry) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        let hash = u256(words.next()?)?;
-        Some(Mark { commits, entry, hash })
+    fn in_file(file: &[u8]) -> Option<Mark> {
+        let mut values = MARK.values_in(file)?.split(' ');
+        Some(Mark {
+            commits: values.next()?.parse().ok()?,
+            entry: values.next()?.parse().ok()?,
+            hash: hash(values.next()?)?,
+        })
     }
-}
-
-/// 32 bytes from 64 hexadecimal digits.
-fn u256(digits: &str) -> Option<Hash> {
-    let (high, low) = (digits.get(..32)?, digits.get(32..64)?);
-    let half = |digits| u128::from_str_radix(digits, 16).ok().map(u128::to_be_bytes);
-    let mut hash = GENESIS;
-    hash[..16].copy_from_slice(&half(high)?);
-    hash[16..].copy_from_slice(&half(low)?);
-    Some(hash)
 }
 
 /// The file.
@@ -121,38 +154,60 @@ impl MarkFile {
     /// Opens the mark of a database, or makes an empty one.
     pub(super) fn open(database: &Path) -> Result<MarkFile, StoreError> {
         let path = path_of(database);
-        let opened = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(connection::OWNER_ONLY)
-            .open(&path);
-        match opened {
+        match connection::open_beside(database, &path) {
             Ok(file) => Ok(MarkFile { file, path }),
-            Err(error) => Err(failed(&path, error)),
+            Err(error) => Err(on_file("opening", &path, error)),
         }
     }
 
-    /// Marks how far the books have come. A mark that cannot be written is told and passes: an older one finds less.
-    pub(super) fn write(&self, mark: &Mark) {
-        if let Err(error) = self.file.write_all_at(mark.to_line().as_bytes(), 0) {
-            tracing::warn!(%error, path = %self.path.display(), "the high-water mark cannot be written");
-        }
+    /// Marks how far the books have come, unless they were marked further on already. A mark that cannot be written is
+    /// told and passes: an older one finds less.
+    pub(super) fn raise(&self, mark: &Mark) {
+        self.tell(self.locked(|| {
+            let mut file = [0; MARK.length];
+            let read = self.file.read_at(&mut file, 0)?;
+            let there = Mark::in_file(&file[..read]);
+            if there.is_none_or(|there| there.commits < mark.commits) {
+                self.put(&MARK, &mark.line())?;
+            }
+            Ok(())
+        }));
     }
 
-    /// Writes what stands behind it (`pairing.rs`).
-    pub(super) fn write_second_line(&self, line: &str) {
-        let offset = u64::try_from(LENGTH).expect("a small number");
-        if let Err(error) = self.file.write_all_at(line.as_bytes(), offset) {
-            tracing::warn!(%error, path = %self.path.display(), "the high-water mark cannot be written");
-        }
+    /// Notes how many transactions a checkpoint has moved into the database file. What cannot be noted is told and
+    /// passes, likewise.
+    pub(super) fn note_moved(&self, count: i64) {
+        self.tell(self.put(&MOVED, &MOVED.of(&count.to_string())));
     }
 
     /// Makes it durable.
     pub(super) fn sync(&self) {
-        if let Err(error) = self.file.sync_data() {
-            tracing::warn!(%error, path = %self.path.display(), "the high-water mark cannot be synced");
+        self.tell(self.file.sync_data());
+    }
+
+    /// Marks how far the books have come, whatever was marked before; durable when this returns.
+    fn reset(&self, mark: &Mark) -> io::Result<()> {
+        self.locked(|| self.put(&MARK, &mark.line()))?;
+        self.put(&MOVED, &MOVED.of("0"))?;
+        self.file.sync_data()
+    }
+
+    /// Does something while no other process writes the mark: of two that raise it, the later one might lower it.
+    fn locked<T>(&self, act: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        lock::patiently(&self.file, TRIES, BETWEEN)?;
+        let done = act();
+        self.file.unlock()?;
+        done
+    }
+
+    fn put(&self, line: &Line, text: &str) -> io::Result<()> {
+        let at = u64::try_from(line.at).expect("a small number");
+        self.file.write_all_at(text.as_bytes(), at)
+    }
+
+    fn tell(&self, written: io::Result<()>) {
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %self.path.display(), "the high-water mark cannot be written");
         }
     }
 }
@@ -165,53 +220,62 @@ pub(super) fn path_of(database: &Path) -> PathBuf {
 /// What a database lacks of what was there, as far as its mark tells. Without a mark nothing is known to be missing.
 pub(super) fn check(conn: &Connection, database: &Path) -> Result<Option<Behind>, StoreError> {
     let path = path_of(database);
-    let Some(line) = read(&path)? else {
-        return Ok(None);
-    };
-    match Mark::from_line(&line) {
-        None => Ok(Some(Behind::Unreadable(path))),
-        Some(mark) => mark
+    match whole(|| read(&path))? {
+        Found::Nothing => Ok(None),
+        Found::Garbage => Ok(Some(Behind::Unreadable(path))),
+        Found::Mark(mark) => mark
             .compare(conn)
-            .map_err(super::during("comparing the database with its high-water mark")),
+            .map_err(during("comparing the database with its high-water mark")),
     }
+}
+
+/// What a file was found to have.
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Garbage,
+    Mark(Mark),
+}
+
+/// Reads until the mark is whole, [`READS`] times at most.
+fn whole<E>(mut read: impl FnMut() -> Result<Vec<u8>, E>) -> Result<Found, E> {
+    for _ in 0..READS {
+        let file = read()?;
+        if file.is_empty() {
+            return Ok(Found::Nothing);
+        }
+        if let Some(mark) = Mark::in_file(&file) {
+            return Ok(Found::Mark(mark));
+        }
+        thread::sleep(BETWEEN);
+    }
+    Ok(Found::Garbage)
 }
 
 /// Marks a database as it is, unless it was marked further on already.
 pub(super) fn raise(conn: &Connection, database: &Path) -> Result<(), StoreError> {
-    let mark = Mark::of(conn).map_err(super::during("reading how far the books have come"))?;
-    let marked = read(&path_of(database))?.and_then(|line| Mark::from_line(&line));
-    if marked.is_none_or(|marked| marked.commits < mark.commits) {
-        MarkFile::open(database)?.write(&mark);
-    }
+    let mark = Mark::of(conn).map_err(during("reading how far the books have come"))?;
+    MarkFile::open(database)?.raise(&mark);
     Ok(())
 }
 
 /// Marks a database as it is, whatever was marked before; durable when this returns.
 pub(super) fn reset(conn: &Connection, database: &Path) -> Result<(), StoreError> {
-    let mark = Mark::of(conn).map_err(super::during("reading how far the books have come"))?;
+    let mark = Mark::of(conn).map_err(during("reading how far the books have come"))?;
     let file = MarkFile::open(database)?;
-    file.write(&mark);
-    super::pairing::note_moved(&file, 0);
-    file.sync();
-    Ok(())
+    file.reset(&mark).map_err(|error| on_file("writing", &file.path, error))
 }
 
-/// The first line in the file; `None` when there is no file, or nothing in it yet.
-fn read(path: &Path) -> Result<Option<String>, StoreError> {
+/// How many transactions had been moved into the database file, as far as it was noted.
+pub(super) fn moved(database: &Path) -> Option<i64> {
+    MOVED.values_in(&read(&path_of(database)).ok()?)?.parse().ok()
+}
+
+/// What is in the file; nothing when there is no file.
+fn read(path: &Path) -> Result<Vec<u8>, StoreError> {
     match fs::read(path) {
-        Ok(mut bytes) => {
-            bytes.truncate(LENGTH);
-            Ok((!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(failed(path, error)),
-    }
-}
-
-fn failed(path: &Path, error: io::Error) -> StoreError {
-    StoreError {
-        context: format!("opening {}", path.display()),
-        source: Some(Box::new(error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other.map_err(|error| on_file("opening", path, error)),
     }
 }
 
@@ -248,19 +312,27 @@ mod tests {
             entry: 7,
             hash: [0xab; 32],
         };
-        let line = mark.to_line();
-        assert_eq!((line.len(), Mark::from_line(&line)), (LENGTH, Some(mark)));
+        let line = mark.line();
+        let read = Mark::in_file(line.as_bytes());
+        assert_eq!((line.len(), read), (MARK.length, Some(mark)));
         let longest = Mark {
             commits: i64::MAX,
             entry: i64::MAX,
             hash: [0xff; 32],
         };
-        assert_eq!(longest.to_line().len(), LENGTH);
+        assert_eq!(longest.line().len(), MARK.length);
+        assert_eq!(MOVED.of(&i64::MAX.to_string()).len(), MOVED.length);
+        let other = Line {
+            beginning: "codex-gateway mark 12",
+            ..MARK
+        };
+        let values = format!("12 7 {}", "ab".repeat(32));
+        assert!(Mark::in_file(MARK.of(&values).as_bytes()).is_some());
+        assert_eq!(Mark::in_file(other.of(&values).as_bytes()), None, "of another version");
         for at in 0..line.trim_end().len() {
             let mut bytes = line.clone().into_bytes();
             bytes[at] ^= 1;
-            let altered = String::from_utf8(bytes).expect("text");
-            assert_eq!(Mark::from_line(&altered), None, "{at}");
+            assert_eq!(Mark::in_file(&bytes), None, "{at}");
         }
     }
 
@@ -316,10 +388,83 @@ mod tests {
             commits: 1_000,
             ..Mark::of(&conn).expect("read")
         };
-        MarkFile::open(&desk.path()).expect("opened").write(&ahead);
+        MarkFile::open(&desk.path()).expect("opened").raise(&ahead);
         raise(&conn, &desk.path()).expect("nothing to do");
-        assert_eq!(there(), ahead.to_line().into_bytes());
+        assert_eq!(there(), ahead.line().into_bytes());
         reset(&conn, &desk.path()).expect("reset");
-        assert_eq!(there()[..LENGTH], mark);
+        assert_eq!(there()[..MARK.length], mark);
+    }
+
+    #[test]
+    fn of_many_that_raise_a_mark_at_once_none_lowers_it() {
+        let desk = Desk::new();
+        let mark = Mark::of(&desk.raw()).expect("read");
+        let next = std::sync::atomic::AtomicI64::new(mark.commits);
+        let last = mark.commits + 4_000;
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let file = MarkFile::open(&desk.path()).expect("opened");
+                    loop {
+                        let commits = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        if commits > last {
+                            break;
+                        }
+                        file.raise(&Mark {
+                            commits,
+                            ..mark.clone()
+                        });
+                        let there = Mark::in_file(&fs::read(path_of(&desk.path())).expect("read"));
+                        assert!(
+                            there.as_ref().is_none_or(|there| there.commits >= commits),
+                            "{commits}: {there:?}"
+                        );
+                    }
+                });
+            }
+        });
+        let there = Mark::in_file(&fs::read(path_of(&desk.path())).expect("read"));
+        assert_eq!(there.map(|there| there.commits), Some(last));
+    }
+
+    #[test]
+    fn a_mark_that_somebody_is_writing_is_read_again() {
+        let mark = Mark {
+            commits: 12,
+            entry: 7,
+            hash: [0xab; 32],
+        };
+        let whole_line = mark.line().into_bytes();
+        let torn = [&whole_line[..40], b"0", &whole_line[41..]].concat();
+        let read = |files: &[&[u8]]| {
+            let mut files = files.iter();
+            whole(|| files.next().map(|file| file.to_vec()).ok_or(())).expect("not read so often")
+        };
+        assert_eq!(read(&[&torn, &torn, &whole_line]), Found::Mark(mark));
+        assert_eq!(read(&[&torn, &torn, &torn]), Found::Garbage);
+        assert_eq!(read(&[&torn, b""]), Found::Nothing);
+    }
+
+    #[test]
+    fn a_loss_that_could_not_be_accepted_is_a_loss_still() {
+        let (desk, ada, copy) = with_old_copy();
+        done(desk.store.credit(&top_up(&ada, "3", None), &by(), at(1)));
+        let (desk, store) = put_in_place(desk, &copy);
+        let mark = path_of(&desk.path());
+        fs::remove_file(&mark).expect("removed");
+        fs::create_dir(&mark).expect("something else is there");
+        let accepted = store.accept_loss(&by(), at(3));
+        assert!(matches!(accepted, Outcome::NotCommitted(_)), "{accepted:?}");
+        assert!(store.behind().is_some());
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_reset_is_an_error() {
+        let desk = Desk::new();
+        let mark = path_of(&desk.path());
+        fs::remove_file(&mark).expect("removed");
+        std::os::unix::fs::symlink("/dev/full", &mark).expect("linked");
+        let error = reset(&desk.raw(), &desk.path()).expect_err("no space");
+        assert!(error.to_string().contains("gateway.db.mark"), "{error}");
     }
 }

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::{OpenError, ServerLock, backup, connection, during};
+use super::{Loss, OpenError, ServerLock, backup, connection, during, mark};
 use crate::fail_point::{self, Point};
 
 /// `user_version` of the schema.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// What makes a database of one version one of the next; the first is of version 1.
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // 2: commits are counted.
     "CREATE TABLE commits (
          one   INTEGER PRIMARY KEY CHECK (one = 1),
@@ -27,7 +27,13 @@ const STEPS: [&str; 1] = [
      BEGIN SELECT RAISE(ABORT, 'commits are counted one by one'); END;
      CREATE TRIGGER commits_stay BEFORE DELETE ON commits
      BEGIN SELECT RAISE(ABORT, 'the count of commits is not deleted'); END;",
+    // 3: a settlement makes no tables for itself.
+    include_str!("version-3.sql"),
 ];
+
+/// A table that is made anew is missing for a moment: what refers to it has to bear that. Looked at again at the end.
+const LENIENT: &str = "PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON";
+const STRICT: &str = "PRAGMA legacy_alter_table = OFF; PRAGMA foreign_keys = ON";
 
 /// Where the backup is that was made of a version before it was left.
 pub(super) fn backup_path(database: &Path, version: i64) -> PathBuf {
@@ -35,12 +41,18 @@ pub(super) fn backup_path(database: &Path, version: i64) -> PathBuf {
 }
 
 /// Brings a database of an earlier version up to ours. A server that runs on it is of an earlier release: it would go
-/// on in its own way.
-pub(super) fn migrate(conn: &mut Connection, path: &Path) -> Result<(), OpenError> {
-    if let Some(server) = ServerLock::holder(path)
+/// on in its own way. What lacks something of what was there before could not go back either.
+pub(super) fn migrate(conn: &mut Connection, path: &Path, loss: Loss) -> Result<(), OpenError> {
+    if let Some(server) = ServerLock::holder(path)?
         && is_earlier(conn)?
     {
         return Err(OpenError::InUse(server));
+    }
+    if loss == Loss::Refused
+        && let Some(lacks) = mark::check(conn, path)?
+    {
+        let path = path.to_owned();
+        return Err(OpenError::Behind { path, lacks });
     }
     take(&STEPS, conn, path)
 }
@@ -53,7 +65,19 @@ fn is_earlier(conn: &Connection) -> Result<bool, OpenError> {
 
 /// Takes those of the steps that the database lacks.
 fn take(steps: &[&str], conn: &mut Connection, path: &Path) -> Result<(), OpenError> {
-    let migrating = || format!("migrating {}", path.display());
+    let set = |conn: &Connection, how| conn.execute_batch(how).map_err(during(migrating(path)));
+    set(conn, LENIENT)?;
+    let taken = take_leniently(steps, conn, path);
+    set(conn, STRICT)?;
+    taken
+}
+
+fn migrating(path: &Path) -> String {
+    format!("migrating {}", path.display())
+}
+
+fn take_leniently(steps: &[&str], conn: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let migrating = || migrating(path);
     let tx = conn
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(during(migrating()))?;
@@ -71,6 +95,12 @@ fn take(steps: &[&str], conn: &mut Connection, path: &Path) -> Result<(), OpenEr
             .and_then(|()| tx.pragma_update(None, "user_version", from + 1));
         stepped.map_err(during(migrating()))?;
     }
+    let dangling = tx
+        .prepare("PRAGMA foreign_key_check")
+        .and_then(|mut check| check.exists([]));
+    if dangling.map_err(during(migrating()))? {
+        return Err(during(migrating())(super::columns::broken("a row refers to one that is not there")).into());
+    }
     Ok(tx.commit().map_err(during(migrating()))?)
 }
 
@@ -79,7 +109,6 @@ mod tests {
     use std::fs;
     use std::thread;
 
-    use super::super::mark;
     use super::super::testing::*;
     use super::super::{Create, Store};
     use super::*;
@@ -88,7 +117,7 @@ mod tests {
     /// The schema of version 1, as it was.
     const SCHEMA_1: &str = include_str!("../../tests/data/schema-1.sql");
 
-    /// Books of version 1: written by our own hand, which has not changed but for what version 2 added.
+    /// Books of version 1: written by our own hand, and put into the tables of then.
     fn earlier() -> (Desk, Vec<Entry>) {
         let desk = Desk::new();
         let ada = desk.user("ada", "9");
@@ -97,14 +126,14 @@ mod tests {
         desk.close(id, &closing(id, &key, "1"));
         let entries = desk.store.entries(ada.id, None, 100).expect("they are read");
         desk.raw()
-            .execute_batch("DROP TABLE commits; PRAGMA user_version = 1")
+            .execute_batch(include_str!("../../tests/data/downgrade-to-1.sql"))
             .expect("downgraded");
         // Version 1 had no high-water mark.
         fs::remove_file(mark::path_of(&desk.path())).expect("removed");
         (desk, entries)
     }
 
-    /// Every table, index and trigger by its name and SQL, without comments and spaces.
+    /// Every table, index and trigger by its name and SQL, without comments, spaces and quotes around names.
     fn schema(conn: &Connection) -> Vec<String> {
         let mut statement = conn
             .prepare("SELECT name || ' ' || COALESCE(sql, '') FROM sqlite_schema ORDER BY name")
@@ -114,7 +143,7 @@ mod tests {
             let sql = sql.expect("text");
             let lines = sql.lines().map(|line| line.split("--").next().unwrap_or_default());
             lines
-                .flat_map(|line| line.chars().filter(|c| !c.is_whitespace()))
+                .flat_map(|line| line.chars().filter(|c| !c.is_whitespace() && *c != '"'))
                 .collect()
         })
         .collect()
@@ -226,7 +255,47 @@ mod tests {
         desk.again();
         let _server = ServerLock::acquire(&desk.path()).expect("nobody has it");
         let mut conn = connection::open_writable(&desk.path()).expect("it opens");
-        migrate(&mut conn, &desk.path()).expect("the server itself was first");
+        migrate(&mut conn, &desk.path(), Loss::Refused).expect("the server itself was first");
+    }
+
+    #[test]
+    fn whoever_may_not_know_whether_a_server_runs_does_not_migrate() {
+        let (desk, _) = earlier();
+        let lock = connection::beside(&desk.path(), ".lock");
+        std::os::unix::fs::symlink(&lock, &lock).expect("linked to itself: nobody can read it");
+        let mut conn = connection::open_writable(&desk.path()).expect("it opens");
+        let error = migrate(&mut conn, &desk.path(), Loss::Refused).expect_err("one may run");
+        assert!(matches!(error, OpenError::Store(_)), "{error:?}");
+        assert_eq!(version(&desk.path()), 1);
+    }
+
+    #[test]
+    fn an_old_copy_of_an_earlier_version_stays_so_until_the_loss_is_accepted() {
+        let (desk, _) = earlier();
+        let newer = Desk::new();
+        newer.user("eve", "1");
+        fs::copy(mark::path_of(&newer.path()), mark::path_of(&desk.path())).expect("copied");
+        let refused = Store::open(&desk.path(), Create::Never);
+        assert!(matches!(refused, Err(OpenError::Behind { .. })), "{refused:?}");
+        assert_eq!(version(&desk.path()), 1);
+        assert!(!backup_path(&desk.path(), 1).exists());
+        let store = Store::open_at_a_loss(&desk.path(), Create::Never).expect("it opens");
+        assert!(store.behind().is_some());
+        done(store.accept_loss(&by(), at(3)));
+        assert_eq!(desk.again().behind(), None);
+        assert_eq!(store.verify().expect("verified").findings, []);
+    }
+
+    #[test]
+    fn the_log_of_an_earlier_version_in_place_of_a_newer_one_is_nobodys_to_throw_away() {
+        let (desk, _) = earlier();
+        let conn = desk.raw();
+        let into_file = "PRAGMA wal_checkpoint(RESTART); CREATE TABLE later (a)";
+        conn.execute_batch(into_file)
+            .expect("version 1 is in the file, and something in the log");
+        mark::MarkFile::open(&desk.path()).expect("opened").note_moved(1);
+        let refused = Store::open(&desk.path(), Create::Never);
+        assert!(matches!(refused, Err(OpenError::WhoseLog(..))), "{refused:?}");
     }
 
     #[test]

@@ -33,6 +33,7 @@ mod watch;
 mod writer;
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -131,6 +132,9 @@ pub enum OpenError {
     /// The log beside it is that of a newer database.
     #[error("{1} is the log of a newer database than the one beside it")]
     NotItsLog(PathBuf, PathBuf),
+    /// It is of an earlier version, put in the place of a newer one; the log beside it may be that one's or its own.
+    #[error("{1} may be the log of {0}, or of the newer database that was there before")]
+    WhoseLog(PathBuf, PathBuf),
     /// Another server runs on it.
     #[error("another gateway serves this database: {0}")]
     InUse(String),
@@ -153,6 +157,13 @@ pub enum Create {
     IfMissing,
     /// Every other command.
     Never,
+}
+
+/// Whether a database of an earlier version is migrated that lacks something of what was there before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Loss {
+    Refused,
+    Accepted,
 }
 
 /// The database of a gateway. Cheap to clone.
@@ -189,6 +200,14 @@ fn during(context: impl Into<String>) -> impl FnOnce(rusqlite::Error) -> StoreEr
     let context = context.into();
     |error| StoreError {
         context,
+        source: Some(Box::new(error)),
+    }
+}
+
+/// An error of the system on a file.
+fn on_file(doing: &str, file: &Path, error: io::Error) -> StoreError {
+    StoreError {
+        context: format!("{doing} {}", file.display()),
         source: Some(Box::new(error)),
     }
 }
@@ -231,10 +250,26 @@ impl Trouble {
 
 impl Store {
     /// Opens, creates and migrates.
+    ///
+    /// # Errors
+    /// Among others, [`OpenError::Behind`]: the database is of an earlier version and lacks something of what was there
+    /// before. One of ours is opened, and [`Store::behind`] tells.
     pub fn open(path: &Path, create: Create) -> Result<Store, OpenError> {
+        Store::open_or_lose(path, create, Loss::Refused)
+    }
+
+    /// As [`Store::open`], for whoever is about to accept a loss: what lacks something is migrated as well.
+    ///
+    /// # Errors
+    /// It cannot be opened for another reason.
+    pub fn open_at_a_loss(path: &Path, create: Create) -> Result<Store, OpenError> {
+        Store::open_or_lose(path, create, Loss::Accepted)
+    }
+
+    fn open_or_lose(path: &Path, create: Create, loss: Loss) -> Result<Store, OpenError> {
         let path = connection::absolute(path)?;
         pairing::check(&path)?;
-        let mut acts = connection::open(&path, create)?;
+        let mut acts = connection::open(&path, create, loss)?;
         let (_, catalogue) = crate::pricing::catalogue().map_err(|e| StoreError {
             context: "reading the catalogue".to_owned(),
             source: Some(Box::new(e)),
@@ -327,11 +362,14 @@ impl Store {
             before: None,
             after: serde_json::json!({ "lost": lost.to_string() }).to_string(),
         };
-        let accepted = self.write("accepting a loss", |tx| audit::record(tx, &act).map(Ok));
+        let mut accepted = self.write("accepting a loss", |tx| audit::record(tx, &act).map(Ok));
         if let Outcome::Committed(()) = accepted
             && let Err(error) = self.reset_mark()
         {
-            return Outcome::NotCommitted(error);
+            accepted = Outcome::NotCommitted(error);
+        }
+        if !matches!(accepted, Outcome::Committed(())) {
+            *self.inner.behind.lock().unwrap_or_else(PoisonError::into_inner) = Some(lost);
         }
         accepted
     }

@@ -9,34 +9,32 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
 
 use super::mark::{self, MarkFile};
 use super::{OpenError, ServerLock, commits, connection};
-
-/// What the line begins with.
-const BEGINNING: &str = "codex-gateway moved 1";
-
-/// The line is filled up to this length.
-const LENGTH: usize = 64;
 
 /// Characters that stand for something else in the URI of a file.
 const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/');
 
 /// Looks at a database that is about to be opened.
 pub(super) fn check(database: &Path) -> Result<(), OpenError> {
+    let log = connection::beside(database, "-wal");
     if !database.exists() {
-        let log = connection::beside(database, "-wal");
         let left = [mark::path_of(database), log].into_iter().find(|left| is_written(left));
         return left.map_or(Ok(()), |left| Err(OpenError::Gone(database.to_owned(), left)));
     }
     // A server that runs has looked, and moves its log at any moment.
-    if ServerLock::holder(database).is_some() {
+    if !is_written(&log) || ServerLock::holder(database)?.is_some() {
         return Ok(());
     }
     match log_of_a_newer_one(database) {
-        Some(log) => Err(OpenError::NotItsLog(database.to_owned(), log)),
         None => Ok(()),
+        // An earlier release that ran on it since knew no mark: the log may be its own.
+        Some(log) if in_file(database).is_ok_and(|count| count.is_none()) => {
+            Err(OpenError::WhoseLog(database.to_owned(), log))
+        }
+        Some(log) => Err(OpenError::NotItsLog(database.to_owned(), log)),
     }
 }
 
@@ -46,10 +44,8 @@ pub(super) fn log_of_a_newer_one(database: &Path) -> Option<PathBuf> {
     if !is_written(&log) {
         return None;
     }
-    let older = match (marked(database), in_file(database)) {
-        (Some(marked), Ok(found)) => found < marked,
-        // A copy from before transactions were counted.
-        (Some(1..), Err(error)) => error.sqlite_error_code() == Some(ErrorCode::Unknown),
+    let older = match (mark::moved(database), in_file(database)) {
+        (Some(marked), Ok(found)) => found.unwrap_or(0) < marked,
         // Or one that a dying machine left in pieces, which its log mends.
         _ => false,
     };
@@ -63,34 +59,18 @@ fn is_written(path: &Path) -> bool {
 /// Notes how many transactions are in the file of a database that has its log, or none.
 pub(super) fn note(database: &Path, mark: &MarkFile) {
     match in_file(database) {
-        Ok(count) => note_moved(mark, count),
+        Ok(count) => mark.note_moved(count.unwrap_or(0)),
         Err(error) => tracing::debug!(%error, "how much is in the database file cannot be told"),
     }
 }
 
-/// Notes how many transactions a checkpoint has moved into the database file.
-pub(super) fn note_moved(mark: &MarkFile, count: i64) {
-    let text = format!("{BEGINNING} {count}");
-    let line = format!("{text} {:08x}", crc32fast::hash(text.as_bytes()));
-    mark.write_second_line(&format!("{line:<width$}\n", width = LENGTH - 1));
-}
-
-/// How many had been moved, as far as it was noted.
-fn marked(database: &Path) -> Option<i64> {
-    let bytes = fs::read(mark::path_of(database)).ok()?;
-    let line = std::str::from_utf8(bytes.get(mark::LENGTH..)?).ok()?;
-    let (text, checksum) = line.trim_end().rsplit_once(' ')?;
-    let count = text.strip_prefix(BEGINNING)?.trim_start().parse().ok()?;
-    (u32::from_str_radix(checksum, 16) == Ok(crc32fast::hash(text.as_bytes()))).then_some(count)
-}
-
-/// How many transactions are in the database file, without its log.
+/// How many transactions are in the database file, without its log; `None`: it is from before they were counted.
 #[expect(clippy::disallowed_methods, reason = "the store's own look past the log")]
-fn in_file(database: &Path) -> rusqlite::Result<i64> {
+fn in_file(database: &Path) -> rusqlite::Result<Option<i64>> {
     let path = percent_encode(database.as_os_str().as_encoded_bytes(), IN_PATH);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let file = Connection::open_with_flags(PathBuf::from(format!("file:{path}?immutable=1")), flags)?;
-    commits::last(&file)
+    commits::last_if_counted(&file)
 }
 
 #[cfg(test)]
@@ -102,14 +82,14 @@ mod tests {
     #[test]
     fn what_a_database_file_has_is_told_apart_from_what_its_log_has() {
         let desk = Desk::new();
-        let (conn, mark) = (desk.raw(), MarkFile::open(&desk.path()).expect("opened"));
+        let (conn, file) = (desk.raw(), MarkFile::open(&desk.path()).expect("opened"));
         desk.user("ada", "1");
-        checkpoint::checkpoint(&conn, &mark, "PASSIVE");
+        checkpoint::checkpoint(&conn, &file, "PASSIVE");
         let moved = commits::last(&conn).expect("read");
         desk.user("bob", "1");
-        assert_eq!(in_file(&desk.path()).expect("read"), moved);
+        assert_eq!(in_file(&desk.path()).expect("read"), Some(moved));
         assert!(commits::last(&conn).expect("read") > moved);
-        assert_eq!(marked(&desk.path()), Some(moved));
+        assert_eq!(mark::moved(&desk.path()), Some(moved));
         assert_eq!(desk.again().behind(), None, "the first line is as it was");
     }
 

@@ -16,7 +16,7 @@ use super::backup::{
     self, BackupError, Contents, Draft, Existing, IN_USE, LastEntry, failed, is_same, last_entry, sync_folder,
 };
 use super::migrate::VERSION;
-use super::{Create, OpenError, ServerLock, StoreError, Trouble, columns, connection, during, mark, pairing};
+use super::{Create, Loss, OpenError, ServerLock, StoreError, Trouble, columns, connection, during, mark, pairing};
 
 /// How the name goes on under which a log is kept that is newer than its database, before the log's own ending.
 const NEWER: &str = ".newer";
@@ -130,7 +130,7 @@ fn head(file: &Path) -> Result<Head, StoreError> {
 
 /// Makes a copy one of our version, in one file.
 fn bring_up(draft: &Draft) -> Result<(), BackupError> {
-    let conn = connection::open(&draft.file(), Create::Never)?;
+    let conn = connection::open(&draft.file(), Create::Never, Loss::Refused)?;
     close_in_one_file(conn).map_err(during("closing the copy"))?;
     Ok(())
 }
@@ -478,9 +478,9 @@ mod tests {
             other => panic!("{other:?}"),
         }
         fs::write(&scene.backup, &good).expect("written");
-        let newer = refused(&alter("PRAGMA user_version = 3"));
+        let newer = refused(&alter("PRAGMA user_version = 4"));
         assert!(
-            matches!(newer, BackupError::Open(OpenError::TooNew { found: 3, .. })),
+            matches!(newer, BackupError::Open(OpenError::TooNew { found: 4, .. })),
             "{newer:?}"
         );
         fs::write(&scene.backup, &good).expect("written");
@@ -491,7 +491,7 @@ mod tests {
     fn a_backup_of_an_earlier_version_is_brought_up_before_it_takes_the_place() {
         let scene = Scene::new();
         let conn = connection::open_writable(&scene.backup).expect("it opens");
-        let downgrade = "DROP TABLE commits; PRAGMA user_version = 1";
+        let downgrade = include_str!("../../tests/data/downgrade-to-1.sql");
         conn.execute_batch(downgrade).expect("downgraded");
         drop(conn);
         scene.restore(Existing::Replace).expect("restored");

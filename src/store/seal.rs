@@ -6,8 +6,8 @@ use std::str::FromStr;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, params};
 
-use super::columns::hex;
-use super::digest::{Digest, Hash};
+use super::columns::{hash, hex};
+use super::digest::Digest;
 use super::{Store, StoreError};
 
 /// The domain of a seal's digest.
@@ -47,18 +47,6 @@ impl FromStr for Seal {
             digest: hash(digest).ok_or(ParseSealError)?,
         })
     }
-}
-
-/// A hash of its hexadecimal digits.
-fn hash(digits: &str) -> Option<Hash> {
-    if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut hash = [0; 32];
-    for (at, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(digits.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(hash)
 }
 
 /// The number of the last entry; zero: there is none.

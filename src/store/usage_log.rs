@@ -21,7 +21,7 @@ use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "the states of DESIGN, The end")]
+#[expect(missing_docs, reason = "the ends of an exchange, as ARCHITECTURE.md tells them")]
 pub enum State {
     Completed,
     Incomplete,
@@ -301,7 +301,7 @@ fn cells(row: &ExchangeRow) -> rusqlite::Result<Cells> {
 }
 
 /// Writes a row: its cells, its hash.
-static INSERT: LazyLock<String> = LazyLock::new(|| {
+pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
     let (names, marks) = names_and_marks(&USAGE_COLUMNS, &["row_hash"]);
     format!("INSERT INTO usage_logs ({names}) VALUES ({marks})")
 });

@@ -44,7 +44,7 @@ const MAX_OPEN: usize = 65_536;
 /// How often an idle writer looks whether another process changed the database.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How long the writer waits before it repeats what could not be committed.
+/// How long the writer waits, after it failed, before it repeats what could not be committed.
 const RETRY: Duration = Duration::from_millis(100);
 
 /// How long it goes on with that once the process is to stop.
@@ -363,6 +363,8 @@ struct Consumer<'a> {
     backlog: VecDeque<Job>,
     health: Arc<Health>,
     stopping: Arc<AtomicBool>,
+    /// When it is tried again, if the last try failed.
+    retry_at: Option<Instant>,
     /// When what cannot be written is given up: some time after the process was asked to stop.
     give_up_at: Option<Instant>,
     data_version: i64,
@@ -384,13 +386,14 @@ impl Consumer<'_> {
             backlog: VecDeque::new(),
             health: shared.health,
             stopping: shared.stopping,
+            retry_at: None,
             give_up_at: None,
             data_version: 0,
             turn_began: Instant::now(),
             looked_at: Instant::now(),
             checkpoints: Checkpoints::default(),
             space: Space::of(store.path(), shared.disk),
-            files: Watched::of(store.path()),
+            files: Watched::of(store.path())?,
             mark: MarkFile::open(store.path())?,
         })
     }
@@ -401,6 +404,7 @@ impl Consumer<'_> {
                 self.look_around()?;
             }
             self.look_for_changes()?;
+            let batch = self.refuse_holds(batch);
             self.checkpoints.count(batch.len());
             self.settle(batch)?;
             self.give_way();
@@ -411,25 +415,22 @@ impl Consumer<'_> {
     /// Waits for work and takes all there is; `None` when nobody can ask for anything any more.
     fn next_batch(&mut self) -> Result<Option<Vec<Job>>, StoreError> {
         let mut batch = Vec::new();
-        if self.backlog.is_empty() {
+        let repeats = !self.backlog.is_empty();
+        if repeats {
+            if let Some(at) = self.retry_at.take() {
+                thread::sleep(at.saturating_duration_since(Instant::now()));
+            }
+            let some = self.backlog.len().min(MAX_BATCH);
+            batch.extend(self.backlog.drain(..some));
+        } else {
             match self.wait()? {
                 Some(job) => batch.push(job),
                 None => return Ok(None),
             }
-        } else {
-            if self.health.is_troubled() {
-                thread::sleep(RETRY);
-            }
-            let some = self.backlog.len().min(MAX_BATCH);
-            batch.extend(self.backlog.drain(..some));
         }
         while batch.len() < MAX_BATCH {
             match self.jobs.try_recv() {
-                Ok(job @ Job::Sweep { .. }) if !self.backlog.is_empty() => {
-                    // What waits to be settled is not to be swept.
-                    let unswept = tell(job, Done::Swept);
-                    debug_assert!(unswept.is_none());
-                }
+                Ok(job @ Job::Sweep { .. }) if repeats => leave_unswept(job),
                 Ok(job) => batch.push(job),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => {
@@ -466,8 +467,13 @@ impl Consumer<'_> {
     fn look_around(&mut self) -> Result<(), StoreError> {
         self.looked_at = Instant::now();
         self.look_at_files()?;
-        self.health.space(self.space.look());
+        self.look_at_space();
         self.look_for_changes()
+    }
+
+    fn look_at_space(&mut self) {
+        let low = self.space.look(!self.health.is_troubled());
+        self.health.space(low);
     }
 
     /// Fails when the files are not those that are open: what is written into them is lost.
@@ -476,8 +482,12 @@ impl Consumer<'_> {
             None => Ok(()),
             Some(what) => {
                 if self.files.lost_only_its_log() {
-                    // What was acknowledged is in it, and it is gone for good once nobody has it open.
-                    checkpoint(&self.conn, &self.mark, "FULL");
+                    // What was acknowledged is in it, and it is gone for good once nobody has it open. While another
+                    // checkpoint is under way nothing would be moved.
+                    self.checkpoints.stop();
+                    if !checkpoint(&self.conn, &self.mark, "FULL").all_moved {
+                        tracing::error!("not all of the removed log could be moved into the database");
+                    }
                 }
                 Err(StoreError {
                     context: what,
@@ -521,6 +531,18 @@ impl Consumer<'_> {
         Ok(())
     }
 
+    /// Refuses the holds that came while a write was failing: each would wait for a lock once more.
+    fn refuse_holds(&self, batch: Vec<Job>) -> Vec<Job> {
+        let Some(why) = self.health.trouble() else {
+            return batch;
+        };
+        let (holds, rest): (Vec<_>, _) = batch.into_iter().partition(|job| matches!(job, Job::Hold { .. }));
+        for hold in holds {
+            give_up(hold, not_written(&why));
+        }
+        rest
+    }
+
     /// Whether what cannot be written is to be given up: the process is to stop, and has waited for it.
     fn gives_up(&mut self) -> bool {
         self.stopping.load(Ordering::Relaxed)
@@ -554,7 +576,7 @@ impl Consumer<'_> {
             }
             Trouble::Full | Trouble::Passing | Trouble::Operation => {
                 if trouble == Trouble::Full && self.space.release() {
-                    self.health.space(self.space.look());
+                    self.look_at_space();
                 }
                 batch.into_iter().try_for_each(|job| self.settle_alone(job))
             }
@@ -562,6 +584,10 @@ impl Consumer<'_> {
     }
 
     fn settle_alone(&mut self, job: Job) -> Result<(), StoreError> {
+        if matches!(job, Job::Sweep { .. }) && !self.backlog.is_empty() {
+            leave_unswept(job);
+            return Ok(());
+        }
         match self.attempt(std::slice::from_ref(&job)) {
             Ok(done) => {
                 self.look_at_files()?;
@@ -593,7 +619,7 @@ impl Consumer<'_> {
         match counted {
             Ok((done, mark)) => match tx.commit() {
                 Ok(()) => {
-                    self.mark.write(&mark);
+                    self.mark.raise(&mark);
                     Ok(done)
                 }
                 Err(error) => Err((Trouble::of_commit(&error), error)),
@@ -619,19 +645,21 @@ impl Consumer<'_> {
 
     /// Keeps what has to be written, and tells the others that they were not.
     fn put_off(&mut self, job: Job, why: &str) {
+        self.retry_at = Some(Instant::now() + RETRY);
         if self.health.failed(why) {
             tracing::warn!(why, "the books cannot be written; settlements wait, calls are refused");
         }
         match job {
             Job::Close { .. } | Job::Abandoned { .. } if !self.gives_up() => self.backlog.push_back(job),
-            _ => give_up(
-                job,
-                StoreError {
-                    context: "writing".to_owned(),
-                    source: Some(why.into()),
-                },
-            ),
+            _ => give_up(job, not_written(why)),
         }
+    }
+}
+
+fn not_written(why: &str) -> StoreError {
+    StoreError {
+        context: "writing".to_owned(),
+        source: Some(why.into()),
     }
 }
 
@@ -653,6 +681,12 @@ fn tell(job: Job, done: Done) -> Option<Job> {
         tracing::debug!("nobody waited for an answer of the writer");
     }
     None
+}
+
+/// Forgets a sweep: what waits to be settled is not to be swept, and the next one comes by itself.
+fn leave_unswept(sweep: Job) {
+    let unswept = tell(sweep, Done::Swept);
+    debug_assert!(unswept.is_none());
 }
 
 /// Tells whoever asked that nothing was written.
@@ -821,17 +855,8 @@ mod tests {
         consumer.settle(vec![job]).expect("nothing is unknown");
         assert!(settled.try_recv().is_err(), "not answered yet");
         assert_eq!((consumer.backlog.len(), consumer.health.is_troubled()), (1, true));
-        let (answer, refused) = oneshot::channel();
-        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
-        let mut big = ask(exchange(), &open.key, "1");
-        big.model = "m".repeat(100_000);
-        consumer
-            .settle(vec![Job::Hold {
-                ask: Box::new(big),
-                answer,
-                _waits: waits,
-            }])
-            .expect("nothing is unknown");
+        let (hold, refused) = asked(&open, &"m".repeat(100_000));
+        consumer.settle(vec![hold]).expect("nothing is unknown");
         assert!(matches!(refused.await, Ok(Outcome::NotCommitted(_))));
         assert_eq!(open.desk.now(&open.user).held, usd("1"));
         // Room again.
@@ -847,6 +872,83 @@ mod tests {
         assert_eq!(settled.await.expect("answered").expect("settled").charged, usd("1"));
         drop(consumer);
         open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_to_be_settled_is_not_swept() {
+        let open = open("5");
+        let held = done(open.hold("1").await);
+        let id = held.0.exchange;
+        let (job, settled) = settlement(&open, held, &"m".repeat(100_000));
+        let (queue, jobs) = mpsc::channel();
+        let mut consumer = consumer(&open);
+        consumer.jobs = jobs;
+        let limit = |pages| format!("PRAGMA max_page_count = {pages}");
+        let pages: i64 = connection::pragma(&consumer.conn, "PRAGMA page_count").expect("counted");
+        let sweep = || {
+            let (answer, swept) = oneshot::channel();
+            let (overdue, now) = (vec![id], at(99));
+            (Job::Sweep { overdue, now, answer }, swept)
+        };
+        // In one batch with a settlement that cannot be written.
+        let (alongside, swept) = sweep();
+        consumer.conn.execute_batch(&limit(pages)).expect("limited");
+        consumer.settle(vec![job, alongside]).expect("nothing is unknown");
+        swept.await.expect("answered").expect("not needed");
+        assert_eq!((consumer.backlog.len(), open.desk.now(&open.user).held), (1, usd("1")));
+        // Beside a settlement that is tried again, and is all that waits.
+        let (beside, swept) = sweep();
+        queue.send(beside).expect("queued");
+        let batch = consumer
+            .next_batch()
+            .expect("nothing is unknown")
+            .expect("the settlement");
+        assert_eq!(batch.len(), 1);
+        swept.await.expect("answered").expect("not needed");
+        consumer.conn.execute_batch(&limit(1_000_000)).expect("unlimited");
+        consumer.settle(batch).expect("nothing is unknown");
+        assert_eq!(settled.await.expect("answered").expect("settled").charged, usd("1"));
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waited_for_a_trouble_to_pass_is_written_without_further_pauses() {
+        let open = open("5");
+        let mut consumer = consumer(&open);
+        refuse_writes(&consumer, "ON");
+        let abandoned = |_| Job::Abandoned {
+            exchange: exchange(),
+            now: at(1),
+        };
+        let all = 2 * MAX_BATCH + 1;
+        consumer
+            .settle((0..all).map(abandoned).collect())
+            .expect("nothing is unknown");
+        assert!(consumer.retry_at.is_some(), "after a failure it waits");
+        refuse_writes(&consumer, "OFF");
+        for left in [MAX_BATCH + 1, 1, 0] {
+            let batch = consumer.next_batch().expect("nothing is unknown").expect("a part");
+            consumer.settle(batch).expect("nothing is unknown");
+            assert_eq!((consumer.backlog.len(), consumer.retry_at), (left, None));
+        }
+        assert!(!consumer.health.is_troubled());
+        drop(consumer);
+        open.finish().await;
+    }
+
+    /// A hold of a dollar as the writer gets it, and where its answer comes.
+    fn asked(open: &Open, model: &str) -> (Job, oneshot::Receiver<Outcome<Hold, HoldRefused>>) {
+        let (answer, answered) = oneshot::channel();
+        let mut ask = Box::new(ask(exchange(), &open.key, "1"));
+        ask.model = model.to_owned();
+        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
+        let job = Job::Hold {
+            ask,
+            answer,
+            _waits: waits,
+        };
+        (job, answered)
     }
 
     /// A settlement of a dollar as the writer gets it, and where its answer comes.
@@ -914,14 +1016,7 @@ mod tests {
         let open = open("5");
         let mut consumer = consumer(&open);
         refuse_writes(&consumer, "ON");
-        let (answer, answered) = oneshot::channel();
-        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
-        let ask = Box::new(ask(exchange(), &open.key, "1"));
-        let hold = Job::Hold {
-            ask,
-            answer,
-            _waits: waits,
-        };
+        let (hold, answered) = asked(&open, "m");
         consumer.settle(vec![hold]).expect("nothing is unknown");
         assert!(matches!(answered.await, Ok(Outcome::NotCommitted(_))));
         consumer.look_for_relief().expect("nothing is unknown");
@@ -937,6 +1032,39 @@ mod tests {
             assert!(consumer.wait().expect("nothing is unknown").is_none());
         });
         assert!(!consumer.health.is_troubled(), "it can write again");
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_full_disk_is_no_relief_though_a_transaction_begins() {
+        let open = open("5");
+        let mut consumer = consumer(&open);
+        consumer.health.failed("database or disk is full");
+        let full = "CREATE TEMP TRIGGER full BEFORE UPDATE ON commits BEGIN SELECT RAISE(ABORT, 'no page'); END";
+        consumer.conn.execute_batch(full).expect("made");
+        consumer.look_for_relief().expect("nothing is unknown");
+        assert!(consumer.health.is_troubled(), "no page can be written");
+        consumer.conn.execute_batch("DROP TRIGGER full").expect("dropped");
+        consumer.look_for_relief().expect("nothing is unknown");
+        assert!(!consumer.health.is_troubled());
+        drop(consumer);
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn holds_that_came_while_a_write_was_failing_are_refused_without_another_try() {
+        let open = open("5");
+        let (queue, jobs) = mpsc::channel();
+        let mut consumer = consumer(&open);
+        consumer.jobs = jobs;
+        let (hold, answered) = asked(&open, "m");
+        queue.send(hold).expect("queued");
+        drop(queue);
+        consumer.health.failed("database is locked");
+        consumer.work().expect("nothing is unknown");
+        let told = answered.await.expect("answered");
+        assert!(matches!(told, Outcome::NotCommitted(_)), "{told:?}");
         drop(consumer);
         open.finish().await;
     }
@@ -1072,14 +1200,8 @@ mod tests {
         let open = open("5");
         let mut consumer = consumer(&open);
         consumer.conn.commit_hook(Some(|| true)).expect("hooked");
-        let (answer, answered) = oneshot::channel();
-        let waits = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("free");
-        let asked = Box::new(ask(exchange(), &open.key, "1"));
-        let settled = consumer.settle(vec![Job::Hold {
-            ask: asked,
-            answer,
-            _waits: waits,
-        }]);
+        let (hold, answered) = asked(&open, "m");
+        let settled = consumer.settle(vec![hold]);
         settled.expect_err("nobody knows what is in the file");
         answered.await.expect_err("not told that nothing was written");
         drop(consumer);
@@ -1102,6 +1224,33 @@ mod tests {
         let alone = Store::open(&copy, super::super::Create::Never).expect("it opens without a log");
         let user = alone.find_user("ada").expect("read").expect("there");
         assert!(user.balance <= usd("3"), "what was acknowledged is there: {user:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_checkpoint_under_way_does_not_keep_a_removed_log_from_being_moved() {
+        let desk = Desk::new();
+        let (_, jobs) = mpsc::channel();
+        let mut consumer = Consumer::new(&desk.store, jobs, Shared::default()).expect("it opens");
+        let (path, reader, other) = (desk.path(), desk.raw(), desk.raw());
+        reader.execute_batch("BEGIN; SELECT * FROM users").expect("it reads");
+        desk.user("ada", "3");
+        // It waits for the reader, until it is asked to stop.
+        consumer.checkpoints = Checkpoints::on(move |woken| {
+            let mark = MarkFile::open(&path).expect("opened");
+            let waiting = thread::spawn(move || while checkpoint(&other, &mark, "RESTART").log < 0 {});
+            woken.recv().expect_err("nothing is sent");
+            reader.execute_batch("COMMIT").expect("it stops to read");
+            waiting.join().expect("no panic");
+        });
+        while checkpoint(&consumer.conn, &consumer.mark, "PASSIVE").log >= 0 {
+            thread::yield_now();
+        }
+        std::fs::remove_file(connection::beside(&desk.path(), "-wal")).expect("removed");
+        consumer.look_at_files().expect_err("the log is gone");
+        let copy = desk.path().with_file_name("copy.db");
+        std::fs::copy(desk.path(), &copy).expect("copied");
+        let alone = Store::open(&copy, super::super::Create::Never).expect("it opens without a log");
+        assert!(alone.find_user("ada").expect("read").is_some());
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -291,7 +291,7 @@ async fn it_may_fail_when_it_finds_the_holds_of_a_dead_process() {
 async fn it_may_fail_in_a_migration() {
     let mut cell = Cell::new(Point::Migration).await;
     cell.leave_holds().await;
-    let earlier = "DROP TABLE commits; PRAGMA user_version = 1";
+    let earlier = include_str!("../data/downgrade-to-1.sql");
     raw(&cell.machine)
         .execute_batch(earlier)
         .expect("as it was before commits were counted");

@@ -130,8 +130,12 @@ impl Site {
 
     /// Makes the database one of version 1, as the first release left it.
     fn downgrade(&self) {
-        let sql = "DROP TABLE commits; PRAGMA user_version = 1; PRAGMA wal_checkpoint(TRUNCATE)";
-        Site::raw(&self.database()).execute_batch(sql).expect("downgraded");
+        let sql = [
+            include_str!("../data/downgrade-to-1.sql"),
+            "PRAGMA wal_checkpoint(TRUNCATE)",
+        ]
+        .concat();
+        Site::raw(&self.database()).execute_batch(&sql).expect("downgraded");
         fs::remove_file(self.path("gateway.db.mark")).expect("there was none");
     }
 
