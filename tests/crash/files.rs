@@ -289,8 +289,9 @@ async fn a_gateway_on_an_old_copy_does_not_start_unless_told_to() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wall_clock_that_jumps_and_runs_backwards_moves_no_money() {
     let machine = machine().await;
-    let Some(shim) = Shim::new(&machine.database(), machine.folder()) else {
-        return;
+    let shim = match Shim::new(&machine.database(), machine.folder()) {
+        Ok(shim) => shim,
+        Err(why) => return println!("skipped: {why}"),
     };
     let serving = machine.serve_with(&shim.env()).await;
     let load = Load::start(&machine, &serving);

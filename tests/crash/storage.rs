@@ -11,6 +11,7 @@ use crate::dice::Dice;
 use crate::load::{Fate, Load, Seen, six_people};
 use crate::rig::{Machine, PATIENCE, Serving};
 use crate::shim::{Files, Lasting, Of, Operation, Shim, Spared};
+use crate::campaign;
 
 /// Faults of one machine, before another takes its place: the three books are read whole after each.
 const FAULTS_OF_ONE: usize = 10;
@@ -61,8 +62,8 @@ fn faults() -> Vec<Fault> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_next_start() {
-    if crate::shim::library().is_none() {
-        return;
+    if let Err(why) = crate::shim::library() {
+        return println!("skipped: {why}");
     }
     let seed = Dice::seed();
     println!("GATEWAY_SEED={seed}");
@@ -87,8 +88,8 @@ async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_nex
 /// one when the last connection is closed, writes all of it anew: what a failed sync has lost as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_fails_loses_nothing_even_when_the_power_fails_after_the_next_one() {
-    if crate::shim::library().is_none() {
-        return;
+    if let Err(why) = crate::shim::library() {
+        return campaign::skip("io-errors", why);
     }
     let seed = Dice::seed();
     println!("GATEWAY_SEED={seed}");
