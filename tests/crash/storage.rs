@@ -22,6 +22,13 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Answers that are charged before a checkpoint: more than a page of the database.
 const CALLS: usize = 10;
+/// Faults of `cargo test`; `GATEWAY_IO_ERRORS` says another number.
+const FAULTS: usize = 20;
+
+/// So many of a gateway's first writes and syncs may fail.
+const WRITES: i64 = 200;
+const SYNCS: i64 = 50;
+
 
 /// One fault.
 #[derive(Clone, Copy, Debug)]
@@ -40,24 +47,26 @@ struct Tally {
     longest: Duration,
 }
 
-/// The first so many, or a spread over them.
-fn faults() -> Vec<Fault> {
-    let all = std::env::var("GATEWAY_IO_ERRORS").is_ok_and(|which| which == "all");
-    let some = |operation, last, spread: &[i64]| {
-        let which = if all { (1..=last).collect() } else { spread.to_vec() };
-        which.into_iter().map(move |nth| Fault {
+/// So many of the faults that there are, in any order; each once before one comes again. The first write and the first
+/// sync, at which a gateway does not even start, are always among them.
+fn faults(dice: &mut Dice, count: usize) -> Vec<Fault> {
+    let each = |operation, last| {
+        (1..=last).map(move |nth| Fault {
             operation,
             nth,
             lasting: [Lasting::Once, Lasting::ForEver][usize::from(nth % 2 == 0)],
         })
     };
-    let writes = some(
-        Operation::Write,
-        200,
-        &[1, 2, 3, 5, 8, 13, 22, 35, 56, 91, 128, 147, 200],
-    );
-    let syncs = some(Operation::Sync, 50, &[1, 2, 3, 5, 14, 27, 50]);
-    writes.chain(syncs).collect()
+    let mut all: Vec<Fault> = each(Operation::Write, WRITES)
+        .chain(each(Operation::Sync, SYNCS))
+        .collect();
+    let mut some = Vec::new();
+    while some.len() < count {
+        dice.shuffle(&mut all);
+        all.sort_by_key(|fault| fault.nth > 1);
+        some.extend(all.iter().take(count - some.len()));
+    }
+    some
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,9 +76,10 @@ async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_nex
     }
     let seed = Dice::seed();
     println!("GATEWAY_SEED={seed}");
-    let mut tally = Tally::default();
-    for (number, some) in faults().chunks(FAULTS_OF_ONE).enumerate() {
-        let mut desk = Desk::new(Dice::new(seed).of(number as u64)).await;
+    let (mut dice, mut tally) = (Dice::new(seed), Tally::default());
+    let faults = faults(&mut dice, campaign::size("GATEWAY_IO_ERRORS", FAULTS));
+    for (number, some) in faults.chunks(FAULTS_OF_ONE).enumerate() {
+        let mut desk = Desk::new(dice.of(number as u64)).await;
         for fault in some {
             desk.meet(*fault, &mut tally).await;
         }
