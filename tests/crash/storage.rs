@@ -184,6 +184,7 @@ impl Desk {
             sleep(Duration::from_millis(5)).await;
         }
         self.seen.extend(load.stop().await);
+                assert!(self.shim.seen(fault.operation) >= fault.nth, "{fault:?} was never met");
         self.shim.fail(operation, nth, Of::Database, Errno::IO, lasting);
         serving.signal(Signal::TERM);
         serving.end().await;
