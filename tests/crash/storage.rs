@@ -2,26 +2,26 @@
 
 use std::time::{Duration, Instant};
 
+use codex_gateway::simulator::Gate;
+use reqwest::Method;
 use rustix::io::Errno;
 use rustix::process::Signal;
+use serde_json::json;
+use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::accounts::Accounts;
+use crate::campaign;
+use crate::client::response;
 use crate::dice::Dice;
-use crate::load::{Fate, Load, Seen, six_people};
+use crate::load::{Fate, Load, MARK, Seen, six_people};
 use crate::rig::{Machine, PATIENCE, Serving};
 use crate::shim::{Files, Lasting, Of, Operation, Shim, Spared};
-use crate::campaign;
+use crate::wait::gated;
 
 /// Faults of one machine, before another takes its place: the three books are read whole after each.
 const FAULTS_OF_ONE: usize = 10;
 
-/// How soon the gateway is to be gone once it cannot know what is on its disk. Most of it is the start of an unoptimised
-/// build, which has a tokenizer to make ready and cannot be interrupted in it.
-const SOON: Duration = Duration::from_secs(5);
-
-/// Answers that are charged before a checkpoint: more than a page of the database.
-const CALLS: usize = 10;
 /// Faults of `cargo test`; `GATEWAY_IO_ERRORS` says another number.
 const FAULTS: usize = 20;
 
@@ -29,6 +29,12 @@ const FAULTS: usize = 20;
 const WRITES: i64 = 200;
 const SYNCS: i64 = 50;
 
+/// How soon the gateway is to be gone once it cannot know what is on its disk. Most of it is the start of an unoptimised
+/// build, which has a tokenizer to make ready and cannot be interrupted in it.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Answers that are charged before a checkpoint: more than a page of the database.
+const CALLS: usize = 10;
 
 /// One fault.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +78,7 @@ fn faults(dice: &mut Dice, count: usize) -> Vec<Fault> {
 #[tokio::test(flavor = "multi_thread")]
 async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_next_start() {
     if let Err(why) = crate::shim::library() {
-        return println!("skipped: {why}");
+        return campaign::skip("io-errors", why);
     }
     let seed = Dice::seed();
     println!("GATEWAY_SEED={seed}");
@@ -99,7 +105,7 @@ async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_nex
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_fails_loses_nothing_even_when_the_power_fails_after_the_next_one() {
     if let Err(why) = crate::shim::library() {
-        return campaign::skip("io-errors", why);
+        return println!("skipped: {why}");
     }
     let seed = Dice::seed();
     println!("GATEWAY_SEED={seed}");
@@ -114,6 +120,36 @@ async fn a_checkpoint_that_fails_loses_nothing_even_when_the_power_fails_after_t
             desk.checkpoint_meets(fault).await;
         }
     }
+}
+
+/// A failed sync says nothing of what is on the disk. Here all of it is: the charge was made, and its client was told
+/// that it may have been.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_charge_is_not_known_is_told_so_and_not_that_there_is_none() {
+    let (gate, folder) = (Gate::closed(), TempDir::new().expect("a folder"));
+    let machine = Machine::in_folder(folder, gated(&gate), "").await.with(six_people);
+    let shim = match Shim::new(&machine.database(), machine.folder()) {
+        Ok(shim) => shim,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let mut serving = machine.serve_with(&shim.env()).await;
+    let client = machine.people[0].client_of(&serving);
+    let body = response("Hello", &json!({"max_output_tokens": 16}));
+    let request = client.request(Method::POST, "/v1/responses").header(MARK, "call");
+    let failing = async {
+        machine.simulator.arrived(1).await;
+        shim.fail(Operation::Sync, 1, Of::DatabaseAndLog, Errno::IO, Lasting::ForEver);
+        gate.open();
+    };
+    let (answer, ()) = tokio::join!(request.json(&body).send(), failing);
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status(), 503);
+    let told = answer.text().await.expect("text");
+    assert!(told.contains("it is not known whether it was charged"), "{told}");
+    assert!(!told.contains("othing was charged"), "{told}");
+    assert_eq!(serving.end().await.code(), Some(1), "{}", serving.said());
+    machine.serve().await.stop().await;
+    assert!(Accounts::compared(&machine, &[]).books.charged() > 0);
 }
 
 /// A machine whose disk fails again and again.
@@ -148,6 +184,7 @@ impl Desk {
                     !ended.status.success() && ended.said.contains("error: "),
                     "{fault:?} {ended:?}"
                 );
+                assert!(self.shim.seen(fault.operation) >= fault.nth, "{fault:?} was never met");
                 tally.not_started += 1;
             }
             Ok(serving) => {
@@ -184,7 +221,6 @@ impl Desk {
             sleep(Duration::from_millis(5)).await;
         }
         self.seen.extend(load.stop().await);
-                assert!(self.shim.seen(fault.operation) >= fault.nth, "{fault:?} was never met");
         self.shim.fail(operation, nth, Of::Database, Errno::IO, lasting);
         serving.signal(Signal::TERM);
         serving.end().await;
