@@ -38,4 +38,12 @@ impl Dice {
     pub fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.throw() % (to - from).max(1)
     }
+
+    /// Puts things into any order.
+    pub fn shuffle<T>(&mut self, things: &mut [T]) {
+        for last in (1..things.len()).rev() {
+            let other = self.between(0, last as u64 + 1);
+            things.swap(last, usize::try_from(other).expect("a place"));
+        }
+    }
 }

@@ -91,8 +91,10 @@ async fn one_database(dice: &Dice, cycles: std::ops::Range<u64>, cycle: &mut u64
         let load = Load::start(&machine, &serving);
         kill.happen(&mut serving).await;
         last = load.until_it_is_gone().await;
-        tally.killed(&kill, &last);
         all.extend_from_slice(&last);
+        if !tally.killed(&kill, &last) {
+            last.clear();
+        }
     }
     let serving = machine.serve().await;
     tally.count(&Accounts::compared(&machine, &all), &last);
@@ -217,13 +219,14 @@ struct Tally {
 }
 
 impl Tally {
-    /// Counts a kill. One that met too few calls, since a busy machine had not begun them yet, is none of the kills.
-    fn killed(&mut self, kill: &Kill, seen: &[Seen]) {
+    /// Counts a kill, and says whether it is one: not when it met too few calls, since a busy machine had not begun
+    /// them yet.
+    fn killed(&mut self, kill: &Kill, seen: &[Seen]) -> bool {
         let with = |fate: Fate| seen.iter().filter(|seen| seen.fate == fate).count();
         let under_way = with(Fate::Cut);
         if under_way < UNDER_WAY {
             self.early += 1;
-            return;
+            return false;
         }
         self.kills += 1;
         self.under_way.push(under_way);
@@ -232,6 +235,7 @@ impl Tally {
         if let Kill::At(point, _) = kill {
             *self.at.entry(point.name()).or_default() += 1;
         }
+        true
     }
 
     /// Counts how far the calls had come that the last kill cut off.
@@ -259,10 +263,16 @@ impl Tally {
             self.early,
             self.kills
         );
+        let cut_off: usize = self.under_way.iter().sum();
+        assert_eq!(
+            self.phases.values().sum::<u64>(),
+            cut_off as u64,
+            "each that was cut off came to some phase"
+        );
         let phases = Phase::NAMES.map(|(phase, name)| (name, self.phases.get(&phase).copied().unwrap_or(0)));
         let line = json!({
             "suite": "kills", "seed": seed, "kills": self.kills, "too_early": self.early, "kills_at": self.at,
-            "least_under_way": self.under_way.iter().min(), "cut_off": self.under_way.iter().sum::<usize>(),
+            "least_under_way": self.under_way.iter().min(), "cut_off": cut_off,
             "cut_off_by_phase": BTreeMap::from(phases), "calls": self.calls, "received_whole": self.whole,
             "charged": self.charged, "charged_nanos": self.charged_nanos.to_string(), "released": self.released,
             "failures": 0,

@@ -6,6 +6,9 @@
 #[path = "../gateway/books.rs"]
 #[expect(dead_code, reason = "shared with the tests of a gateway that lives")]
 mod books;
+#[path = "../gateway/campaign.rs"]
+#[expect(dead_code, reason = "shared with the tests of a gateway that lives")]
+mod campaign;
 #[path = "../gateway/client.rs"]
 #[expect(dead_code, reason = "shared with the tests of a gateway that lives")]
 mod client;

@@ -3,7 +3,8 @@
 //!
 //! An exchange's point is met under load. In one process it first aborts; in the next it is an error, then waits, then
 //! panics, in this order: a panic that was heard says that the others have been. A panic in a settlement's transaction
-//! leaves its outcome unknown: there the gateway has to stop by itself, and nowhere else.
+//! leaves its outcome unknown: there the gateway has to stop by itself, and nowhere else. `GATEWAY_POINTS` says how often
+//! each is done, with one seed after another.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -16,38 +17,47 @@ use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::accounts::Accounts;
+use crate::campaign;
 use crate::client::Client;
 use crate::dice::Dice;
 use crate::load::{Fate, Load, Seen, six_people};
-use crate::rig::{Machine, NotServing, Serving};
+use crate::rig::{Machine, NotServing, PATIENCE, Serving};
 
 /// How long a delay takes, in milliseconds: many times what an exchange does.
 const DELAY: u64 = 400;
+
+/// The seeds of this run.
+fn seeds() -> impl Iterator<Item = u64> {
+    let first = Dice::seed();
+    let times = u64::try_from(campaign::size("GATEWAY_POINTS", 1)).expect("64 bits");
+    (0..times).map(move |time| first.wrapping_add(time))
+}
 
 /// A machine that serves, with all that was seen of it.
 struct Cell {
     point: Point,
     seed: u64,
+    dice: Dice,
     machine: Machine,
     seen: Vec<Seen>,
 }
 
 impl Cell {
-    async fn new(point: Point) -> Cell {
-        let seed = Dice::seed();
+    async fn new(point: Point, seed: u64) -> Cell {
         let machine = Machine::new(&Dice::new(seed), "").await.with(six_people);
         Cell::of(point, seed, machine)
     }
 
     /// Its upstream answers at once.
-    async fn at_full_speed(point: Point) -> Cell {
+    async fn at_full_speed(point: Point, seed: u64) -> Cell {
         let folder = TempDir::new().expect("a folder");
         let machine = Machine::in_folder(folder, standard(Pace::default()), "")
             .await
             .with(six_people);
-        Cell::of(point, Dice::seed(), machine)
+        Cell::of(point, seed, machine)
     }
 
     fn of(point: Point, seed: u64, machine: Machine) -> Cell {
@@ -55,6 +65,7 @@ impl Cell {
         Cell {
             point,
             seed,
+            dice: Dice::new(seed),
             machine,
             seen: Vec::new(),
         }
@@ -83,9 +94,10 @@ impl Cell {
         accounts
     }
 
-    /// The process aborts in the middle of its work.
+    /// The process aborts in the middle of its work, at any passage of the point.
     async fn aborts(&mut self) {
-        let mut serving = self.serve("20*off->return(abort)").await;
+        let before = self.dice.between(1, 40);
+        let mut serving = self.serve(&format!("{before}*off->return(abort)")).await;
         let load = Load::start(&self.machine, &serving);
         let status = serving.end().await;
         assert_eq!(
@@ -139,7 +151,8 @@ impl Cell {
             .serve(&format!("9*off->3*return(error)->1*sleep({DELAY})->4*off->1*panic"))
             .await;
         let load = Load::start(&self.machine, &serving);
-        let ready = until_it_is_gone(&serving, self.machine.people[0].client_of(&serving)).await;
+        let gone = until_it_is_gone(&serving, self.machine.people[0].client_of(&serving));
+        let ready = timeout(PATIENCE, gone).await.expect("it stops");
         let status = serving.end().await;
         self.seen.extend(load.until_it_is_gone().await);
         let said = serving.said();
@@ -244,11 +257,14 @@ macro_rules! matrix {
     ($($test:ident: $point:ident,)*) => {$(
         #[tokio::test(flavor = "multi_thread")]
         async fn $test() {
-            let mut cell = Cell::new(Point::$point).await;
-            cell.aborts().await;
-            let actions = format!("9*off->8*return(error)->4*off->1*sleep({DELAY})->4*off->8*panic");
-            cell.serves_on_after(&actions, 8).await;
-            cell.tell(&["abort", "error", "delay", "panic"]);
+            for seed in seeds() {
+                let mut cell = Cell::new(Point::$point, seed).await;
+                cell.aborts().await;
+                let before = cell.dice.between(1, 20);
+                let actions = format!("{before}*off->8*return(error)->4*off->1*sleep({DELAY})->4*off->8*panic");
+                cell.serves_on_after(&actions, 8).await;
+                cell.tell(&["abort", "error", "delay", "panic"]);
+            }
         }
     )*};
 }
@@ -268,101 +284,114 @@ matrix! {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_that_panics_in_a_settlement_stops_the_gateway_which_says_so() {
-    let mut cell = Cell::new(Point::InSettlement).await;
-    cell.aborts().await;
-    cell.fails_and_stops().await;
-    cell.tell(&["abort", "error", "delay", "panic"]);
+    for seed in seeds() {
+        let mut cell = Cell::new(Point::InSettlement, seed).await;
+        cell.aborts().await;
+        cell.fails_and_stops().await;
+        cell.tell(&["abort", "error", "delay", "panic"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_may_fail_when_it_finds_the_holds_of_a_dead_process() {
-    let mut cell = Cell::new(Point::Sweep).await;
-    cell.leave_holds().await;
-    cell.starts_in_the_end(|machine| {
-        let verified = machine.store().verify().expect("verified");
-        assert_eq!(verified.findings, []);
-        assert!(verified.open_holds > 0, "all or none");
-    })
-    .await;
-    cell.tell(&["abort", "error", "delay", "panic"]);
+    for seed in seeds() {
+        let mut cell = Cell::new(Point::Sweep, seed).await;
+        cell.leave_holds().await;
+        cell.starts_in_the_end(|machine| {
+            let verified = machine.store().verify().expect("verified");
+            assert_eq!(verified.findings, []);
+            assert!(verified.open_holds > 0, "all or none");
+        })
+        .await;
+        cell.tell(&["abort", "error", "delay", "panic"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_may_fail_in_a_migration() {
-    let mut cell = Cell::new(Point::Migration).await;
-    cell.leave_holds().await;
-    let earlier = include_str!("../data/downgrade-to-1.sql");
-    raw(&cell.machine)
-        .execute_batch(earlier)
-        .expect("as it was before commits were counted");
-    std::fs::remove_file(cell.machine.folder().join("books.db.mark")).expect("it was there");
-    cell.starts_in_the_end(|machine| assert_eq!(version(machine), 1)).await;
-    assert!(version(&cell.machine) > 1);
-    cell.tell(&["abort", "error", "delay", "panic"]);
+    for seed in seeds() {
+        let mut cell = Cell::new(Point::Migration, seed).await;
+        cell.leave_holds().await;
+        let earlier = include_str!("../data/downgrade-to-1.sql");
+        raw(&cell.machine)
+            .execute_batch(earlier)
+            .expect("as it was before commits were counted");
+        std::fs::remove_file(cell.machine.folder().join("books.db.mark")).expect("it was there");
+        cell.starts_in_the_end(|machine| assert_eq!(version(machine), 1)).await;
+        assert!(version(&cell.machine) > 1);
+        cell.tell(&["abort", "error", "delay", "panic"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_may_fail_in_the_checkpoint_of_a_stop() {
-    let mut cell = Cell::new(Point::Checkpoint).await;
-    let aborted = cell.stops_under_load("return(abort)").await;
-    assert_eq!(aborted.signal(), Some(Signal::ABORT.as_raw()), "{aborted}");
-    for actions in ["return(error)", &format!("sleep({DELAY})")] {
-        let ended = cell.stops_under_load(actions).await;
-        assert!(ended.success(), "{actions}: {ended}");
+    for seed in seeds() {
+        let mut cell = Cell::new(Point::Checkpoint, seed).await;
+        let aborted = cell.stops_under_load("return(abort)").await;
+        assert_eq!(aborted.signal(), Some(Signal::ABORT.as_raw()), "{aborted}");
+        for actions in ["return(error)", &format!("sleep({DELAY})")] {
+            let ended = cell.stops_under_load(actions).await;
+            assert!(ended.success(), "{actions}: {ended}");
+        }
+        let panicked = cell.stops_under_load("panic").await;
+        assert_eq!(panicked.code(), Some(1), "{panicked}");
+        let charged = cell
+            .recover()
+            .await
+            .books
+            .exchanges
+            .iter()
+            .filter(|row| row.charge.nanos() > 0)
+            .count();
+        let whole = cell.seen.iter().filter(|seen| seen.fate == Fate::Whole).count();
+        let left = cell.seen.iter().filter(|seen| seen.fate == Fate::HungUp).count();
+        assert_eq!(charged, whole + left, "a stop waits for every call and cuts none");
+        cell.tell(&["abort", "error", "delay", "panic"]);
     }
-    let panicked = cell.stops_under_load("panic").await;
-    assert_eq!(panicked.code(), Some(1), "{panicked}");
-    let charged = cell
-        .recover()
-        .await
-        .books
-        .exchanges
-        .iter()
-        .filter(|row| row.charge.nanos() > 0)
-        .count();
-    let whole = cell.seen.iter().filter(|seen| seen.fate == Fate::Whole).count();
-    let left = cell.seen.iter().filter(|seen| seen.fate == Fate::HungUp).count();
-    assert_eq!(charged, whole + left, "a stop waits for every call and cuts none");
-    cell.tell(&["abort", "error", "delay", "panic"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_may_fail_in_a_checkpoint_under_load() {
-    let mut cell = Cell::at_full_speed(Point::Checkpoint).await;
-    cell.serves_on_after("1*return(error)->1*panic", 1).await;
-    cell.tell(&["error", "panic"]);
+    for seed in seeds() {
+        let mut cell = Cell::at_full_speed(Point::Checkpoint, seed).await;
+        // The second panic is in a checkpoint after the first.
+        cell.serves_on_after("1*return(error)->2*panic", 2).await;
+        cell.tell(&["error", "panic"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_may_fail_in_a_backup_beside_the_running_server() {
-    let mut cell = Cell::new(Point::Backup).await;
-    let serving = cell.machine.serve().await;
-    let load = Load::start(&cell.machine, &serving);
-    let copy = cell.machine.folder().join("copy.db");
-    assert!(cell.backs_up("off").await.success());
-    let first = std::fs::read(&copy).expect("the copy");
-    let aborted = cell.backs_up("return(abort)").await;
-    assert_eq!(aborted.signal(), Some(Signal::ABORT.as_raw()), "{aborted}");
-    for actions in ["return(error)", "panic"] {
-        let failed = cell.backs_up(actions).await;
-        assert!(failed.code().is_some_and(|code| code > 0), "{actions}: {failed}");
-    }
-    assert!(std::fs::read(&copy).expect("the copy") == first, "it is as it was");
-    assert!(cell.backs_up(&format!("sleep({DELAY})")).await.success());
-    assert!(std::fs::read(&copy).expect("the copy") != first, "it is a new one");
+    for seed in seeds() {
+        let mut cell = Cell::new(Point::Backup, seed).await;
+        let serving = cell.machine.serve().await;
+        let load = Load::start(&cell.machine, &serving);
+        let copy = cell.machine.folder().join("copy.db");
+        assert!(cell.backs_up("off").await.success());
+        let first = std::fs::read(&copy).expect("the copy");
+        let aborted = cell.backs_up("return(abort)").await;
+        assert_eq!(aborted.signal(), Some(Signal::ABORT.as_raw()), "{aborted}");
+        for actions in ["return(error)", "panic"] {
+            let failed = cell.backs_up(actions).await;
+            assert!(failed.code().is_some_and(|code| code > 0), "{actions}: {failed}");
+        }
+        assert!(std::fs::read(&copy).expect("the copy") == first, "it is as it was");
+        assert!(cell.backs_up(&format!("sleep({DELAY})")).await.success());
+        assert!(std::fs::read(&copy).expect("the copy") != first, "it is a new one");
 
-    let verified = Store::open(&copy, Create::Never)
-        .expect("it opens")
-        .verify()
-        .expect("verified");
-    assert_eq!(verified.findings, []);
-    let left = std::fs::read_dir(cell.machine.folder())
-        .expect("a folder")
-        .map(|file| file.expect("a file").file_name());
-    let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains("partial")).collect();
-    assert!(left.is_empty(), "what the others left is gone: {left:?}");
-    cell.seen.extend(load.stop().await);
-    serving.stop().await;
-    cell.recover().await;
-    cell.tell(&["abort", "error", "delay", "panic"]);
+        let verified = Store::open(&copy, Create::Never)
+            .expect("it opens")
+            .verify()
+            .expect("verified");
+        assert_eq!(verified.findings, []);
+        let left = std::fs::read_dir(cell.machine.folder())
+            .expect("a folder")
+            .map(|file| file.expect("a file").file_name());
+        let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains("partial")).collect();
+        assert!(left.is_empty(), "what the others left is gone: {left:?}");
+        cell.seen.extend(load.stop().await);
+        serving.stop().await;
+        cell.recover().await;
+        cell.tell(&["abort", "error", "delay", "panic"]);
+    }
 }

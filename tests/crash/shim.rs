@@ -10,16 +10,15 @@ use std::sync::OnceLock;
 
 use rustix::io::Errno;
 
-/// The library, compiled once; `None`, and a word, where it cannot be used.
-pub fn library() -> Option<&'static Path> {
-    static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
-    LIBRARY.get_or_init(compile).as_deref()
+/// The library, compiled once; or why it cannot be used here.
+pub fn library() -> Result<&'static Path, &'static str> {
+    static LIBRARY: OnceLock<Result<PathBuf, &'static str>> = OnceLock::new();
+    LIBRARY.get_or_init(compile).as_deref().map_err(|why| *why)
 }
 
-fn compile() -> Option<PathBuf> {
+fn compile() -> Result<PathBuf, &'static str> {
     if !cfg!(target_os = "linux") {
-        println!("skipped: disks are failed by LD_PRELOAD, on Linux only");
-        return None;
+        return Err("disks are failed by LD_PRELOAD, on Linux only");
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = folder.join(format!("shim-{}.so", std::process::id()));
@@ -27,13 +26,15 @@ fn compile() -> Option<PathBuf> {
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
         .args([&library, &source])
-        .status()
-        .expect("the bundled SQLite needs `cc`, too");
+        .status();
+    let Ok(compiled) = compiled else {
+        return Err("there is no C compiler for the library that fails disks");
+    };
     assert!(compiled.success(), "{} does not compile", source.display());
     // Under its last name there is never half of it; processes that have it loaded keep the one they have.
     let shared = folder.join("shim.so");
     fs::rename(&library, &shared).expect("renamed");
-    Some(shared)
+    Ok(shared)
 }
 
 /// Which files a fault is about.
@@ -89,13 +90,14 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// For one server on a database; its notes and numbers are kept in `folder`. `None` where it cannot be used.
-    pub fn new(database: &Path, folder: &Path) -> Option<Shim> {
+    /// For one server on a database; its notes and numbers are kept in `folder`. Fails, with a reason, where it cannot
+    /// be used.
+    pub fn new(database: &Path, folder: &Path) -> Result<Shim, &'static str> {
         let library = library()?;
         let control_path = folder.join("shim-control");
         fs::write(&control_path, [0; 8 * (Word::ClockSince as usize + 1)]).expect("written");
         let control = OpenOptions::new().read(true).write(true).open(&control_path);
-        Some(Shim {
+        Ok(Shim {
             library,
             database: database.to_owned(),
             journal: folder.join("shim-journal"),

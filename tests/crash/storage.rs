@@ -2,18 +2,32 @@
 
 use std::time::{Duration, Instant};
 
+use codex_gateway::simulator::Gate;
+use reqwest::Method;
 use rustix::io::Errno;
 use rustix::process::Signal;
+use serde_json::json;
+use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::accounts::Accounts;
+use crate::campaign;
+use crate::client::response;
 use crate::dice::Dice;
-use crate::load::{Fate, Load, Seen, six_people};
+use crate::load::{Fate, Load, MARK, Seen, six_people};
 use crate::rig::{Machine, PATIENCE, Serving};
 use crate::shim::{Files, Lasting, Of, Operation, Shim, Spared};
+use crate::wait::gated;
 
 /// Faults of one machine, before another takes its place: the three books are read whole after each.
 const FAULTS_OF_ONE: usize = 10;
+
+/// Faults of `cargo test`; `GATEWAY_IO_ERRORS` says another number.
+const FAULTS: usize = 20;
+
+/// So many of a gateway's first writes and syncs may fail.
+const WRITES: i64 = 200;
+const SYNCS: i64 = 50;
 
 /// How soon the gateway is to be gone once it cannot know what is on its disk. Most of it is the start of an unoptimised
 /// build, which has a tokenizer to make ready and cannot be interrupted in it.
@@ -39,36 +53,39 @@ struct Tally {
     longest: Duration,
 }
 
-/// The first so many, or a spread over them.
-fn faults() -> Vec<Fault> {
-    let all = std::env::var("GATEWAY_IO_ERRORS").is_ok_and(|which| which == "all");
-    let some = |operation, last, spread: &[i64]| {
-        let which = if all { (1..=last).collect() } else { spread.to_vec() };
-        which.into_iter().map(move |nth| Fault {
+/// So many of the faults that there are, in any order; each once before one comes again. The first write and the first
+/// sync, at which a gateway does not even start, are always among them.
+fn faults(dice: &mut Dice, count: usize) -> Vec<Fault> {
+    let each = |operation, last| {
+        (1..=last).map(move |nth| Fault {
             operation,
             nth,
             lasting: [Lasting::Once, Lasting::ForEver][usize::from(nth % 2 == 0)],
         })
     };
-    let writes = some(
-        Operation::Write,
-        200,
-        &[1, 2, 3, 5, 8, 13, 22, 35, 56, 91, 128, 147, 200],
-    );
-    let syncs = some(Operation::Sync, 50, &[1, 2, 3, 5, 14, 27, 50]);
-    writes.chain(syncs).collect()
+    let mut all: Vec<Fault> = each(Operation::Write, WRITES)
+        .chain(each(Operation::Sync, SYNCS))
+        .collect();
+    let mut some = Vec::new();
+    while some.len() < count {
+        dice.shuffle(&mut all);
+        all.sort_by_key(|fault| fault.nth > 1);
+        some.extend(all.iter().take(count - some.len()));
+    }
+    some
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_next_start() {
-    if crate::shim::library().is_none() {
-        return;
+    if let Err(why) = crate::shim::library() {
+        return campaign::skip("io-errors", why);
     }
     let seed = Dice::seed();
     println!("GATEWAY_SEED={seed}");
-    let mut tally = Tally::default();
-    for (number, some) in faults().chunks(FAULTS_OF_ONE).enumerate() {
-        let mut desk = Desk::new(Dice::new(seed).of(number as u64)).await;
+    let (mut dice, mut tally) = (Dice::new(seed), Tally::default());
+    let faults = faults(&mut dice, campaign::size("GATEWAY_IO_ERRORS", FAULTS));
+    for (number, some) in faults.chunks(FAULTS_OF_ONE).enumerate() {
+        let mut desk = Desk::new(dice.of(number as u64)).await;
         for fault in some {
             desk.meet(*fault, &mut tally).await;
         }
@@ -87,8 +104,8 @@ async fn whichever_write_or_sync_of_the_books_fails_they_are_right_after_the_nex
 /// one when the last connection is closed, writes all of it anew: what a failed sync has lost as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_that_fails_loses_nothing_even_when_the_power_fails_after_the_next_one() {
-    if crate::shim::library().is_none() {
-        return;
+    if let Err(why) = crate::shim::library() {
+        return println!("skipped: {why}");
     }
     let seed = Dice::seed();
     println!("GATEWAY_SEED={seed}");
@@ -103,6 +120,36 @@ async fn a_checkpoint_that_fails_loses_nothing_even_when_the_power_fails_after_t
             desk.checkpoint_meets(fault).await;
         }
     }
+}
+
+/// A failed sync says nothing of what is on the disk. Here all of it is: the charge was made, and its client was told
+/// that it may have been.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_whose_charge_is_not_known_is_told_so_and_not_that_there_is_none() {
+    let (gate, folder) = (Gate::closed(), TempDir::new().expect("a folder"));
+    let machine = Machine::in_folder(folder, gated(&gate), "").await.with(six_people);
+    let shim = match Shim::new(&machine.database(), machine.folder()) {
+        Ok(shim) => shim,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let mut serving = machine.serve_with(&shim.env()).await;
+    let client = machine.people[0].client_of(&serving);
+    let body = response("Hello", &json!({"max_output_tokens": 16}));
+    let request = client.request(Method::POST, "/v1/responses").header(MARK, "call");
+    let failing = async {
+        machine.simulator.arrived(1).await;
+        shim.fail(Operation::Sync, 1, Of::DatabaseAndLog, Errno::IO, Lasting::ForEver);
+        gate.open();
+    };
+    let (answer, ()) = tokio::join!(request.json(&body).send(), failing);
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status(), 503);
+    let told = answer.text().await.expect("text");
+    assert!(told.contains("it is not known whether it was charged"), "{told}");
+    assert!(!told.contains("othing was charged"), "{told}");
+    assert_eq!(serving.end().await.code(), Some(1), "{}", serving.said());
+    machine.serve().await.stop().await;
+    assert!(Accounts::compared(&machine, &[]).books.charged() > 0);
 }
 
 /// A machine whose disk fails again and again.
@@ -137,6 +184,7 @@ impl Desk {
                     !ended.status.success() && ended.said.contains("error: "),
                     "{fault:?} {ended:?}"
                 );
+                assert!(self.shim.seen(fault.operation) >= fault.nth, "{fault:?} was never met");
                 tally.not_started += 1;
             }
             Ok(serving) => {

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A number from the environment, if it is set.
 fn from_env(name: &str) -> Option<u64> {
@@ -48,4 +48,9 @@ pub fn report(suite: &str, mut counts: Value) {
     counts["seed"] = seed().into();
     counts["failures"] = 0.into();
     println!("campaign: {counts}");
+}
+
+/// The line of a campaign that cannot be run here.
+pub fn skip(suite: &str, why: &str) {
+    println!("campaign: {}", json!({"suite": suite, "skipped": why}));
 }

@@ -31,6 +31,7 @@ fn history_that_was_only_added_to_keeps_its_seal() {
     home.ok("user credit alice 3");
     home.ok("user add eve --balance 1");
     home.ok("user add zoe");
+    home.ok("user suspend bob");
     let told = home.ok(&format!("ledger verify --seal {seal}"));
     assert!(
         told.contains("entries were only added since entry 2 was sealed"),
