@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
+use memchr::{memchr, memchr2};
 
 /// An event over this size leaves as it comes, but for its blank line.
 pub const PASS_THROUGH_BYTES: usize = 64 * 1024;
@@ -118,7 +119,7 @@ impl Splitter {
         if !self.open && self.held.is_empty() {
             return None;
         }
-        self.end_line(Bytes::new());
+        self.end_line(&Bytes::new(), &[]);
         Some(self.complete(Bytes::new()))
     }
 
@@ -131,11 +132,11 @@ impl Splitter {
                 at += 1;
                 continue;
             }
-            let Some(length) = chunk[at..].iter().position(|byte| matches!(byte, b'\n' | b'\r')) else {
+            let Some(length) = memchr2(b'\n', b'\r', &chunk[at..]) else {
                 self.begin_line(&chunk[at..]);
                 return None;
             };
-            let blank = self.end_line(chunk.slice(at..at + length));
+            let blank = self.end_line(chunk, &chunk[at..at + length]);
             at += length + 1;
             self.line_end = 1;
             self.after_cr = chunk[at - 1] == b'\r';
@@ -194,28 +195,30 @@ impl Splitter {
         content.starts_with(b"data:") && !self.event.oversized
     }
 
-    /// Takes in a line whose end has come; `rest` is what was not kept of it. Whether it is blank.
-    fn end_line(&mut self, rest: Bytes) -> bool {
-        let line = match (self.dull, self.line.is_empty()) {
-            (true, _) => None,
-            (false, true) => Some(rest),
-            (false, false) if self.line.len() + rest.len() > self.room() => {
-                self.overflow();
-                None
-            }
-            (false, false) => {
-                self.line.extend_from_slice(&rest);
-                Some(std::mem::take(&mut self.line).freeze())
-            }
+    /// Takes in a line whose end has come; `rest` is what was not kept of it, a part of `chunk`. Whether it is blank.
+    fn end_line(&mut self, chunk: &Bytes, rest: &[u8]) -> bool {
+        let blank = if self.dull {
+            false
+        } else if self.line.is_empty() {
+            self.whole_line(chunk, rest)
+        } else if self.line.len() + rest.len() > self.room() {
+            self.overflow();
+            false
+        } else {
+            self.line.extend_from_slice(rest);
+            let line = std::mem::take(&mut self.line).freeze();
+            self.whole_line(&line, &line)
         };
         self.dull = false;
-        let blank = line.map(|line| {
-            let content = line.slice_ref(self.content(&line));
-            self.field(&content);
-            content.is_empty()
-        });
         self.past_first_line = true;
-        blank.unwrap_or(false)
+        blank
+    }
+
+    /// Takes in a line that is a part of `source`. Whether it is blank.
+    fn whole_line(&mut self, source: &Bytes, line: &[u8]) -> bool {
+        let content = self.content(line);
+        self.field(source, content);
+        content.is_empty()
     }
 
     /// A line without the byte order mark that may stand before the first.
@@ -226,20 +229,16 @@ impl Splitter {
         line.strip_prefix(BOM).unwrap_or(line)
     }
 
-    /// Takes in a field.
-    fn field(&mut self, line: &Bytes) {
-        let colon = line
-            .iter()
-            .take(FIELD_BYTES)
-            .position(|byte| *byte == b':')
-            .unwrap_or(line.len());
+    /// Takes in a field, whose line is a part of `source`.
+    fn field(&mut self, source: &Bytes, line: &[u8]) {
+        let colon = memchr(b':', &line[..line.len().min(FIELD_BYTES)]).unwrap_or(line.len());
         let value = line.get(colon + 1..).unwrap_or_default();
-        let value = line.slice_ref(value.strip_prefix(b" ").unwrap_or(value));
+        let value = value.strip_prefix(b" ").unwrap_or(value);
         match &line[..colon] {
-            b"data" => self.data(value),
+            b"data" => self.data(source.slice_ref(value)),
             b"event" => {
                 let short = value.len() <= MAX_NAME_BYTES;
-                self.event.name = short.then(|| String::from_utf8_lossy(&value).into_owned());
+                self.event.name = short.then(|| String::from_utf8_lossy(value).into_owned());
             }
             _ => {}
         }

@@ -1,5 +1,7 @@
 //! The client of an exchange, as long as it stays, and how long the exchange goes on without it.
 
+use std::fmt;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,9 +30,34 @@ enum To {
     /// It waits for the head.
     Waiting(oneshot::Sender<Reply>),
     /// It has the head and takes pieces.
-    Streaming(mpsc::Sender<Piece>),
+    Streaming(Streaming),
     /// It is gone.
     Gone,
+}
+
+/// A client that takes pieces.
+struct Streaming {
+    pieces: mpsc::Sender<Piece>,
+    /// Resolves when it leaves. Made once: to begin to wait anew for every chunk costs more than the wait.
+    leaves: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl fmt::Debug for Streaming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streaming")
+            .field("pieces", &self.pieces)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Streaming {
+    fn to(pieces: mpsc::Sender<Piece>) -> Streaming {
+        let of_its_own = pieces.clone();
+        Streaming {
+            pieces,
+            leaves: Box::pin(async move { of_its_own.closed().await }),
+        }
+    }
 }
 
 /// The client of one exchange.
@@ -70,7 +97,7 @@ impl Client {
     pub(super) fn has_left(&self) -> bool {
         match &self.to {
             To::Waiting(reply) => reply.is_closed(),
-            To::Streaming(pieces) => pieces.is_closed(),
+            To::Streaming(client) => client.pieces.is_closed(),
             To::Gone => true,
         }
     }
@@ -79,7 +106,7 @@ impl Client {
     pub(super) async fn until_it_leaves(&mut self) {
         match &mut self.to {
             To::Waiting(reply) => reply.closed().await,
-            To::Streaming(pieces) => pieces.closed().await,
+            To::Streaming(client) => (&mut client.leaves).await,
             To::Gone => std::future::pending().await,
         }
         self.leave();
@@ -101,7 +128,7 @@ impl Client {
             headers,
             body: Body::Stream(body),
         })) {
-            Ok(()) => self.to = To::Streaming(pieces),
+            Ok(()) => self.to = To::Streaming(Streaming::to(pieces)),
             Err(_) => self.leave(),
         }
     }
@@ -112,7 +139,9 @@ impl Client {
     }
 
     async fn hand_on(&mut self, piece: Piece) {
-        let To::Streaming(pieces) = &self.to else { return };
+        let To::Streaming(Streaming { pieces, .. }) = &self.to else {
+            return;
+        };
         let piece = match pieces.try_send(piece) {
             Ok(()) => return,
             Err(TrySendError::Closed(_)) => return self.leave(),

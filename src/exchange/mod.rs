@@ -23,8 +23,10 @@ mod sending;
 mod settlement;
 mod upstream;
 
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -129,7 +131,10 @@ pub type Reply = Result<Answer, Refusal>;
 pub fn start(gateway: &Arc<Gateway>, request: Request) -> oneshot::Receiver<Reply> {
     let (to_client, reply) = oneshot::channel();
     let client = Client::waiting(to_client, gateway.cutoff.clone());
-    gateway.tracker.spawn(run(Arc::clone(gateway), request, client));
+    // On the heap at once: as a task it would be moved there in steps, five kilobytes each.
+    gateway
+        .tracker
+        .spawn(Box::pin(run(Arc::clone(gateway), request, client)));
     reply
 }
 
@@ -262,6 +267,10 @@ async fn while_wanted<T>(
     wanted: impl Future<Output = T>,
 ) -> Result<T, Ending> {
     let mut wanted = std::pin::pin!(wanted);
+    // What is there already needs no waiting for anything else.
+    if let Poll::Ready(done) = poll_fn(|context| Poll::Ready(wanted.as_mut().poll(context))).await {
+        return Ok(done);
+    }
     loop {
         let deadline = client.deadline();
         tokio::select! {

@@ -424,12 +424,19 @@ struct Position<'a> {
 struct Positions {
     indices: HashSet<u64>,
     ids: HashSet<String>,
+    /// The last one that was noted: nearly always the next one, too.
+    last: (Option<u64>, Option<String>),
 }
 
 impl Positions {
     /// Notes a position; whether neither of its marks was noted before.
     fn note(&mut self, position: &Position<'_>) -> bool {
         let id = position.id.as_deref().filter(|id| id.len() <= MAX_ID_BYTES);
+        let is_none = position.index.is_none() && id.is_none();
+        if !is_none && self.last.0 == position.index && self.last.1.as_deref() == id {
+            return false;
+        }
+        self.last = (position.index, id.map(str::to_owned));
         let known_id = id.is_some_and(|id| self.ids.contains(id));
         let known_index = position.index.is_some_and(|index| self.indices.contains(&index));
         if let Some(index) = position.index

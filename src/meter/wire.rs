@@ -61,8 +61,14 @@ pub(super) fn is_dull(name: &str, data: &[u8]) -> bool {
 
 /// A JSON object of that form; a list is none, though serde would take it for the members in their order.
 pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Option<T> {
-    let is_object = json.trim_ascii_start().starts_with(b"{");
-    is_object.then(|| serde_json::from_slice(json).ok()).flatten()
+    if !json.trim_ascii_start().starts_with(b"{") {
+        return None;
+    }
+    // Text that is known to be UTF-8 is not looked at again, string by string.
+    match std::str::from_utf8(json) {
+        Ok(text) => serde_json::from_str(text).ok(),
+        Err(_) => serde_json::from_slice(json).ok(),
+    }
 }
 
 /// A member as it is written; nothing when it is missing or null. It is read only where it is wanted, so that an odd

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Type, Value, ValueRef};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, Type, ValueRef};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -54,8 +54,8 @@ macro_rules! id_column {
 
         impl $id {
             /// As a value to store and to hash.
-            pub(super) fn value(self) -> Value {
-                Value::Blob(self.0.as_bytes().to_vec())
+            pub(super) fn value(&self) -> ValueRef<'_> {
+                ValueRef::Blob(self.0.as_bytes())
             }
         }
 
@@ -199,13 +199,13 @@ pub(super) fn json(value: &impl Serialize) -> rusqlite::Result<String> {
 }
 
 /// A count of tokens as a value.
-pub(super) fn tokens(count: Tokens) -> Value {
-    Value::Integer(i64::try_from(count.get()).unwrap_or(i64::MAX))
+pub(super) fn tokens(count: Tokens) -> ValueRef<'static> {
+    ValueRef::Integer(i64::try_from(count.get()).unwrap_or(i64::MAX))
 }
 
 /// A text, or NULL.
-pub(super) fn text(text: Option<&str>) -> Value {
-    text.map_or(Value::Null, |text| Value::Text(text.to_owned()))
+pub(super) fn text(text: Option<&str>) -> ValueRef<'_> {
+    text.map_or(ValueRef::Null, |text| ValueRef::Text(text.as_bytes()))
 }
 
 /// The names of columns, and as many numbered parameters: `a, b` and `?1, ?2`.
@@ -233,8 +233,8 @@ pub(super) fn hash(digits: &str) -> Option<Hash> {
 }
 
 /// A span in whole microseconds.
-pub(super) fn micros(span: Duration) -> Value {
-    Value::Integer(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))
+pub(super) fn micros(span: Duration) -> ValueRef<'static> {
+    ValueRef::Integer(i64::try_from(span.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// A span in whole microseconds, as a column.

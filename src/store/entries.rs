@@ -3,8 +3,8 @@
 use std::sync::LazyLock;
 
 use jiff::Timestamp;
-use rusqlite::types::{Value, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::audit::{self, Act};
 use super::columns::{Micros, names_and_marks, text, to_the_microsecond};
@@ -137,17 +137,20 @@ pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<En
             "SELECT (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), head_hash FROM users WHERE id = ?1",
         )?
         .query_row([new.user], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let cells: Cells = vec![
-        ("seq", Value::Integer(seq)),
+    let cells = Cells(vec![
+        ("seq", ValueRef::Integer(seq)),
         ("user_id", new.user.value()),
         ("kind", text(Some(new.kind))),
-        ("amount_nanos", Value::Integer(new.amount.nanos())),
-        ("balance_after_nanos", Value::Integer(new.balance_after.nanos())),
-        ("exchange_id", new.exchange.map_or(Value::Null, ExchangeId::value)),
+        ("amount_nanos", ValueRef::Integer(new.amount.nanos())),
+        ("balance_after_nanos", ValueRef::Integer(new.balance_after.nanos())),
+        (
+            "exchange_id",
+            new.exchange.as_ref().map_or(ValueRef::Null, ExchangeId::value),
+        ),
         ("reference", text(new.reference)),
         ("note", text(new.note)),
-        ("at", Value::Integer(new.at.as_microsecond())),
-    ];
+        ("at", ValueRef::Integer(new.at.as_microsecond())),
+    ]);
     let mut digest = Digest::new(ENTRY_DOMAIN);
     digest.field("previous_hash", ValueRef::Blob(&previous.unwrap_or(GENESIS)));
     digest.cells(&cells);
@@ -158,10 +161,8 @@ pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<En
             .map_or(ValueRef::Null, |hash| ValueRef::Blob(hash)),
     );
     let hash = digest.finish();
-    let stored_hash = Value::Blob(hash.to_vec());
-    tx.prepare_cached(&INSERT)?.execute(params_from_iter(
-        cells.iter().map(|(_, value)| value).chain([&stored_hash]),
-    ))?;
+    tx.prepare_cached(&INSERT)?
+        .execute(cells.and([ValueRef::Blob(&hash)]))?;
     Ok(Entry {
         seq,
         user: new.user,

@@ -4,13 +4,13 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::types::Value;
-use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::{Micros, broken, injected, names_and_marks, text, tokens};
 use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry};
-use super::usage_log::{self, Basis, ExchangeRow, State};
+use super::usage_log::{self, Basis, ExchangeRow, Settled, State};
 use super::users::UserStatus;
 use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::call::Endpoint;
@@ -222,28 +222,26 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
 });
 
 fn write_hold(tx: &Connection, ask: &PlaceHold, hold: &Hold) -> rusqlite::Result<()> {
-    let cells: Cells = vec![
+    let cells = Cells(vec![
         ("exchange_id", hold.exchange.value()),
         ("user_id", hold.user.value()),
         ("key_id", ask.key.value()),
-        ("amount_nanos", Value::Integer(hold.amount.nanos())),
-        ("output_limit", hold.output_limit.map_or(Value::Null, tokens)),
+        ("amount_nanos", ValueRef::Integer(hold.amount.nanos())),
+        ("output_limit", hold.output_limit.map_or(ValueRef::Null, tokens)),
         ("endpoint", text(Some(ask.endpoint.path()))),
-        ("streamed", Value::Integer(i64::from(ask.streamed))),
+        ("streamed", ValueRef::Integer(i64::from(ask.streamed))),
         ("model", text(Some(&ask.model))),
         ("priced_model", text(Some(&ask.priced_model))),
         ("upstream", text(Some(&ask.upstream))),
         ("list", text(ask.list.as_ref().map(ListName::as_str))),
-        ("placed_at", Value::Integer(ask.now.as_microsecond())),
-    ];
+        ("placed_at", ValueRef::Integer(ask.now.as_microsecond())),
+    ]);
     let mut digest = Digest::new(HOLD_DOMAIN);
     digest.cells(&cells);
-    let (hash, state) = (Value::Blob(digest.finish().to_vec()), text(Some("open")));
+    let hash = digest.finish();
     tx.prepare_cached(&INSERT)?
-        .execute(params_from_iter(
-            cells.iter().map(|(_, value)| value).chain([&hash, &state]),
-        ))
-        .map(|_| ())
+        .execute(cells.and([ValueRef::Blob(&hash), text(Some("open"))]))
+        .map(drop)
 }
 
 /// The first answer to a hold that is taken again.
@@ -319,27 +317,28 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
     }
     let charged = collectable(close, &hold).ok_or_else(|| broken("a charge does not fit"))?;
     give_back(tx, &hold, charged)?;
-    let row = ExchangeRow {
-        id: exchange,
+    let settled = Settled {
+        exchange,
         user: hold.user,
         key: hold.key,
         held: hold.amount,
+        hold_hash: hold.hash,
+        hold_state: state,
         uncollected: close.row.charge.saturating_sub(charged),
         balance_after: hold
             .balance
             .checked_sub(charged)
             .ok_or_else(|| broken("a balance does not fit"))?,
-        ..close.row.clone()
     };
-    let usage_hash = usage_log::insert(tx, &row, &hold.hash, state)?;
+    let usage_hash = usage_log::insert(tx, &close.row, &settled)?;
     fail_point::hit(Point::InSettlement).map_err(injected)?;
     if charged > Usd::ZERO {
-        append_charge(tx, &row, charged, usage_hash)?;
+        append_charge(tx, &settled, (charged, ended), usage_hash)?;
     }
     Ok(Closed {
         charged,
-        uncollected: row.uncollected,
-        balance: row.balance_after,
+        uncollected: settled.uncollected,
+        balance: settled.balance_after,
         available: hold.available.saturating_sub(charged),
     })
 }
@@ -370,20 +369,25 @@ fn collectable(close: &CloseHold, hold: &StoredHold) -> Option<Usd> {
     (!close.row.charge.is_negative()).then(|| close.row.charge.min(most))
 }
 
-fn append_charge(tx: &Connection, row: &ExchangeRow, charged: Usd, usage_hash: Hash) -> rusqlite::Result<()> {
+fn append_charge(
+    tx: &Connection,
+    settled: &Settled,
+    (charged, at): (Usd, Timestamp),
+    usage_hash: Hash,
+) -> rusqlite::Result<()> {
     let amount = charged.checked_neg().ok_or_else(|| broken("a charge does not fit"))?;
     let charge = NewEntry {
-        user: row.user,
+        user: settled.user,
         kind: "charge",
         amount,
-        balance_after: row.balance_after,
-        exchange: Some(row.id),
+        balance_after: settled.balance_after,
+        exchange: Some(settled.exchange),
         usage_hash: Some(usage_hash),
         reference: None,
         note: None,
-        at: usage_log::ended_at(row),
+        at,
     };
-    entries::append(tx, &charge).map(|_| ())
+    entries::append(tx, &charge).map(drop)
 }
 
 fn closed_before(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Closed> {
@@ -533,8 +537,8 @@ mod tests {
             commits::COUNT,
         ] {
             let mut explain = conn.prepare(&format!("EXPLAIN {sql}")).expect("it explains");
-            let parameters = vec![Value::Null; explain.parameter_count()];
-            let steps = explain.query_map(params_from_iter(parameters), |row| row.get(1));
+            let parameters = vec![rusqlite::types::Value::Null; explain.parameter_count()];
+            let steps = explain.query_map(rusqlite::params_from_iter(parameters), |row| row.get(1));
             let steps: Vec<String> = steps.expect("run").collect::<Result<_, _>>().expect("read");
             assert!(
                 steps.len() > 10 && !steps.iter().any(|step| step == "OpenEphemeral"),

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::types::{FromSql, Value, ValueRef};
+use rusqlite::types::{FromSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::columns::{
@@ -242,24 +242,47 @@ pub(super) fn ended_at(row: &ExchangeRow) -> Timestamp {
     started.checked_add(Duration::from_micros(micros)).unwrap_or(started)
 }
 
+/// What the ledger says of a row, whatever the row says itself.
+pub(super) struct Settled {
+    pub(super) exchange: ExchangeId,
+    pub(super) user: UserId,
+    pub(super) key: KeyId,
+    pub(super) held: Usd,
+    pub(super) hold_hash: Hash,
+    pub(super) hold_state: &'static str,
+    pub(super) uncollected: Usd,
+    pub(super) balance_after: Usd,
+}
+
+/// The lists of a row, in JSON.
+struct Lists {
+    lines: String,
+    item_ids: String,
+}
+
 /// The cells of a row, named as in [`USAGE_COLUMNS`] and in that order.
-fn cells(row: &ExchangeRow) -> rusqlite::Result<Cells> {
+fn cells<'a>(row: &'a ExchangeRow, settled: &'a Settled, lists: &'a Lists) -> Cells<'a> {
     let usage = &row.usage;
-    let image =
-        |part: fn(&ImageUsage) -> Tokens| usage.tools.image_gen.as_ref().map_or(Value::Null, |i| tokens(part(i)));
+    let image = |part: fn(&ImageUsage) -> Tokens| {
+        usage
+            .tools
+            .image_gen
+            .as_ref()
+            .map_or(ValueRef::Null, |i| tokens(part(i)))
+    };
     let values = [
-        row.id.value(),
-        row.user.value(),
-        row.key.value(),
+        settled.exchange.value(),
+        settled.user.value(),
+        settled.key.value(),
         text(Some(row.endpoint.path())),
-        Value::Integer(i64::from(row.streamed)),
+        ValueRef::Integer(i64::from(row.streamed)),
         text(Some(&row.model)),
         text(Some(&row.priced_model)),
         text(row.answered_model.as_deref()),
         text(Some(&row.upstream)),
         text(row.list.as_ref().map(ListName::as_str)),
         row.price_from
-            .map_or(Value::Null, |at| Value::Integer(at.as_microsecond())),
+            .map_or(ValueRef::Null, |at| ValueRef::Integer(at.as_microsecond())),
         text(Some(row.tier.word())),
         text(Some(row.state.word())),
         text(Some(row.basis.word())),
@@ -271,33 +294,33 @@ fn cells(row: &ExchangeRow) -> rusqlite::Result<Cells> {
         tokens(usage.output_tokens),
         tokens(usage.reasoning_tokens),
         tokens(usage.audio_output_tokens),
-        Value::Integer(i64::from(usage.tools.web_searches)),
-        Value::Integer(i64::from(usage.tools.file_searches)),
-        Value::Integer(i64::from(usage.tools.containers)),
+        ValueRef::Integer(i64::from(usage.tools.web_searches)),
+        ValueRef::Integer(i64::from(usage.tools.file_searches)),
+        ValueRef::Integer(i64::from(usage.tools.containers)),
         image(|i| i.text_input_tokens),
         image(|i| i.image_input_tokens),
         image(|i| i.text_output_tokens),
         image(|i| i.image_output_tokens),
-        Value::Text(json(&row.lines)?),
+        text(Some(&lists.lines)),
         text(row.uplift.as_deref()),
         text(Some(&row.markup)),
-        Value::Integer(row.cost.nanos()),
-        Value::Integer(row.charge.nanos()),
-        Value::Integer(row.uncollected.nanos()),
-        Value::Integer(row.held.nanos()),
-        row.output_limit.map_or(Value::Null, tokens),
-        Value::Integer(row.balance_after.nanos()),
+        ValueRef::Integer(row.cost.nanos()),
+        ValueRef::Integer(row.charge.nanos()),
+        ValueRef::Integer(settled.uncollected.nanos()),
+        ValueRef::Integer(settled.held.nanos()),
+        row.output_limit.map_or(ValueRef::Null, tokens),
+        ValueRef::Integer(settled.balance_after.nanos()),
         text(row.response_id.as_deref()),
-        Value::Text(json(&row.item_ids)?),
+        text(Some(&lists.item_ids)),
         text(row.upstream_request_id.as_deref()),
         row.upstream_status
-            .map_or(Value::Null, |status| Value::Integer(i64::from(status))),
-        Value::Integer(i64::from(row.attempts)),
-        Value::Integer(row.started_at.as_microsecond()),
-        row.first_byte.map_or(Value::Null, micros),
+            .map_or(ValueRef::Null, |status| ValueRef::Integer(i64::from(status))),
+        ValueRef::Integer(i64::from(row.attempts)),
+        ValueRef::Integer(row.started_at.as_microsecond()),
+        row.first_byte.map_or(ValueRef::Null, micros),
         micros(row.duration),
     ];
-    Ok(USAGE_COLUMNS.into_iter().zip(values).collect())
+    Cells(USAGE_COLUMNS.into_iter().zip(values).collect())
 }
 
 /// Writes a row: its cells, its hash.
@@ -307,21 +330,23 @@ pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Writes an exchange's row, and returns its hash; part of the closing of its hold.
-pub(super) fn insert(tx: &Connection, row: &ExchangeRow, hold_hash: &Hash, hold_state: &str) -> rusqlite::Result<Hash> {
-    let cells = cells(row)?;
+pub(super) fn insert(tx: &Connection, row: &ExchangeRow, settled: &Settled) -> rusqlite::Result<Hash> {
+    let lists = Lists {
+        lines: json(&row.lines)?,
+        item_ids: json(&row.item_ids)?,
+    };
+    let cells = cells(row, settled, &lists);
     let mut digest = Digest::new(USAGE_DOMAIN);
     digest.cells(&cells);
-    digest.field("hold_hash", ValueRef::Blob(hold_hash));
-    digest.field("hold_state", ValueRef::Text(hold_state.as_bytes()));
+    digest.field("hold_hash", ValueRef::Blob(&settled.hold_hash));
+    digest.field("hold_state", text(Some(settled.hold_state)));
     let hash = digest.finish();
-    let row_hash = Value::Blob(hash.to_vec());
-    tx.prepare_cached(&INSERT)?.execute(params_from_iter(
-        cells.iter().map(|(_, value)| value).chain([&row_hash]),
-    ))?;
+    tx.prepare_cached(&INSERT)?
+        .execute(cells.and([ValueRef::Blob(&hash)]))?;
     let mut index =
         tx.prepare_cached("INSERT INTO usage_items (item_id, exchange_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
     for item in &row.item_ids {
-        index.execute(params![item, row.id])?;
+        index.execute(params![item, settled.exchange])?;
     }
     Ok(hash)
 }
@@ -420,22 +445,22 @@ fn image_usage(columns: &mut InOrder<'_>) -> rusqlite::Result<Option<ImageUsage>
 }
 
 /// The conditions of a filter, as SQL on `usage_logs u` and its numbered parameters.
-fn conditions(filter: &ExchangeFilter) -> (String, Vec<Value>) {
-    let time = |at: Timestamp| Value::Integer(at.as_microsecond());
+fn conditions(filter: &ExchangeFilter) -> (String, Vec<ToSqlOutput<'_>>) {
+    let time = |at: Timestamp| ValueRef::Integer(at.as_microsecond());
     let parts = [
-        ("u.user_id =", filter.user.map(UserId::value)),
-        ("u.key_id =", filter.key.map(KeyId::value)),
-        ("u.model =", filter.model.clone().map(Value::Text)),
+        ("u.user_id =", filter.user.as_ref().map(UserId::value)),
+        ("u.key_id =", filter.key.as_ref().map(KeyId::value)),
+        ("u.model =", filter.model.as_deref().map(|model| text(Some(model)))),
         ("u.started_at >=", filter.since.map(time)),
         ("u.started_at <", filter.until.map(time)),
-        ("u.exchange_id <", filter.before.map(ExchangeId::value)),
-        ("u.exchange_id >", filter.after.map(ExchangeId::value)),
+        ("u.exchange_id <", filter.before.as_ref().map(ExchangeId::value)),
+        ("u.exchange_id >", filter.after.as_ref().map(ExchangeId::value)),
     ];
     let mut sql = String::from("TRUE");
     let mut values = Vec::new();
     for (condition, value) in parts {
         if let Some(value) = value {
-            values.push(value);
+            values.push(ToSqlOutput::Borrowed(value));
             sql.push_str(&format!(" AND {condition} ?{}", values.len()));
         }
     }
@@ -601,7 +626,7 @@ impl Store {
         behind: Option<i64>,
     ) -> Result<Vec<(i64, ExchangeRow)>, StoreError> {
         let (conditions, mut values) = conditions(filter);
-        values.push(Value::Integer(behind.unwrap_or(0)));
+        values.push(ToSqlOutput::from(behind.unwrap_or(0)));
         let order = if behind.is_some() { "ASC" } else { "DESC" };
         let sql = format!(
             "SELECT *, u.rowid AS place FROM usage_logs u WHERE {conditions} AND u.rowid > ?{} ORDER BY u.rowid {order}
