@@ -364,20 +364,16 @@ mod tests {
     #[test]
     fn a_newer_database_and_a_foreign_one_are_left_alone() {
         let desk = Desk::new();
-        desk.raw().execute_batch("PRAGMA user_version = 4").expect("set");
-        let newer = open_at(&desk.path(), Create::Never);
-        assert!(
-            matches!(
-                &newer,
-                Err(OpenError::TooNew {
-                    found: 4,
-                    known: 2,
-                    backup: None,
-                    ..
-                })
-            ),
-            "{newer:?}"
-        );
+        let newer = VERSION + 1;
+        desk.raw().pragma_update(None, "user_version", newer).expect("set");
+        match open_at(&desk.path(), Create::Never) {
+            Err(OpenError::TooNew {
+                found, known, backup, ..
+            }) => {
+                assert_eq!((found, known, backup), (newer, VERSION, None));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -130,15 +130,30 @@ pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!("INSERT INTO ledger_entries ({names}) VALUES ({marks})")
 });
 
+/// Where a user's next entry belongs.
+pub(super) struct Tip {
+    /// The number it gets.
+    pub(super) next: i64,
+    /// The hash of the user's newest entry.
+    pub(super) head: Option<Hash>,
+}
+
+fn tip(tx: &Connection, user: UserId) -> rusqlite::Result<Tip> {
+    tx.prepare_cached(
+        "SELECT (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), head_hash FROM users WHERE id = ?1",
+    )?
+    .query_row([user], |row| {
+        Ok(Tip {
+            next: row.get(0)?,
+            head: row.get(1)?,
+        })
+    })
+}
+
 /// Appends an entry; a trigger moves the balance with it.
-pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<Entry> {
-    let (seq, previous): (i64, Option<Hash>) = tx
-        .prepare_cached(
-            "SELECT (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), head_hash FROM users WHERE id = ?1",
-        )?
-        .query_row([new.user], |row| Ok((row.get(0)?, row.get(1)?)))?;
+pub(super) fn append(tx: &Connection, new: &NewEntry<'_>, tip: &Tip) -> rusqlite::Result<Entry> {
     let cells = Cells(vec![
-        ("seq", ValueRef::Integer(seq)),
+        ("seq", ValueRef::Integer(tip.next)),
         ("user_id", new.user.value()),
         ("kind", text(Some(new.kind))),
         ("amount_nanos", ValueRef::Integer(new.amount.nanos())),
@@ -152,7 +167,7 @@ pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<En
         ("at", ValueRef::Integer(new.at.as_microsecond())),
     ]);
     let mut digest = Digest::new(ENTRY_DOMAIN);
-    digest.field("previous_hash", ValueRef::Blob(&previous.unwrap_or(GENESIS)));
+    digest.field("previous_hash", ValueRef::Blob(&tip.head.unwrap_or(GENESIS)));
     digest.cells(&cells);
     digest.field(
         "usage_hash",
@@ -164,7 +179,7 @@ pub(super) fn append(tx: &Connection, new: &NewEntry<'_>) -> rusqlite::Result<En
     tx.prepare_cached(&INSERT)?
         .execute(cells.and([ValueRef::Blob(&hash)]))?;
     Ok(Entry {
-        seq,
+        seq: tip.next,
         user: new.user,
         kind: new.kind.to_owned(),
         amount: new.amount,
@@ -206,7 +221,7 @@ pub(super) fn credit(tx: &Connection, credit: &Credit, by: &Actor, now: Timestam
         note: credit.note.as_deref(),
         at: now,
     };
-    let entry = append(tx, &new)?;
+    let entry = append(tx, &new, &tip(tx, credit.user)?)?;
     let after = User {
         balance: balance_after,
         ..user.clone()

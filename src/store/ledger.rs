@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::columns::{Micros, broken, injected, names_and_marks, text, tokens};
 use super::digest::{Cells, Digest, Hash};
-use super::entries::{self, NewEntry};
+use super::entries::{self, NewEntry, Tip};
 use super::usage_log::{self, Basis, ExchangeRow, Settled, State};
 use super::users::UserStatus;
 use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
@@ -135,7 +135,8 @@ const RELEASES_PER_TRANSACTION: u32 = 256;
 struct Account {
     status: UserStatus,
     room: Room,
-    key_is_valid: i64,
+    key_is_valid: bool,
+    was_asked_before: bool,
 }
 
 /// Whether key ?2 of user ?1 is valid at ?3.
@@ -144,7 +145,8 @@ const KEY_IS_VALID: &str = "EXISTS (SELECT 1 FROM api_keys WHERE id = ?2 AND use
 
 static ACCOUNT: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "SELECT status, balance_nanos + credit_line_nanos - held_nanos, held_nanos, {KEY_IS_VALID}
+        "SELECT status, balance_nanos + credit_line_nanos - held_nanos, held_nanos, {KEY_IS_VALID},
+                EXISTS (SELECT 1 FROM holds WHERE exchange_id = ?4)
          FROM users WHERE id = ?1"
     )
 });
@@ -159,7 +161,7 @@ static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {
 
 fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
     tx.prepare_cached(&ACCOUNT)?
-        .query_row(params![ask.user, ask.key, Micros(ask.now)], |row| {
+        .query_row(params![ask.user, ask.key, Micros(ask.now), ask.exchange], |row| {
             Ok(Account {
                 status: row.get(0)?,
                 room: Room {
@@ -167,6 +169,7 @@ fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>
                     held: row.get(2)?,
                 },
                 key_is_valid: row.get(3)?,
+                was_asked_before: row.get(4)?,
             })
         })
         .optional()
@@ -174,11 +177,9 @@ fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>
 
 /// Takes a hold; part of a transaction.
 pub(super) fn place(tx: &Connection, ask: &PlaceHold) -> Tried<Hold, HoldRefused> {
-    if let Some(hold) = placed_before(tx, ask)? {
-        return Ok(Ok(hold));
-    }
     let account = match account(tx, ask)? {
-        Some(account) if account.key_is_valid == 1 => account,
+        Some(account) if account.was_asked_before => return placed_before(tx, ask).map(Ok),
+        Some(account) if account.key_is_valid => account,
         _ => return Ok(Err(HoldRefused::KeyGone)),
     };
     if account.status == UserStatus::Suspended {
@@ -245,19 +246,16 @@ fn write_hold(tx: &Connection, ask: &PlaceHold, hold: &Hold) -> rusqlite::Result
 }
 
 /// The first answer to a hold that is taken again.
-fn placed_before(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Hold>> {
-    let Some(there) = stored_hold(tx, ask.exchange)? else {
-        return Ok(None);
-    };
-    if there.state != "open" || (there.user, there.key) != (ask.user, ask.key) {
-        return Err(broken(format!("exchange {} took another hold before", ask.exchange)));
+fn placed_before(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Hold> {
+    match stored_hold(tx, ask.exchange)? {
+        Some(there) if there.state == "open" && (there.user, there.key) == (ask.user, ask.key) => Ok(Hold {
+            exchange: ask.exchange,
+            user: there.user,
+            amount: there.amount,
+            output_limit: there.output_limit,
+        }),
+        _ => Err(broken(format!("exchange {} took another hold before", ask.exchange))),
     }
-    Ok(Some(Hold {
-        exchange: ask.exchange,
-        user: there.user,
-        amount: there.amount,
-        output_limit: there.output_limit,
-    }))
 }
 
 // Closing it ---------------------------------------------------------------------------------------------------------
@@ -273,12 +271,14 @@ struct StoredHold {
     balance: Usd,
     /// What the user could spend without this hold.
     available: Usd,
+    tip: Tip,
 }
 
 fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option<StoredHold>> {
     tx.prepare_cached(
         "SELECT h.user_id, h.key_id, h.amount_nanos, h.output_limit, h.state, h.hash, u.balance_nanos,
-                u.balance_nanos + u.credit_line_nanos - u.held_nanos + h.amount_nanos
+                u.balance_nanos + u.credit_line_nanos - u.held_nanos + h.amount_nanos, u.head_hash,
+                (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries)
          FROM holds h JOIN users u ON u.id = h.user_id WHERE h.exchange_id = ?1",
     )?
     .query_row([exchange], |row| {
@@ -291,6 +291,10 @@ fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option
             hash: row.get(5)?,
             balance: row.get(6)?,
             available: row.get(7)?,
+            tip: Tip {
+                head: row.get(8)?,
+                next: row.get(9)?,
+            },
         })
     })
     .optional()
@@ -333,7 +337,7 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
     let usage_hash = usage_log::insert(tx, &close.row, &settled)?;
     fail_point::hit(Point::InSettlement).map_err(injected)?;
     if charged > Usd::ZERO {
-        append_charge(tx, &settled, (charged, ended), usage_hash)?;
+        append_charge(tx, &settled, (charged, ended), usage_hash, &hold.tip)?;
     }
     Ok(Closed {
         charged,
@@ -374,6 +378,7 @@ fn append_charge(
     settled: &Settled,
     (charged, at): (Usd, Timestamp),
     usage_hash: Hash,
+    tip: &Tip,
 ) -> rusqlite::Result<()> {
     let amount = charged.checked_neg().ok_or_else(|| broken("a charge does not fit"))?;
     let charge = NewEntry {
@@ -387,7 +392,7 @@ fn append_charge(
         note: None,
         at,
     };
-    entries::append(tx, &charge).map(drop)
+    entries::append(tx, &charge, tip).map(drop)
 }
 
 fn closed_before(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Closed> {

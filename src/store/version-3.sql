@@ -140,13 +140,11 @@ BEGIN SELECT RAISE(ABORT, 'usage rows are never deleted'); END;
 CREATE TRIGGER holds_start_open BEFORE INSERT ON holds
 WHEN NEW.state <> 'open'
 BEGIN SELECT RAISE(ABORT, 'a hold starts open'); END;
-CREATE TRIGGER holds_close_once BEFORE UPDATE ON holds
+CREATE TRIGGER holds_close_once BEFORE UPDATE OF state, closed_at ON holds
 WHEN OLD.state <> 'open' OR NEW.state = 'open'
-  OR NEW.exchange_id IS NOT OLD.exchange_id OR NEW.user_id IS NOT OLD.user_id OR NEW.key_id IS NOT OLD.key_id
-  OR NEW.amount_nanos IS NOT OLD.amount_nanos OR NEW.output_limit IS NOT OLD.output_limit
-  OR NEW.endpoint IS NOT OLD.endpoint OR NEW.streamed IS NOT OLD.streamed OR NEW.model IS NOT OLD.model
-  OR NEW.priced_model IS NOT OLD.priced_model OR NEW.upstream IS NOT OLD.upstream OR NEW.list IS NOT OLD.list
-  OR NEW.placed_at IS NOT OLD.placed_at OR NEW.hash IS NOT OLD.hash
-BEGIN SELECT RAISE(ABORT, 'a hold is closed once, and nothing else of it changes'); END;
+BEGIN SELECT RAISE(ABORT, 'a hold is closed once'); END;
+CREATE TRIGGER holds_are_final BEFORE UPDATE OF exchange_id, user_id, key_id, amount_nanos, output_limit, endpoint, streamed,
+    model, priced_model, upstream, list, placed_at, hash ON holds
+BEGIN SELECT RAISE(ABORT, 'a hold is closed, and nothing else of it changes'); END;
 CREATE TRIGGER holds_stay BEFORE DELETE ON holds
 BEGIN SELECT RAISE(ABORT, 'holds are never deleted'); END;

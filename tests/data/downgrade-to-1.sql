@@ -11,6 +11,7 @@ DROP TRIGGER usage_logs_are_final;
 DROP TRIGGER usage_logs_stay;
 DROP TRIGGER holds_start_open;
 DROP TRIGGER holds_close_once;
+DROP TRIGGER holds_are_final;
 DROP TRIGGER holds_stay;
 CREATE TABLE holds_1 (
     exchange_id  BLOB    NOT NULL PRIMARY KEY CHECK (length(exchange_id) = 16),
