@@ -255,7 +255,8 @@ impl Bench<'_> {
         targets.push(target("gateway", &serving, Some(&syncs)));
 
         if wanted("memory") {
-            self.memory(goals, &serving, &keys);
+            self.memory(goals, &passthrough, &serving, &keys);
+            self.tokenizer(goals);
         }
         if wanted("json") {
             self.json(goals, &targets);
@@ -363,38 +364,46 @@ impl Bench<'_> {
         table.print();
     }
 
-    /// Idle, with the tokenizer, and with streams held open.
-    fn memory(&self, goals: &mut Goals, serving: &Process, keys: &Rc<[String]>) {
+    /// Idle, and with streams held open; the gateway with the tokenizer, too.
+    fn memory(&self, goals: &mut Goals, bare: &Process, serving: &Process, keys: &Rc<[String]>) {
         println!("### Memory\n");
-        let one = Ask::Stream {
-            chunks: 2,
-            pause: Duration::ZERO,
-        };
-        self.runtime.block_on(once(serving, &keys[0], one, None));
-        let idle = serving.rss();
-        let pause = Duration::from_secs(4);
-        let held = Ask::Stream { chunks: 1, pause };
-        let with_streams = self.runtime.block_on(LocalSet::new().run_until(async {
-            let clients: Vec<_> = (0..HELD)
-                .map(|number| {
-                    let (to, key) = (serving.addr, keys[number % keys.len()].clone());
-                    tokio::task::spawn_local(async move {
-                        let mut client = Client::connect(to, &key, held).await;
-                        client.call(&RefCell::default(), &Cell::new(false)).await;
-                    })
-                })
-                .collect();
-            tokio::time::sleep(pause / 2).await;
-            let with_streams = serving.rss();
-            for client in clients {
-                client.await.expect("no stream fails");
+        let mut table = Table::new(&[
+            "target",
+            "idle after one call MiB",
+            "with 1,000 streams held MiB",
+            "a stream KiB",
+        ]);
+        for (name, process) in [("pass-through", bare), ("gateway", serving)] {
+            self.runtime.block_on(once(process, &keys[0], Ask::Json, None));
+            let idle = process.rss();
+            let held = self
+                .runtime
+                .block_on(LocalSet::new().run_until(hold_streams(process, keys)));
+            let each = (held - idle) * 1024.0 / HELD as f64;
+            table.row(&[
+                name.to_owned(),
+                format!("{idle:.1}"),
+                format!("{held:.1}"),
+                format!("{each:.1}"),
+            ]);
+            if name == "gateway" {
+                goals.at_most("RSS idle, without the tokenizer", idle, 40.0, None, "MiB");
+                goals.at_most("RSS per stream held", each, 64.0, None, "KiB");
             }
-            with_streams
-        }));
-        let each = (with_streams - idle) * 1024.0 / HELD as f64;
-        println!("Idle after one call {idle:.1} MiB; with {HELD} streams held open {with_streams:.1} MiB.\n");
-        goals.at_most("RSS idle, without the tokenizer", idle, 40.0, None, "MiB");
-        goals.at_most("RSS per stream held", each, 64.0, None, "KiB");
+        }
+        table.print();
+    }
+
+    /// A gateway that had to count tokens, because a balance does not pay for them by their bytes.
+    fn tokenizer(&self, goals: &mut Goals) {
+        let gateway = Gateway::new(&self.place, "poor", self.upstream.addr);
+        let key = gateway.user_with_key_and("poor", "0.0018");
+        let serving = gateway.serve(None);
+        self.runtime.block_on(once(&serving, &key, Ask::Json, None));
+        let rss = serving.rss();
+        serving.stop();
+        println!("Idle with the tokenizer: {rss:.1} MiB.\n");
+        goals.at_most("RSS idle, with the tokenizer", rss, 110.0, None, "MiB");
     }
 
     /// Long streams and large bodies.
@@ -554,6 +563,27 @@ fn judge_json(goals: &mut Goals, scenario: Scenario, measured: &Measured) {
         let bare = measured.ratio("pass-through", "nginx", rate);
         goals.at_least(&at("the pass-through × nginx"), bare, 0.3, None, "×");
     }
+}
+
+/// Holds streams open, and tells how much memory the process takes meanwhile, in MiB.
+async fn hold_streams(process: &Process, keys: &Rc<[String]>) -> f64 {
+    let pause = Duration::from_secs(4);
+    let held = Ask::Stream { chunks: 1, pause };
+    let clients: Vec<_> = (0..HELD)
+        .map(|number| {
+            let (to, key) = (process.addr, keys[number % keys.len()].clone());
+            tokio::task::spawn_local(async move {
+                let mut client = Client::connect(to, &key, held).await;
+                client.call(&RefCell::default(), &Cell::new(false)).await;
+            })
+        })
+        .collect();
+    tokio::time::sleep(pause / 2).await;
+    let rss = process.rss();
+    for client in clients {
+        client.await.expect("no stream fails");
+    }
+    rss
 }
 
 /// One call on a connection of its own.

@@ -130,7 +130,12 @@ impl Gateway {
 
     /// Adds a user with a balance that lasts, and issues a key.
     pub fn user_with_key(&self, name: &str) -> String {
-        self.command(&["user", "add", name, "--balance", "1000000"]);
+        self.user_with_key_and(name, "1000000")
+    }
+
+    /// Adds a user with so many dollars, and issues a key.
+    pub fn user_with_key_and(&self, name: &str, balance: &str) -> String {
+        self.command(&["user", "add", name, "--balance", balance]);
         self.command(&["key", "issue", name, "--quiet"]).trim().to_owned()
     }
 

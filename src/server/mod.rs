@@ -35,7 +35,6 @@ use crate::route::{Catalogue, Routes, Served};
 
 use crate::store::{ExchangeId, OpenError, Outcome, ServerLock, Store, StoreError};
 use crate::time;
-use crate::tokens::Encoding;
 
 /// Request heads larger than this are refused (Codex sends some 4 KiB).
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -143,7 +142,6 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn(sweep::sweep_regularly(Arc::clone(&app), background.clone()));
-    tasks.spawn_blocking(|| Encoding::O200k.warm());
     let serving = tasks.spawn(serve(
         listener,
         config.server.header_timeout,
