@@ -72,6 +72,17 @@ pub enum Refusal {
     },
     /// A hosted tool whose cost cannot be set aside.
     UnpricedTool(String),
+    /// A question about usage that is not understood.
+    Question {
+        /// The parameter.
+        param: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// No exchange of this key has that id.
+    NoReceipt,
+    /// What was asked about is more than one answer reads.
+    TooMuch,
     /// The room does not pay for the call.
     Short {
         /// Whose.
@@ -256,9 +267,12 @@ impl Refusal {
                 )
             },
             Refusal::UnpricedTool(why) => Told { param: Some("tools".into()), ..told(400, INVALID, "unsupported_parameter", format!("A hosted tool of this request cannot be billed here: {why}. Leave the tool out, or ask the operator of this gateway to set its price.")) },
+            Refusal::Question { param, why } => Told { param: Some(param.clone()), ..told(400, INVALID, "invalid_value", format!("{param}: {why}.")) },
+            Refusal::NoReceipt => told(404, INVALID, "request_not_found", "This key made no request with that id here whose answer has ended. The id is the x-request-id of the answer, or the id in its body; GET /v1/gateway/requests lists them.".into()),
+            Refusal::TooMuch => told(400, INVALID, "report_too_large", "That is more than is read for one answer. Ask for a shorter span of time, or for fewer groups.".into()),
             Refusal::Short { user, shortfall } => told_short(user, shortfall),
             Refusal::NotSupported { endpoint } => policy(403, "endpoint_not_supported", format!("{endpoint} is not offered by this gateway: what it costs, or whose answers and files it touches, cannot be metered here. Nothing was sent.")),
-            Refusal::NoRoute { endpoint } => told(404, INVALID, "not_found", format!("There is no {endpoint} here. This gateway serves POST /v1/responses, /v1/chat/completions, /v1/completions, /v1/embeddings and GET /v1/models.")),
+            Refusal::NoRoute { endpoint } => told(404, INVALID, "not_found", format!("There is no {endpoint} here. This gateway serves POST /v1/responses, /v1/chat/completions, /v1/completions, /v1/embeddings, GET /v1/models and GET /v1/gateway/me; GET /openapi.json describes all it serves.")),
             Refusal::Method { allowed } => told(
                 405,
                 INVALID,

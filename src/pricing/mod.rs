@@ -28,7 +28,7 @@ use crate::money::Usd;
 use crate::usage::{Tier, Tokens, Usage};
 
 pub use catalogue::{CATALOGUE, CatalogueRow, catalogue};
-pub use recount::{Counted, miscounted, recompute};
+pub use recount::{Counted, charged, miscounted, recompute};
 pub use units::{Class, Exact, Factor, ListName, PriceError, Rate};
 use units::{ONE, exact_usd};
 

@@ -28,6 +28,38 @@ pub fn recompute(lines: &[Line], uplift: Option<&str>, markup: &str) -> Result<(
     rounded.ok_or_else(|| PriceError("the amount does not fit".into()))
 }
 
+/// The lines of a receipt as the user pays them: uplift and markup are in each rate, so that the amounts add up to the
+/// charge before it is rounded. Fails when something does not parse or fit.
+pub fn charged(lines: &[Line], uplift: Option<&str>, markup: &str) -> Result<Vec<Line>, PriceError> {
+    let (uplift, markup) = (uplift.map_or(Ok(Factor::ONE), Factor::parse)?, Factor::parse(markup)?);
+    lines
+        .iter()
+        .map(|given| {
+            let lifted = if given.class.is_lifted() { uplift } else { Factor::ONE };
+            let unit = i128::from(Rate::parse(&given.rate)?.0) * i128::from(lifted.0) * i128::from(markup.0);
+            let amount = unit
+                .checked_mul(i128::from(given.quantity))
+                .ok_or_else(|| PriceError("the amount does not fit".into()))?;
+            Ok(Line {
+                class: given.class,
+                quantity: given.quantity,
+                rate: decimal(unit, 21),
+                amount: decimal(amount, 27),
+            })
+        })
+        .collect()
+}
+
+/// A number that is not negative, with so many decimals, exactly.
+fn decimal(number: i128, decimals: usize) -> String {
+    let digits = format!("{number:0>width$}", width = decimals + 1);
+    let (whole, fraction) = digits.split_at(digits.len() - decimals);
+    match fraction.trim_end_matches('0') {
+        "" => whole.to_owned(),
+        fraction => format!("{whole}.{fraction}"),
+    }
+}
+
 /// What of a usage its lines count otherwise: each group of classes has to come to its total. A group that is left out
 /// whole is returned among the unpriced ones: it may have no rate.
 pub fn miscounted(lines: &[Line], usage: &Usage) -> Counted {
@@ -116,6 +148,29 @@ pub struct Counted {
 mod tests {
     use super::*;
     use crate::usage::{ImageUsage, ToolUsage};
+
+    #[test]
+    fn what_the_user_pays_of_each_line_adds_up_to_the_charge() {
+        let line = |class, quantity, rate: &str| super::line(class, quantity, Rate::parse(rate).expect("a rate"));
+        let lines = [
+            line(Class::Input, 1_312, "1.25"),
+            line(Class::Output, 1_104, "10"),
+            line(Class::WebSearch, 2, "10000"),
+        ];
+        let paid = charged(&lines, Some("1.1"), "1.04").expect("it fits");
+        let paid = paid.iter().map(|line| (line.rate.as_str(), line.amount.as_str()));
+        // 0.00187616 + 0.01262976 + 0.0208 = 0.03530592; no uplift touches a fee.
+        let wanted = [("1.43", "0.00187616"), ("11.44", "0.01262976"), ("10400", "0.0208")];
+        assert_eq!(paid.collect::<Vec<_>>(), wanted);
+        assert_eq!(
+            recompute(&lines, Some("1.1"), "1.04").map(|(_, charge)| charge),
+            Ok(Usd::from_nanos(35_305_920))
+        );
+        let finest = [line(Class::Input, 1, "0.000000001")];
+        let paid = charged(&finest, Some("1.000001"), "1.000001").expect("it fits");
+        assert_eq!(paid[0].amount, "0.000000000000001000002000001");
+        assert!(charged(&[line(Class::Input, u64::MAX, "100000")], Some("1000"), "1000").is_err());
+    }
 
     #[test]
     fn the_lines_of_a_bill_count_its_usage_also_where_the_parts_are_more_than_the_whole() {

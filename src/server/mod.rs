@@ -4,8 +4,10 @@ pub mod auth;
 mod guard;
 pub mod models;
 mod offer;
+mod payer;
 mod proxy;
 mod refusal;
+mod routes;
 mod stall;
 mod sweep;
 mod touch;
@@ -18,8 +20,10 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
-use axum::http::{Method, Request, Response, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use axum_server::Handle;
+use http::header::CONTENT_TYPE;
 use ipnet::IpNet;
 use tokio::net::TcpSocket;
 use tokio::task::JoinHandle;
@@ -32,9 +36,9 @@ use crate::exchange::{Gateway, Upstream, UpstreamError};
 use crate::pricing::ListName;
 use crate::refusal::Refusal;
 use crate::route::{Catalogue, Routes, Served};
-
 use crate::store::{ExchangeId, OpenError, Outcome, ServerLock, Store, StoreError};
 use crate::time;
+use routes::Route;
 
 /// Request heads larger than this are refused (Codex sends some 4 KiB).
 const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -48,6 +52,9 @@ const KEPT_ALIVE: Duration = Duration::from_secs(75);
 
 /// How long the last answers may take to leave once their exchanges are settled.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// What is served, for programs: OpenAPI 3.1.
+const OPENAPI: &str = include_str!("openapi.json");
 
 /// Why a server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +92,7 @@ pub(crate) struct App {
     body_memory: proxy::BodyMemory,
     stopping: AtomicBool,
     used_keys: touch::UsedKeys,
+    turns: payer::Turns,
 }
 
 /// A running server.
@@ -137,6 +145,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         body_memory: proxy::BodyMemory::default(),
         stopping: AtomicBool::new(false),
         used_keys: touch::UsedKeys::default(),
+        turns: payer::Turns::default(),
     });
     let handle = Handle::new();
     let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
@@ -300,7 +309,7 @@ impl Server {
     }
 }
 
-/// The explicit list of what is served: with `/v1` and without.
+/// Answers by the table of routes: with `/v1` and without.
 async fn dispatch(
     State(app): State<Arc<App>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -311,30 +320,44 @@ async fn dispatch(
     if let Err(refusal) = guard::check(&head) {
         return identified(refusal::respond(&refusal, None, id), id);
     }
-    let (method, path) = (head.method, head.uri.path().to_owned());
+    let path = head.uri.path().to_owned();
     let below = path
         .strip_prefix("/v1")
         .filter(|rest| rest.starts_with('/'))
         .unwrap_or(&path);
-    let endpoint = Endpoint::from_path(below);
-    let answered = match (&method, below, endpoint) {
-        (&Method::GET | &Method::HEAD, "/healthz", _) => Ok(plain(StatusCode::OK, "ok\n")),
-        (&Method::GET | &Method::HEAD, "/readyz", _) => Ok(ready(&app)),
-        (&Method::POST, _, Some(endpoint)) => proxy::call(&app, id, endpoint, peer, head.headers, body).await,
-        (&Method::GET, "/responses", _) => Err(Refusal::UpgradeRequired),
-        (_, _, Some(_)) => Err(Refusal::Method { allowed: "POST" }),
-        (&Method::GET | &Method::HEAD, "/models", _) => offer::list(&app, peer, &head.headers).await,
-        (&Method::GET | &Method::HEAD, _, _) if below.starts_with("/models/") => {
-            offer::show(&app, peer, &head.headers, &below["/models/".len()..]).await
-        }
-        _ => Err(unknown(&method, &path, below)),
-    };
     // Codex reads what comes from below /responses, too.
-    let told_as = endpoint.or_else(|| below.starts_with("/responses/").then_some(Endpoint::Responses));
+    let told_as =
+        Endpoint::from_path(below).or_else(|| below.starts_with("/responses/").then_some(Endpoint::Responses));
+    let answered = match routes::find(&head.method, below) {
+        Ok(Some((route, part))) => answer(&app, id, peer, route, part, head, body).await,
+        Ok(None) => Err(unknown(&head.method, &path, below)),
+        Err(refusal) => Err(refusal),
+    };
     identified(
         answered.unwrap_or_else(|refusal| refusal::respond(&refusal, told_as, id)),
         id,
     )
+}
+
+async fn answer(
+    app: &Arc<App>,
+    id: ExchangeId,
+    peer: SocketAddr,
+    route: Route,
+    part: &str,
+    head: Parts,
+    body: Body,
+) -> Result<Response<Body>, Refusal> {
+    match route {
+        Route::Health => Ok(plain(StatusCode::OK, "ok\n")),
+        Route::Ready => Ok(ready(app)),
+        Route::OpenApi => Ok(typed(OPENAPI.into(), "application/json")),
+        Route::Call(endpoint) => proxy::call(app, id, endpoint, peer, head.headers, body).await,
+        Route::Upgrade => Err(Refusal::UpgradeRequired),
+        Route::Models => offer::list(app, peer, &head.headers).await,
+        Route::Model => offer::show(app, peer, &head.headers, part).await,
+        Route::Payer(view) => payer::answer(app, view, peer, &head, part).await,
+    }
 }
 
 fn identified(mut response: Response<Body>, id: ExchangeId) -> Response<Body> {
@@ -392,8 +415,15 @@ fn ready(app: &App) -> Response<Body> {
     }
 }
 
+fn typed(body: Body, media: &'static str) -> Response<Body> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    response
+}
+
 fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
-    let mut response = Response::new(text.into());
+    let mut response = typed(text.into(), "text/plain; charset=utf-8");
     *response.status_mut() = status;
     response
 }

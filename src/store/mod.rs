@@ -21,6 +21,7 @@ mod migrate;
 mod model;
 mod pairing;
 pub mod prices;
+pub mod reports;
 pub mod restore;
 pub mod seal;
 mod space;

@@ -351,6 +351,14 @@ pub(super) fn insert(tx: &Connection, row: &ExchangeRow, settled: &Settled) -> r
     Ok(hash)
 }
 
+/// With the `+`, the user's index is not taken for it: that would read all that the user ever did.
+const RESPONSE_MADE_BY: &str = "SELECT * FROM usage_logs WHERE response_id = ?1 AND +user_id = ?2 AND upstream = ?3
+     ORDER BY exchange_id DESC LIMIT 1";
+
+/// The same of an item.
+const ITEM_MADE_BY: &str = "SELECT 1 FROM usage_items i JOIN usage_logs u ON u.exchange_id = i.exchange_id
+     WHERE i.item_id = ?1 AND +u.user_id = ?2 AND u.upstream = ?3";
+
 /// The columns of a row, one after the other: looking each up by its name takes longer than reading it.
 struct InOrder<'a> {
     row: &'a Row<'a>,
@@ -598,23 +606,17 @@ impl Store {
         response_id: &str,
     ) -> Result<Option<ExchangeRow>, StoreError> {
         self.read("looking for the exchange of a response", |conn| {
-            conn.prepare_cached(
-                "SELECT * FROM usage_logs WHERE response_id = ?1 AND user_id = ?2 AND upstream = ?3
-                 ORDER BY exchange_id DESC LIMIT 1",
-            )?
-            .query_row(params![response_id, user, upstream], exchange)
-            .optional()
+            conn.prepare_cached(RESPONSE_MADE_BY)?
+                .query_row(params![response_id, user, upstream], exchange)
+                .optional()
         })
     }
 
     /// Whether an exchange of this user at this upstream made this item.
     pub fn item_made_by(&self, user: UserId, upstream: &str, item_id: &str) -> Result<bool, StoreError> {
         self.read("looking for the exchange of an item", |conn| {
-            conn.prepare_cached(
-                "SELECT 1 FROM usage_items i JOIN usage_logs u ON u.exchange_id = i.exchange_id
-                 WHERE i.item_id = ?1 AND u.user_id = ?2 AND u.upstream = ?3",
-            )?
-            .exists(params![item_id, user, upstream])
+            conn.prepare_cached(ITEM_MADE_BY)?
+                .exists(params![item_id, user, upstream])
         })
     }
 
@@ -814,6 +816,31 @@ mod tests {
             };
             assert_eq!(total, expected, "{by:?}");
         }
+    }
+
+    #[test]
+    fn a_response_and_an_item_are_found_without_reading_all_that_their_user_did() {
+        let desk = Desk::new();
+        let conn = desk.raw();
+        let plan = |sql: &str| -> Vec<String> {
+            let mut explain = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect(sql);
+            let steps = explain.query_map(["", "", ""], |row| row.get("detail")).expect(sql);
+            steps.collect::<Result<_, _>>().expect(sql)
+        };
+        assert_eq!(
+            plan(RESPONSE_MADE_BY),
+            [
+                "SEARCH usage_logs USING INDEX usage_logs_by_response (response_id=?)",
+                "USE TEMP B-TREE FOR ORDER BY"
+            ]
+        );
+        assert_eq!(
+            plan(ITEM_MADE_BY),
+            [
+                "SEARCH i USING PRIMARY KEY (item_id=?)",
+                "SEARCH u USING INDEX sqlite_autoindex_usage_logs_1 (exchange_id=?)"
+            ]
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ os.environ["NO_PROXY"] = "*"
 import test_codex
 import test_node
 import test_openai
+import test_openapi
 import test_books
 from gateway import Failed, Gateway
 
@@ -53,7 +54,7 @@ def main():
     gateway = Gateway("main")
     try:
         test_books.prepare(gateway)
-        groups = [test_openai.CHECKS, test_node.CHECKS, test_codex.CHECKS]
+        groups = [test_openai.CHECKS, test_node.CHECKS, test_codex.CHECKS, test_openapi.CHECKS]
         for name, check in [pair for group in groups for pair in group if wanted(pair[0])]:
             report.run(name, check, gateway)
         # Codex waits between its tries, so these run side by side.

@@ -1,5 +1,7 @@
 """openai-python against the gateway."""
 
+import time
+
 import openai
 import pydantic
 
@@ -55,6 +57,22 @@ def chat_tools(gateway):
     ]
     answer = create(model=MODEL, messages=messages, tools=tools).choices[0]
     expect("sunny-42" in answer.message.content, answer)
+
+
+def organization(gateway):
+    """What an operator's tools ask of OpenAI: usage and costs by time, through the SDK's own pages."""
+    client(gateway).chat.completions.create(**says("hello"))
+    usage = client(gateway, admin_api_key=gateway.alice).admin.organization.usage
+    day = int(time.time()) // 86_400 * 86_400 - 86_400
+    page = usage.completions(start_time=day, group_by=["model", "api_key_id"], bucket_width="1h", limit=168)
+    results = [result for bucket in page.data for result in bucket.results]
+    expect(MODEL in [result.model for result in results], results)
+    expect(all(result.input_tokens and result.num_model_requests and result.api_key_id for result in results), results)
+    first = usage.costs(start_time=day, limit=1)
+    expect(first.has_more and first.next_page, first)
+    page = usage.costs(start_time=day, group_by=["line_item"], page=first.next_page)
+    results = [result for bucket in page.data for result in bucket.results]
+    expect(any(result.line_item == MODEL and result.amount.value > 0 for result in results), results)
 
 
 class Answer(pydantic.BaseModel):
@@ -158,6 +176,7 @@ CHECKS = [
     ("openai-python: responses", responses),
     ("openai-python: responses, streamed", responses_stream),
     ("openai-python: models", models),
+    ("openai-python: an organization's usage and costs", organization),
     ("openai-python: out of money is one request", out_of_money),
     ("openai-python: a bad key", bad_key),
     ("openai-python: an unknown model", unknown_model),

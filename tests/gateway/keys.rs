@@ -403,6 +403,7 @@ async fn every_path_has_its_answer_and_every_answer_its_id() {
             if status == 405 { "POST" } else { "" },
             "{method} {path}"
         );
+        assert!(!answer.header("content-type").is_empty(), "{method} {path}");
         if !code.is_empty() {
             let error = &answer.json()["error"];
             assert_eq!(

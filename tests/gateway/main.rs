@@ -21,6 +21,7 @@ mod keys;
 mod ledgers;
 mod limits;
 mod network;
+mod payer;
 mod price;
 mod prices;
 mod properties;
