@@ -39,7 +39,7 @@ pub struct Admitted {
     pub call: Arc<Call>,
     /// With which key.
     pub key: Arc<Key>,
-    /// The client's headers.
+    /// The client's headers, until they are sent on.
     pub headers: http::HeaderMap,
     /// Where it goes.
     pub target: Target,

@@ -139,12 +139,14 @@ pub fn start(gateway: &Arc<Gateway>, request: Request) -> oneshot::Receiver<Repl
 }
 
 async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
-    let admitted = match admission::admit(&gateway, request).await {
+    let mut admitted = match admission::admit(&gateway, request).await {
         Ok(admitted) => admitted,
         Err(refusal) => return client.refuse(refusal),
     };
+    // They are parts of the buffer that the request was read into, and would keep all of it for as long as the answer.
+    let headers = std::mem::take(&mut admitted.headers);
     let mut watch = Watch::new(&admitted);
-    let answered = answer(&gateway, &admitted, &mut client, &mut watch);
+    let answered = answer(&gateway, &admitted, headers, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!(exchange = %admitted.id(), "the exchange panicked; what was delivered is settled by estimate");
         Ending::failed(if watch.delivered {
@@ -242,7 +244,13 @@ pub(crate) enum Last {
 }
 
 /// Sends the call and passes the answer on, until only its end is left.
-async fn answer(gateway: &Gateway, admitted: &Admitted, client: &mut Client, watch: &mut Watch) -> Ending {
+async fn answer(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    headers: HeaderMap,
+    client: &mut Client,
+    watch: &mut Watch,
+) -> Ending {
     if client.has_left() {
         // Nothing was sent, so nothing can cost.
         return Ending::left(Settle::Nothing);
@@ -250,7 +258,7 @@ async fn answer(gateway: &Gateway, admitted: &Admitted, client: &mut Client, wat
     if fail_point::hit(Point::Held).is_err() {
         return Ending::failed(Settle::Nothing);
     }
-    let sending = gateway.upstreams[admitted.target.upstream].send(admitted, watch);
+    let sending = gateway.upstreams[admitted.target.upstream].send(admitted, headers, watch);
     match while_wanted(gateway, admitted, client, sending).await {
         Ok(Ok(_)) if fail_point::hit(Point::Head).is_err() => Ending::fault(UpstreamFault::Broken),
         Ok(Ok(response)) => relay::relay(gateway, admitted, response, client, watch).await,

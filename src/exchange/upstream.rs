@@ -157,11 +157,16 @@ impl Upstream {
         url
     }
 
-    /// Sends the call, and waits for the head of the answer.
-    pub(super) async fn send(&self, admitted: &Admitted, watch: &mut Watch) -> Result<Response, UpstreamFault> {
+    /// Sends the call with what may go on of the client's headers, and waits for the head of the answer.
+    pub(super) async fn send(
+        &self,
+        admitted: &Admitted,
+        of_client: HeaderMap,
+        watch: &mut Watch,
+    ) -> Result<Response, UpstreamFault> {
         let url = self.url(admitted.call.endpoint);
         let body = admitted.call.upstream_body(&self.edits(admitted));
-        let headers = self.request_headers(&admitted.headers);
+        let headers = self.request_headers(&of_client);
         let response = loop {
             watch.attempts += 1;
             let request = self.client.post(url.clone()).headers(headers.clone());

@@ -154,11 +154,8 @@ async fn collect(memory: &BodyMemory, mut body: Body, limit: usize) -> Result<(B
         }
         frames.push(data);
     }
-    let whole = match frames.len() {
-        1 => frames.remove(0),
-        _ => frames.concat().into(),
-    };
-    Ok((whole, taken))
+    // Copied once, also when it is one frame: that is a part of a larger buffer, which it would keep.
+    Ok((frames.concat().into(), taken))
 }
 
 async fn decode(coding: Coding, bytes: Bytes, limit: usize) -> Result<Bytes, Refusal> {
