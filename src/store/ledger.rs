@@ -716,6 +716,23 @@ mod tests {
     }
 
     #[test]
+    fn the_statement_alone_gives_nothing_back_for_a_charge_that_is_not_there() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "7");
+        let key = desk.key(&ada);
+        let (mine, other) = (exchange(), exchange());
+        desk.set_aside(&ask(mine, &key, "2"));
+        desk.set_aside(&ask(other, &key, "3"));
+        let raw = desk.raw();
+        let hold = stored_hold(&raw, mine).expect("it reads").expect("it is there");
+        let unpaid = give_back(&raw, &hold, usd("4.000000001")).expect_err("the other hold is not there to be taken");
+        assert!(unpaid.to_string().contains("does not pay"), "{unpaid}");
+        assert_eq!(desk.now(&ada).held, usd("5"));
+        give_back(&raw, &hold, usd("4")).expect("what is available pays");
+        assert_eq!(desk.now(&ada).held, usd("3"));
+    }
+
+    #[test]
     fn the_schema_alone_stops_an_overdraft() {
         let desk = Desk::new();
         let ada = desk.user("ada", "7");
@@ -779,12 +796,17 @@ mod tests {
                 closed,
             ),
             ("UPDATE holds SET state = 'released' WHERE exchange_id = ?1", closed),
-            ("UPDATE holds SET amount_nanos = 2 WHERE exchange_id = ?1", open),
             ("DELETE FROM holds WHERE exchange_id = ?1", open),
             ("UPDATE usage_logs SET charge_nanos = 0 WHERE exchange_id = ?1", closed),
             ("DELETE FROM usage_logs WHERE exchange_id = ?1", closed),
         ] {
             raw.execute(sql, [id]).expect_err(sql);
+        }
+        // Each by itself, and to what it is: so nothing but the trigger refuses it.
+        for column in HOLD_COLUMNS.into_iter().chain(["hash"]) {
+            let sql = format!("UPDATE holds SET {column} = {column} WHERE exchange_id = ?1");
+            let refused = raw.execute(&sql, [open]).expect_err(&sql);
+            assert!(refused.to_string().contains("nothing else of it changes"), "{refused}");
         }
         desk.assert_books_balance();
     }
