@@ -41,20 +41,14 @@ impl Table {
     }
 }
 
-/// Figures beside what they have to be.
+/// Figures beside what they are meant to be.
 #[derive(Debug)]
-pub struct Goals {
-    table: Table,
-    missed: Vec<String>,
-}
+pub struct Goals(Table);
 
 impl Goals {
     /// None yet.
     pub fn new() -> Goals {
-        Goals {
-            table: Table::new(&["figure", "seen", "goal", "stretch", ""]),
-            missed: Vec::new(),
-        }
+        Goals(Table::new(&["figure", "seen", "goal", "stretch", ""]))
     }
 
     /// A figure that may be so large.
@@ -85,11 +79,8 @@ impl Goals {
             _ if is_met(goal) => "met",
             _ => "missed",
         };
-        if verdict == "missed" {
-            self.missed.push(what.to_owned());
-        }
         let bound = |bound: f64| format!("{sign} {}", figure(bound, unit));
-        self.table.row(&[
+        self.0.row(&[
             what.to_owned(),
             figure(seen, unit),
             bound(goal),
@@ -98,10 +89,9 @@ impl Goals {
         ]);
     }
 
-    /// Shows them; returns which were missed.
-    pub fn print(self) -> Vec<String> {
-        self.table.print();
-        self.missed
+    /// Shows them.
+    pub fn print(&self) {
+        self.0.print();
     }
 }
 

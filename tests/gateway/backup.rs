@@ -572,7 +572,7 @@ fn commands_that_find_an_earlier_version_at_once_migrate_it_once() {
         let ran = ran(&one.wait_with_output().expect("it ends"));
         assert!(ran.code == 0 && ran.out.contains("\"balance\": \"5\""), "{ran:?}");
     }
-    assert_eq!(Site::version(&site.database()), 2);
+    assert_eq!(Site::version(&site.database()), 3);
     assert_eq!(Site::version(&site.path("gateway.db.version-1.backup")), 1);
     let names = site.names("");
     assert!(!names.iter().any(|name| name.contains("partial")), "{names:?}");
@@ -585,7 +585,7 @@ fn a_database_of_a_newer_release_is_left_alone_and_the_way_back_is_told() {
     site.downgrade();
     site.ok("user credit alice 1");
     Site::raw(&site.database())
-        .execute_batch("CREATE TABLE tomorrow (a); PRAGMA user_version = 3")
+        .execute_batch("CREATE TABLE tomorrow (a); PRAGMA user_version = 4")
         .expect("set");
     for line in ["user show alice", "serve", "backup b.db", "ledger verify"] {
         if line == "serve" {
@@ -603,7 +603,7 @@ fn a_database_of_a_newer_release_is_left_alone_and_the_way_back_is_told() {
         };
         let error = site.fails(&line, 1);
         assert!(
-            error.contains("gateway.db is of version 3, this program knows 2"),
+            error.contains("gateway.db is of version 4, this program knows 3"),
             "{line}: {error}"
         );
     }
@@ -631,11 +631,11 @@ fn a_database_of_a_newer_release_is_left_alone_and_the_way_back_is_told() {
         .into_iter()
         .find(|name| name.contains(".replaced-"))
         .expect("it is kept");
-    assert_eq!(Site::version(&site.path(&kept)), 3);
+    assert_eq!(Site::version(&site.path(&kept)), 4);
     assert_eq!(Site::number(&site.path(&kept), "SELECT COUNT(*) FROM tomorrow"), 0);
 
     Site::raw(&site.database())
-        .execute_batch("PRAGMA user_version = 3")
+        .execute_batch("PRAGMA user_version = 4")
         .expect("set");
     fs::remove_file(backup).expect("removed");
     let error = site.fails("user show alice", 1);
