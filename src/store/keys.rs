@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use uuid::Uuid;
 
 use super::audit::{self, Act};
 use super::columns::{Json, Micros, Validity, Word, hex, id_range, in_column, is_valid, json, unreadable};
@@ -265,8 +266,14 @@ impl Store {
     /// Keys by id (whole, or a unique start of it) or by shown prefix (or a whole key that begins with it); several
     /// when it is not unique.
     pub fn find_keys(&self, which: &str) -> Result<Vec<Key>, StoreError> {
+        let range = id_range(which);
+        if let Some((id, _)) = range.filter(|(low, high)| low == high) {
+            // By a prefix all keys are looked through.
+            let found = self.read("looking up a key", |conn| by_id(conn, KeyId(Uuid::from_bytes(id))));
+            return Ok(found?.into_iter().collect());
+        }
         self.read("looking for a key", |conn| {
-            let (low, high) = id_range(which).unzip();
+            let (low, high) = range.unzip();
             conn.prepare_cached(&select(
                 "WHERE k.id BETWEEN ?2 AND ?3 OR (k.prefix <> '' AND substr(?1, 1, length(k.prefix)) = k.prefix)
                  ORDER BY k.created_at, k.id",
@@ -330,7 +337,6 @@ impl Store {
 mod tests {
     use super::super::testing::*;
     use super::*;
-    use uuid::Uuid;
 
     #[test]
     fn a_key_comes_back_as_it_was_issued() {
