@@ -102,7 +102,7 @@ async fn without_space_new_calls_are_refused_and_running_ones_are_settled_from_t
     let mut ballast = OsString::from(machine.database());
     ballast.push(".ballast");
     let serving = machine.serve().await;
-    assert!(Path::new(&ballast).exists());
+    until_there(Path::new(&ballast)).await;
     let load = Load::start(&machine, &serving);
     machine.simulator.arrived(CALLS).await;
 
@@ -144,14 +144,20 @@ async fn without_space_new_calls_are_refused_and_running_ones_are_settled_from_t
     assert!(freed.elapsed() < SOON, "{:?}", freed.elapsed());
     gate.open();
     until(&load, whole, ended + 20).await;
-    // For the next time, and not at once: it would take the space from what it gave it to.
-    while !Path::new(&ballast).exists() {
-        assert!(freed.elapsed() < PATIENCE, "there is no ballast");
-        sleep(Duration::from_millis(20)).await;
-    }
     let seen = load.stop().await;
+    // For the next time, and not at once: it would take the space from what it gave it to.
+    until_there(Path::new(&ballast)).await;
     serving.stop().await;
     Accounts::compared(&machine, &seen);
+}
+
+/// Waits until the writer has made a file.
+async fn until_there(path: &Path) {
+    let since = Instant::now();
+    while !path.exists() {
+        assert!(since.elapsed() < PATIENCE, "there is no {}", path.display());
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
