@@ -1,4 +1,4 @@
--- The whole schema of a gateway's database, version 3. A new database is made from this file.
+-- The whole schema of a gateway's database, version 6. A new database is made from this file.
 --
 -- Conventions: money is an integer count of nano-dollars (1 USD = 10^9), in columns named *_nanos; times are
 -- microseconds since 1970-01-01 UTC, in columns named *_at; ids are UUIDs in 16 bytes; hashes are SHA-256 in 32 bytes
@@ -13,12 +13,13 @@
 -- (Words are checked one by one: for `IN` with more than two, SQLite makes and drops a table at every statement.)
 
 PRAGMA application_id = 0x43784777; -- "CxGw"
-PRAGMA user_version = 3;
+PRAGMA user_version = 6;
 
 -- Facts about this file.
 CREATE TABLE meta (
     name  TEXT NOT NULL PRIMARY KEY, -- what the fact is about: `catalogue` (fingerprint of the price catalogue written last)
-    value TEXT NOT NULL              -- the fact; `catalogue_rows`: SHA-256, in hexadecimal, of the catalogue's rows in model_pricing
+    value TEXT NOT NULL              -- the fact; `catalogue_rows`: SHA-256, in hexadecimal, of the catalogue's rows in model_pricing;
+                                     -- `low_balance` (nano-dollars) and `spent_share` (millionths): when events tell of them
 ) STRICT, WITHOUT ROWID;
 
 -- How many transactions were committed. The high-water mark beside the database says how many there have to be at least:
@@ -45,6 +46,11 @@ CREATE TABLE users (
     entries           INTEGER NOT NULL DEFAULT 0 CHECK (entries >= 0), -- how many entries the user has
     head_hash         BLOB    CHECK (length(head_hash) = 32), -- the hash of the newest of them; NULL: there is none
     holds             INTEGER NOT NULL DEFAULT 0 CHECK (holds >= 0), -- how many holds were ever taken
+    markup            TEXT,                                -- what the user pays per dollar of cost: `1.2`; NULL: as the settings say
+    language          TEXT    CHECK (language = 'en' OR language = 'zh'), -- of what the user is told; NULL: as the client asks
+    rpm               INTEGER CHECK (rpm > 0),             -- requests a minute, all keys together; NULL: no limit
+    tpm               INTEGER CHECK (tpm > 0),             -- tokens a minute, all keys together; NULL: no limit
+    concurrency       INTEGER CHECK (concurrency > 0),     -- calls at once, all keys together; NULL: no limit
     CONSTRAINT available_is_not_negative CHECK (balance_nanos + credit_line_nanos - held_nanos >= 0)
 ) STRICT, WITHOUT ROWID;
 
@@ -61,10 +67,35 @@ CREATE TABLE api_keys (
     ips          TEXT    NOT NULL DEFAULT '[]',           -- JSON array of CIDRs: where it may be used from; empty: anywhere
     on_hangup    TEXT    CHECK (on_hangup IN ('drain', 'cancel')), -- when its client leaves; NULL: as the setting says
     created_at   INTEGER NOT NULL,                        -- microseconds: when it was issued
-    last_used_at INTEGER                                  -- microseconds: last use, to a minute; NULL: never
+    last_used_at INTEGER,                                 -- microseconds: last use, to a minute; NULL: never
+    budget_id    BLOB    CHECK (length(budget_id) = 16),  -- the key whose budgets it shares, when it was rotated from it; NULL: its own
+    rpm          INTEGER CHECK (rpm > 0),                 -- requests a minute; NULL: as the settings say
+    tpm          INTEGER CHECK (tpm > 0),                 -- tokens a minute; NULL: as the settings say
+    concurrency  INTEGER CHECK (concurrency > 0)          -- calls at once; NULL: as the settings say
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX api_keys_by_user ON api_keys (user_id);
 CREATE INDEX api_keys_by_prefix ON api_keys (prefix);
+
+-- What a user or a key may spend at most, and what of it is spent.
+CREATE TABLE budgets (
+    owner_id    BLOB    NOT NULL CHECK (length(owner_id) = 16), -- UUID of the user or key
+    period      TEXT    NOT NULL CHECK (period = 'total' OR period = 'day' OR period = 'month'), -- a day and a month are UTC's
+    limit_nanos INTEGER NOT NULL CHECK (limit_nanos >= 0),   -- nano-dollars
+    set_at      INTEGER NOT NULL,                            -- microseconds: since when there is one
+    PRIMARY KEY (owner_id, period)
+) STRICT, WITHOUT ROWID;
+
+-- What calls of one window hold and have spent. A call belongs to the window in which its hold was taken. There is a row
+-- for the windows in which calls were made while there was the budget, and for the one in which it was set.
+CREATE TABLE budget_windows (
+    owner_id    BLOB    NOT NULL,
+    period      TEXT    NOT NULL,
+    start_at    INTEGER NOT NULL,                            -- microseconds: when the window began; `total`: 0
+    held_nanos  INTEGER NOT NULL DEFAULT 0 CHECK (held_nanos >= 0),  -- nano-dollars: sum of open holds
+    spent_nanos INTEGER NOT NULL DEFAULT 0 CHECK (spent_nanos >= 0), -- nano-dollars: sum of charges, less refunds
+    PRIMARY KEY (owner_id, period, start_at),
+    FOREIGN KEY (owner_id, period) REFERENCES budgets (owner_id, period) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
 
 -- Prices, by list and model, from a date on.
 CREATE TABLE model_pricing (
@@ -150,11 +181,36 @@ CREATE TABLE usage_logs (
     started_at               INTEGER NOT NULL,               -- microseconds: when the hold was taken
     first_byte_us            INTEGER CHECK (first_byte_us >= 0), -- microseconds from there to the answer's first byte
     duration_us              INTEGER NOT NULL CHECK (duration_us >= 0), -- microseconds from there to the settlement
-    row_hash                 BLOB    NOT NULL CHECK (length(row_hash) = 32) -- SHA-256 over the columns above and the hold
+    row_hash                 BLOB    NOT NULL CHECK (length(row_hash) = 32), -- SHA-256 over the columns above and the hold; and those of
+                                                             -- the columns below that are not NULL
+    session                  TEXT    CHECK (length(session) BETWEEN 1 AND 128), -- the conversation, as the client calls it; NULL: it does not say
+    turn                     TEXT    CHECK (length(turn) BETWEEN 1 AND 128),    -- the user's turn in it that this is for
+    agent                    TEXT    CHECK (length(agent) BETWEEN 1 AND 128),   -- the sub-agent of the session that asked; NULL: it asked itself
+    kind                     TEXT                            -- what it was for; NULL: the client does not say
+                             CHECK (kind = 'turn' OR kind = 'title' OR kind = 'compaction' OR kind = 'review'
+                                 OR kind = 'prewarm' OR kind = 'sub-agent'),
+    client                   TEXT    CHECK (length(client) BETWEEN 1 AND 64)    -- program and version: `codex_exec/0.169.0`; NULL: it has no name
 ) STRICT;
 CREATE INDEX usage_logs_by_user ON usage_logs (user_id, exchange_id);
 CREATE INDEX usage_logs_by_start ON usage_logs (started_at);
 CREATE INDEX usage_logs_by_response ON usage_logs (response_id) WHERE response_id IS NOT NULL;
+CREATE INDEX usage_logs_by_session ON usage_logs (session, user_id) WHERE session IS NOT NULL;
+
+-- What became of each attempt of an exchange that took several; of one that took one, its usage row tells.
+CREATE TABLE attempts (
+    exchange_id BLOB    NOT NULL REFERENCES usage_logs (exchange_id), -- UUID v7
+    number      INTEGER NOT NULL CHECK (number > 0),         -- 1, 2, …: in this order they were made
+    upstream    TEXT    NOT NULL,                            -- the upstream's name
+    outcome     TEXT    NOT NULL CHECK (outcome <> ''),      -- what became of it: `answered`, `unreachable`, …
+    status      INTEGER,                                     -- the upstream's HTTP status; NULL: no answer
+    began_us    INTEGER NOT NULL CHECK (began_us >= 0),      -- microseconds from the hold to it
+    duration_us INTEGER NOT NULL CHECK (duration_us >= 0),   -- microseconds it took
+    PRIMARY KEY (exchange_id, number)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER attempts_are_never_changed BEFORE UPDATE ON attempts
+BEGIN SELECT RAISE(ABORT, 'attempts are never changed'); END;
+CREATE TRIGGER attempts_are_never_deleted BEFORE DELETE ON attempts
+BEGIN SELECT RAISE(ABORT, 'attempts are never deleted'); END;
 
 -- Where to find the exchange that made an item; the items' ids are in usage_logs.item_ids, this is their index.
 CREATE TABLE usage_items (
@@ -163,11 +219,24 @@ CREATE TABLE usage_items (
     PRIMARY KEY (item_id, exchange_id)
 ) STRICT, WITHOUT ROWID;
 
+-- What upstreams keep for users, besides responses (usage_logs tells whose these are): only who made it may see it. Written
+-- before its id is told, deleted when it is.
+CREATE TABLE stored_objects (
+    id         TEXT    NOT NULL CHECK (id <> ''),                      -- the upstream's id of it
+    upstream   TEXT    NOT NULL CHECK (upstream <> ''),                -- the upstream's name
+    user_id    BLOB    NOT NULL REFERENCES users (id),                 -- who made it
+    kind       TEXT    NOT NULL CHECK (kind = 'conversation' OR kind = 'file'),
+    created_at INTEGER NOT NULL,                                       -- microseconds: when
+    PRIMARY KEY (id, upstream)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX stored_objects_by_user ON stored_objects (user_id, kind, created_at);
+
 -- The ledger: every movement of money, never changed.
 CREATE TABLE ledger_entries (
     seq                 INTEGER PRIMARY KEY,              -- number within the whole ledger, ascending
     user_id             BLOB    NOT NULL REFERENCES users (id), -- whose balance
-    kind                TEXT    NOT NULL CHECK (kind = 'credit' OR kind = 'adjustment' OR kind = 'charge'), -- why it moved
+    kind                TEXT    NOT NULL               -- why it moved
+                        CHECK (kind = 'credit' OR kind = 'adjustment' OR kind = 'charge' OR kind = 'refund'),
     amount_nanos        INTEGER NOT NULL CHECK (amount_nanos <> 0), -- nano-dollars, signed: charges are negative
     balance_after_nanos INTEGER NOT NULL,                 -- nano-dollars: the balance after it
     exchange_id         BLOB    UNIQUE REFERENCES usage_logs (exchange_id), -- the exchange a charge is for
@@ -176,11 +245,90 @@ CREATE TABLE ledger_entries (
     at                  INTEGER NOT NULL,                 -- microseconds: when
     hash                BLOB    NOT NULL CHECK (length(hash) = 32), -- SHA-256 over the user's hash before it, the columns above
                                                           -- and, for a charge, the usage row
+    refunds             BLOB    REFERENCES usage_logs (exchange_id), -- the exchange whose charge a refund gives back
     CHECK ((kind = 'charge') = (exchange_id IS NOT NULL)),
+    CHECK ((kind = 'refund') = (refunds IS NOT NULL)),
     CHECK (kind = 'adjustment' OR (kind = 'charge') = (amount_nanos < 0))
 ) STRICT;
 CREATE INDEX ledger_entries_by_user ON ledger_entries (user_id, seq);
 CREATE UNIQUE INDEX ledger_entries_by_reference ON ledger_entries (reference) WHERE reference IS NOT NULL;
+CREATE INDEX ledger_entries_of_refunds ON ledger_entries (refunds) WHERE refunds IS NOT NULL;
+
+-- Codes that put money into the balance of whoever redeems them, once. The code itself is not stored.
+CREATE TABLE codes (
+    id           BLOB    NOT NULL PRIMARY KEY CHECK (length(id) = 16), -- UUID
+    prefix       TEXT    NOT NULL,                            -- what is shown of it
+    hash         BLOB    NOT NULL UNIQUE CHECK (length(hash) = 32), -- SHA-256 of the whole code
+    amount_nanos INTEGER NOT NULL CHECK (amount_nanos > 0),   -- nano-dollars it is worth
+    note         TEXT,                                        -- the operator's note
+    expires_at   INTEGER,                                     -- microseconds: from then on it is not redeemed; NULL: never
+    created_at   INTEGER NOT NULL,                            -- microseconds: when it was made
+    revoked_at   INTEGER,                                     -- microseconds: when it was revoked; NULL: it was not
+    redeemed_at  INTEGER,                                     -- microseconds: when it was redeemed; NULL: it was not
+    user_id      BLOB    REFERENCES users (id),               -- who redeemed it
+    entry        INTEGER UNIQUE REFERENCES ledger_entries (seq), -- the credit it became
+    CHECK ((redeemed_at IS NULL) = (user_id IS NULL) AND (redeemed_at IS NULL) = (entry IS NULL)),
+    CHECK (redeemed_at IS NULL OR revoked_at IS NULL)
+) STRICT, WITHOUT ROWID;
+
+-- Which exchange a client's Idempotency-Key stands for.
+CREATE TABLE idempotency (
+    key_id      BLOB NOT NULL REFERENCES api_keys (id),       -- the gateway key it came with
+    name_hash   BLOB NOT NULL CHECK (length(name_hash) = 32), -- SHA-256 of the Idempotency-Key
+    body_hash   BLOB NOT NULL CHECK (length(body_hash) = 32), -- SHA-256 of the request's path and body
+    exchange_id BLOB NOT NULL UNIQUE REFERENCES holds (exchange_id), -- the exchange; released, another may take its place
+    PRIMARY KEY (key_id, name_hash)
+) STRICT, WITHOUT ROWID;
+
+-- Answers that are given again to the same Idempotency-Key, where the operator wants it. Deleted after a day.
+CREATE TABLE recordings (
+    exchange_id BLOB    NOT NULL PRIMARY KEY REFERENCES usage_logs (exchange_id), -- whose answer
+    sealed      BLOB    NOT NULL,                             -- status, head and body, encrypted under a key that is made of
+                                                              -- the client's own gateway key
+    recorded_at INTEGER NOT NULL                              -- microseconds: when
+) STRICT;
+CREATE INDEX recordings_by_time ON recordings (recorded_at);
+
+-- Usage rows summed by day: of those that began before `rolled_up`, all. What the others come to is read from them.
+CREATE TABLE usage_days (
+    day_at            INTEGER NOT NULL,                       -- microseconds: when the day began (UTC)
+    user_id           BLOB    NOT NULL REFERENCES users (id),
+    key_id            BLOB    NOT NULL REFERENCES api_keys (id),
+    model             TEXT    NOT NULL,                       -- the model the client asked for
+    upstream          TEXT    NOT NULL,
+    exchanges         INTEGER NOT NULL,                       -- how many; the others are the sums of their columns
+    input_tokens      INTEGER NOT NULL,
+    cached_tokens     INTEGER NOT NULL,
+    output_tokens     INTEGER NOT NULL,
+    cost_nanos        INTEGER NOT NULL,
+    charge_nanos      INTEGER NOT NULL,
+    uncollected_nanos INTEGER NOT NULL,
+    PRIMARY KEY (day_at, user_id, key_id, model, upstream)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE rolled_up (
+    one      INTEGER PRIMARY KEY CHECK (one = 1),             -- there is one row
+    until_at INTEGER NOT NULL CHECK (until_at % 86400000000 = 0) -- microseconds: the first day that is not summed
+) STRICT;
+INSERT INTO rolled_up (one, until_at) VALUES (1, 0);
+
+-- The outbox: what is told to others, written in the transaction of what it tells, while there is a sink. An event is
+-- deleted when every sink has it. docs/events.md says what is in `data`.
+CREATE TABLE events (
+    seq     INTEGER PRIMARY KEY,                             -- order of the events; the newest stays, so that no number is given twice
+    id      BLOB    NOT NULL CHECK (length(id) = 16),        -- UUID: the same however often it is sent
+    user_id BLOB    NOT NULL REFERENCES users (id),          -- whom it is about
+    type    TEXT    NOT NULL CHECK (type <> ''),             -- what happened: `exchange.settled`, `balance.changed`, …
+    at      INTEGER NOT NULL,                                -- microseconds: when
+    data    TEXT    NOT NULL CHECK (json_valid(data))        -- JSON: the rest of it
+) STRICT;
+CREATE TABLE sinks (
+    name       TEXT    NOT NULL PRIMARY KEY,                 -- where events go, by its name in the settings
+    delivered  INTEGER NOT NULL CHECK (delivered >= 0),      -- the last event that was delivered to it
+    lost       INTEGER NOT NULL DEFAULT 0 CHECK (lost >= 0), -- events it never got, because too many waited for it
+    failing_at INTEGER,                                      -- microseconds: since when nothing can be delivered; NULL: it can
+    failure    TEXT,                                         -- why
+    CHECK ((failing_at IS NULL) = (failure IS NULL))
+) STRICT, WITHOUT ROWID;
 
 -- Who did what, with the state before and after it, written in the act's own transaction.
 CREATE TABLE audit_log (
@@ -204,6 +352,13 @@ CREATE TRIGGER entries_fit BEFORE INSERT ON ledger_entries
 WHEN NEW.balance_after_nanos IS NOT (SELECT balance_nanos + NEW.amount_nanos FROM users WHERE id = NEW.user_id)
   OR EXISTS (SELECT 1 FROM ledger_entries WHERE user_id = NEW.user_id AND seq >= NEW.seq)
 BEGIN SELECT RAISE(ABORT, 'an entry has to fit on the balance before it'); END;
+
+-- A refund gives back what was charged, at most, to whom it was charged.
+CREATE TRIGGER refunds_fit BEFORE INSERT ON ledger_entries
+WHEN NEW.kind = 'refund'
+ AND NEW.amount_nanos + (SELECT COALESCE(SUM(amount_nanos), 0) FROM ledger_entries WHERE refunds = NEW.refunds)
+   + COALESCE((SELECT amount_nanos FROM ledger_entries WHERE exchange_id = NEW.refunds AND user_id = NEW.user_id), 0) > 0
+BEGIN SELECT RAISE(ABORT, 'a refund is at most what was charged'); END;
 
 CREATE TRIGGER entries_move_money AFTER INSERT ON ledger_entries
 BEGIN
@@ -265,3 +420,42 @@ WHEN NEW.count IS NOT OLD.count + 1 OR NEW.one IS NOT OLD.one
 BEGIN SELECT RAISE(ABORT, 'commits are counted one by one'); END;
 CREATE TRIGGER commits_stay BEFORE DELETE ON commits
 BEGIN SELECT RAISE(ABORT, 'the count of commits is not deleted'); END;
+
+-- Budgets. -----------------------------------------------------------------------------------------------------------
+
+CREATE TRIGGER budgets_are_kept BEFORE UPDATE OF held_nanos, spent_nanos ON budget_windows
+WHEN NEW.held_nanos + NEW.spent_nanos > OLD.held_nanos + OLD.spent_nanos
+ AND NEW.held_nanos + NEW.spent_nanos
+   > (SELECT limit_nanos FROM budgets WHERE owner_id = NEW.owner_id AND period = NEW.period)
+BEGIN SELECT RAISE(ABORT, 'a budget is not exceeded'); END;
+
+-- What is made once. -------------------------------------------------------------------------------------------------
+
+CREATE TRIGGER codes_end_once BEFORE UPDATE ON codes
+WHEN OLD.redeemed_at IS NOT NULL OR OLD.revoked_at IS NOT NULL
+BEGIN SELECT RAISE(ABORT, 'a code that is redeemed or revoked stays so'); END;
+CREATE TRIGGER codes_stay BEFORE DELETE ON codes
+BEGIN SELECT RAISE(ABORT, 'codes are not deleted'); END;
+
+CREATE TRIGGER idempotency_is_kept BEFORE UPDATE ON idempotency
+WHEN (SELECT state FROM holds WHERE exchange_id = OLD.exchange_id) IS NOT 'released'
+BEGIN SELECT RAISE(ABORT, 'an exchange that runs or was charged keeps its Idempotency-Key'); END;
+CREATE TRIGGER idempotency_stays BEFORE DELETE ON idempotency
+BEGIN SELECT RAISE(ABORT, 'an Idempotency-Key is not forgotten'); END;
+
+-- A usage row of a day that is summed already is added to it.
+CREATE TRIGGER usage_logs_may_be_late AFTER INSERT ON usage_logs
+WHEN NEW.started_at < (SELECT until_at FROM rolled_up)
+BEGIN
+    INSERT INTO usage_days (day_at, user_id, key_id, model, upstream, exchanges, input_tokens, cached_tokens,
+                            output_tokens, cost_nanos, charge_nanos, uncollected_nanos)
+    VALUES (NEW.started_at / 86400000000 * 86400000000, NEW.user_id, NEW.key_id, NEW.model, NEW.upstream, 1,
+            NEW.input_tokens, NEW.cached_tokens, NEW.output_tokens, NEW.cost_nanos, NEW.charge_nanos,
+            NEW.uncollected_nanos)
+    ON CONFLICT DO UPDATE SET exchanges = exchanges + 1, input_tokens = input_tokens + excluded.input_tokens,
+        cached_tokens = cached_tokens + excluded.cached_tokens, output_tokens = output_tokens + excluded.output_tokens,
+        cost_nanos = cost_nanos + excluded.cost_nanos, charge_nanos = charge_nanos + excluded.charge_nanos,
+        uncollected_nanos = uncollected_nanos + excluded.uncollected_nanos;
+END;
+CREATE TRIGGER rolled_up_stays BEFORE DELETE ON rolled_up
+BEGIN SELECT RAISE(ABORT, 'how far usage is summed is not deleted'); END;

@@ -32,13 +32,11 @@ pub enum Coding {
 }
 
 /// A `Content-Encoding` that is not understood.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodingError {
     /// More than one coding in a row: each would multiply what a few bytes unfold to.
-    #[error("the body is encoded more than once; send it with one content coding at most (zstd, gzip, deflate or br)")]
     Several,
     /// A coding that is not ours.
-    #[error("the content coding of the body is not understood; send it as zstd, gzip, deflate, br, or not encoded")]
     Unknown,
 }
 

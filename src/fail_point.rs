@@ -27,6 +27,8 @@ pub enum Point {
     InSettlement,
     /// The charge is durable; the end has not left.
     Settled,
+    /// So is the charge of an answer that is to be recorded; it is sealed, and not written.
+    Recording,
     /// The end has left for the client.
     AfterEnd,
     /// Open holds that nobody owns were read; none is closed.
@@ -41,7 +43,7 @@ pub enum Point {
 
 impl Point {
     /// Every point, in the order in which an exchange meets them.
-    pub const ALL: [Point; 15] = [
+    pub const ALL: [Point; 16] = [
         Point::Authenticated,
         Point::Held,
         Point::Connected,
@@ -52,6 +54,7 @@ impl Point {
         Point::BeforeSettlement,
         Point::InSettlement,
         Point::Settled,
+        Point::Recording,
         Point::AfterEnd,
         Point::Sweep,
         Point::Migration,
@@ -72,6 +75,7 @@ impl Point {
             Point::BeforeSettlement => "before-settlement",
             Point::InSettlement => "in-settlement",
             Point::Settled => "settled",
+            Point::Recording => "recording",
             Point::AfterEnd => "after-end",
             Point::Sweep => "sweep",
             Point::Migration => "migration",

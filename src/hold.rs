@@ -3,9 +3,10 @@
 //! [`quote`] turns what a call may use into money, before the transaction; [`size`] decides inside it, with the room
 //! that it finds there. Whenever the usage stays within the bounds of the quote, the charge is at most the hold.
 
-use crate::call::HostedTools;
+use crate::call::{HostedTools, Medium};
 use crate::money::Usd;
-use crate::pricing::{Class, Exact, PriceError, SearchTool, Terms};
+use crate::pricing::{Class, Exact, SearchTool, Terms};
+use crate::tokens;
 use crate::usage::{CacheTtl, Tokens};
 
 /// Below this the OpenAI API refuses a limit, and no answer fits.
@@ -19,7 +20,7 @@ const TOOL_CALLS: u32 = 20;
 const IMAGE_GEN_TOKENS: u64 = 16_000;
 
 /// An answer is at most this long when neither the client nor the price says.
-const MAX_OUTPUT: u32 = 128_000;
+pub const MAX_OUTPUT: u32 = 128_000;
 
 /// What a call may use at most.
 #[derive(Clone, Debug)]
@@ -36,6 +37,8 @@ pub struct Ask<'a> {
     pub choices: u32,
     /// Tools the upstream may run.
     pub tools: &'a HostedTools,
+    /// What is made or heard beside text.
+    pub medium: Medium,
 }
 
 /// What a call may cost, as a function of how long its answer gets. After uplift and markup.
@@ -51,9 +54,42 @@ pub struct Quote {
     pub max_output: Tokens,
 }
 
-/// Prices a call before it is made. Fails when a tool that may run has no fee.
-pub fn quote(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Quote, PriceError> {
-    let too_large = || PriceError("what the call may cost does not fit".into());
+/// Why nobody can say what a call may cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unquoted {
+    /// A tool that may run has no fee.
+    NoFee(Class),
+    /// The image model of a tool that may run has no price.
+    NoImagePrice(String),
+    /// The answer, in the form that was asked for, does not tell what it used.
+    Untold(Form),
+    /// More than fits.
+    TooLarge,
+}
+
+/// What decides the form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `response_format` of a transcription or translation.
+    Response,
+    /// `stream_format` of speech.
+    Stream,
+}
+
+/// Prices a call before it is made.
+///
+/// # Errors
+/// A tool that may run has no price, or it would cost more than fits.
+pub fn quote(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Quote, Unquoted> {
+    let too_large = || Unquoted::TooLarge;
+    if ask.medium != Medium::Text {
+        return Ok(Quote {
+            input: medium(ask, terms)?,
+            per_output_token: Exact::ZERO,
+            stated: Some(Tokens::ZERO),
+            max_output: Tokens::MAX,
+        });
+    }
     let write = match ask.cache_ttl {
         CacheTtl::Minutes30 => Class::CacheWrite,
         CacheTtl::Hours12 => Class::CacheWrite12h,
@@ -80,8 +116,56 @@ pub fn quote(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Quote, PriceError> {
     })
 }
 
-fn fees(tools: &HostedTools, terms: &Terms<'_>) -> Result<Exact, PriceError> {
-    let too_large = || PriceError("what the tools may cost does not fit".into());
+/// What an image, a recording or speech may cost at most, its text included. No output limit can be stated for it.
+fn medium(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Exact, Unquoted> {
+    let of = |classes: &[Class], count: u64| terms.dearest(classes, Tokens::ZERO).times(count);
+    let output_classes = [Class::Output, Class::AudioOutput];
+    let is_billed_by = |class: Class| terms.price.rates.contains_key(&class);
+    let (most, tells, form) = match ask.medium {
+        Medium::Text => return Ok(Exact::ZERO),
+        Medium::Image { tokens } => {
+            let read = of(&[Class::ImageTextInput, Class::ImageInput], ask.input.get());
+            let made = tokens.saturating_mul(u64::from(ask.choices));
+            let made = of(&[Class::ImageTextOutput, Class::ImageOutput], made);
+            (sum(read, made), true, Form::Response)
+        }
+        Medium::Sound { bytes, tells } => {
+            let seconds = tokens::seconds_at_most(bytes);
+            let most = if is_billed_by(Class::Seconds) {
+                of(&[Class::Seconds], seconds)
+            } else {
+                let heard = tokens::heard_at_most(seconds).saturating_add(ask.input);
+                let largest = terms
+                    .price
+                    .max_input
+                    .map_or(Tokens::MAX, |most| Tokens::saturating(most.into()));
+                let heard = of(&[Class::Input, Class::AudioInput], heard.min(largest).get());
+                let written = u64::from(terms.price.max_output.unwrap_or(MAX_OUTPUT));
+                sum(heard, of(&output_classes, written))
+            };
+            (most, tells, Form::Response)
+        }
+        Medium::Speech { characters, .. } if is_billed_by(Class::Characters) => {
+            (of(&[Class::Characters], characters), true, Form::Stream)
+        }
+        Medium::Speech { characters, tells } => {
+            let read = of(&[Class::Input], ask.input.get());
+            let spoken = tokens::spoken_at_most(characters);
+            (sum(read, of(&output_classes, spoken.get())), tells, Form::Stream)
+        }
+    };
+    match most.ok_or(Unquoted::TooLarge)? {
+        most if tells || most == Exact::ZERO => Ok(most),
+        _ => Err(Unquoted::Untold(form)),
+    }
+}
+
+fn sum(one: Option<Exact>, other: Option<Exact>) -> Option<Exact> {
+    one?.plus(other?)
+}
+
+fn fees(tools: &HostedTools, terms: &Terms<'_>) -> Result<Exact, Unquoted> {
+    let too_large = || Unquoted::TooLarge;
     let search = match terms.search {
         SearchTool::Current => Class::WebSearch,
         SearchTool::Preview => Class::WebSearchPreview,
@@ -94,16 +178,12 @@ fn fees(tools: &HostedTools, terms: &Terms<'_>) -> Result<Exact, PriceError> {
         (tools.container, Class::Container),
     ] {
         if runs {
-            let fee = terms
-                .fee(class)
-                .ok_or_else(|| PriceError(format!("the price has no fee for {class}")))?;
+            let fee = terms.fee(class).ok_or(Unquoted::NoFee(class))?;
             sum = fee.times(calls).and_then(|fee| sum.plus(fee)).ok_or_else(too_large)?;
         }
     }
-    if tools.image_generation.is_some() {
-        let price = terms
-            .image_price
-            .ok_or_else(|| PriceError("the image model has no price".into()))?;
+    if let Some(model) = &tools.image_generation {
+        let price = terms.image_price.ok_or_else(|| Unquoted::NoImagePrice(model.clone()))?;
         let classes = [
             Class::ImageTextInput,
             Class::ImageInput,
@@ -272,6 +352,7 @@ mod tests {
             cache_ttl: CacheTtl::Minutes30,
             choices: 1,
             tools: &tools,
+            medium: Medium::Text,
         };
         quote(&ask, &terms(&price)).expect("a quote")
     }
@@ -391,6 +472,7 @@ mod tests {
                 cache_ttl: CacheTtl::Minutes30,
                 choices: 1,
                 tools: &tools,
+                medium: Medium::Text,
             };
             quote(&ask, &Terms { tier, ..terms(&price) })
                 .expect("a quote")
@@ -415,6 +497,7 @@ mod tests {
             cache_ttl: CacheTtl::Minutes30,
             choices: 1,
             tools: &tools,
+            medium: Medium::Text,
         };
         assert!(quote(&ask, &terms(&price)).is_err());
         price
@@ -445,6 +528,7 @@ mod tests {
             cache_ttl: CacheTtl::Minutes30,
             choices: 1,
             tools: &tools,
+            medium: Medium::Text,
         };
         assert!(quote(&ask, &terms(&price)).is_err(), "an image model without a price");
         let terms = Terms {
@@ -468,7 +552,7 @@ mod tests {
             let tiers = [Tier::Standard, Tier::Flex, Tier::Priority];
             let markup = Factor::parse(&format!("{}.{:06}", markup / 1_000_000, markup % 1_000_000)).expect("a factor");
             let asked = Terms { tier: tiers[tier], region: region.then_some("eu"), markup, ..terms(&price) };
-            let ask = Ask { input: Tokens::saturating(bound), rejected: Tokens::ZERO, stated: stated.map(Tokens::saturating), cache_ttl: CacheTtl::Minutes30, choices, tools: &tools };
+            let ask = Ask { input: Tokens::saturating(bound), rejected: Tokens::ZERO, stated: stated.map(Tokens::saturating), cache_ttl: CacheTtl::Minutes30, choices, tools: &tools, medium: Medium::Text };
             let quote = quote(&ask, &asked).expect("a quote");
             let room = Room { available: Usd::from_nanos(available), held: Usd::ZERO };
             let Size::Hold { amount, output_limit } = size(&quote, room, &POLICY) else { return Ok(()) };

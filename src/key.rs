@@ -19,19 +19,34 @@ const SHOWN_DIGITS: usize = 8;
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// Beginnings of other services' tokens, the longer before the shorter.
-const FOREIGN: [(&str, &str); 11] = [
-    ("eyJ", "a ChatGPT session token"),
-    ("sk-proj-", "an OpenAI key"),
-    ("sk-svcacct-", "an OpenAI key"),
-    ("sk-admin-", "an OpenAI admin key"),
-    ("sk-ant-", "an Anthropic key"),
-    ("sk-or-", "an OpenRouter key"),
-    ("sk-", "a key of OpenAI or of a service like it"),
-    ("gsk_", "a Groq key"),
-    ("AIza", "a Google API key"),
-    ("xai-", "an xAI key"),
-    ("sess-", "an OpenAI session token"),
+const FOREIGN: [(&str, Foreign); 11] = [
+    ("eyJ", Foreign::ChatGptSession),
+    ("sk-proj-", Foreign::Key("OpenAI")),
+    ("sk-svcacct-", Foreign::Key("OpenAI")),
+    ("sk-admin-", Foreign::OpenAiAdmin),
+    ("sk-ant-", Foreign::Key("Anthropic")),
+    ("sk-or-", Foreign::Key("OpenRouter")),
+    ("sk-", Foreign::LikeOpenAi),
+    ("gsk_", Foreign::Key("Groq")),
+    ("AIza", Foreign::Key("Google API")),
+    ("xai-", Foreign::Key("xAI")),
+    ("sess-", Foreign::OpenAiSession),
 ];
+
+/// What another service's token is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// A key of this service.
+    Key(&'static str),
+    /// A key of OpenAI or of a service like it.
+    LikeOpenAi,
+    /// An admin key of OpenAI.
+    OpenAiAdmin,
+    /// A session token of OpenAI.
+    OpenAiSession,
+    /// A session token of ChatGPT.
+    ChatGptSession,
+}
 
 /// SHA-256 of a whole key: all that is stored.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,8 +71,8 @@ impl fmt::Debug for GatewayKey {
 /// Why a token is not a gateway key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotAKey {
-    /// Plainly another service's: named (`an OpenAI key`, `a ChatGPT session token`).
-    Foreign(&'static str),
+    /// Plainly another service's.
+    Foreign(Foreign),
     /// Anything else: wrong prefix, length, alphabet or checksum. Refused before any look-up.
     Malformed,
 }
@@ -113,7 +128,7 @@ fn foreign(text: &str) -> NotAKey {
     FOREIGN
         .iter()
         .find(|(beginning, _)| text.starts_with(beginning))
-        .map_or(NotAKey::Malformed, |(_, name)| NotAKey::Foreign(name))
+        .map_or(NotAKey::Malformed, |(_, whose)| NotAKey::Foreign(*whose))
 }
 
 fn push_checksum(text: &mut String) {
@@ -173,19 +188,19 @@ mod tests {
 
     #[test]
     fn tokens_of_other_services_are_named() {
-        for (token, name) in [
-            ("eyJhbGciOiJSUzI1NiJ9.e30.x", "a ChatGPT session token"),
-            ("sk-proj-abc", "an OpenAI key"),
-            ("sk-svcacct-abc", "an OpenAI key"),
-            ("sk-admin-abc", "an OpenAI admin key"),
-            ("sk-abc", "a key of OpenAI or of a service like it"),
-            ("sk-ant-api03-x", "an Anthropic key"),
-            ("sk-or-v1-x", "an OpenRouter key"),
-            ("gsk_abc", "a Groq key"),
-            ("AIzaSyx", "a Google API key"),
-            ("xai-abc", "an xAI key"),
+        for (token, whose) in [
+            ("eyJhbGciOiJSUzI1NiJ9.e30.x", Foreign::ChatGptSession),
+            ("sk-proj-abc", Foreign::Key("OpenAI")),
+            ("sk-svcacct-abc", Foreign::Key("OpenAI")),
+            ("sk-admin-abc", Foreign::OpenAiAdmin),
+            ("sk-abc", Foreign::LikeOpenAi),
+            ("sk-ant-api03-x", Foreign::Key("Anthropic")),
+            ("sk-or-v1-x", Foreign::Key("OpenRouter")),
+            ("gsk_abc", Foreign::Key("Groq")),
+            ("AIzaSyx", Foreign::Key("Google API")),
+            ("xai-abc", Foreign::Key("xAI")),
         ] {
-            assert_eq!(GatewayKey::parse(token).err(), Some(NotAKey::Foreign(name)), "{token}");
+            assert_eq!(GatewayKey::parse(token).err(), Some(NotAKey::Foreign(whose)), "{token}");
         }
     }
 

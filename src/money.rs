@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::language::{Language, Said, Tell};
+use crate::said;
+
 /// Nano-dollars in one US dollar.
 pub const NANOS_PER_USD: i64 = 1_000_000_000;
 
@@ -83,16 +86,36 @@ impl Sum for Usd {
 
 /// Why a text is not an amount of dollars.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.told(Language::English))]
 pub enum ParseUsdError {
     /// Not a decimal number.
-    #[error("not an amount in US dollars; write it like 5, 0.25 or $12.50")]
     NotDecimal,
     /// Finer than a nano-dollar.
-    #[error("more than nine decimals; the smallest amount is a nano-dollar, 0.000000001")]
     TooFine,
     /// Beyond ±9.2 billion dollars.
-    #[error("too large; at most 9223372036.854775807")]
     TooLarge,
+}
+
+impl Tell for ParseUsdError {
+    fn told(&self, language: Language) -> Said {
+        match self {
+            ParseUsdError::NotDecimal => said!(
+                language,
+                en: "not an amount in US dollars; write it like 5, 0.25 or $12.50",
+                zh: "不是美元金额；请写成 5、0.25 或 $12.50 这样",
+            ),
+            ParseUsdError::TooFine => said!(
+                language,
+                en: "more than nine decimals; the smallest amount is a nano-dollar, 0.000000001",
+                zh: "小数超过九位；最小金额是纳美元，0.000000001",
+            ),
+            ParseUsdError::TooLarge => said!(
+                language,
+                en: "too large; at most 9223372036.854775807",
+                zh: "过大；最多 9223372036.854775807",
+            ),
+        }
+    }
 }
 
 impl FromStr for Usd {

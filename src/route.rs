@@ -1,6 +1,13 @@
-//! Routes: which upstream serves a model, under which name, priced by which list.
+//! Routes: which upstreams serve a model, under which name, and which of them takes a call.
+//!
+//! Those of the lowest `priority` number that take calls share a model. A call that belongs to a thread goes where the
+//! thread's calls went before ([`Seat::Thread`]): by weighted rendezvous hashing, which needs no memory, is the same after a
+//! restart, and moves only the threads of an upstream that goes or comes. Any other call goes to the one with the fewest
+//! calls under way for its weight; among equals chance decides, by weight too.
 
 use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
 
 /// Codex asks for this model when it has a command reviewed; OpenAI sells it under no such name.
 const CODEX_REVIEW_ALIAS: (&str, &str) = ("codex-auto-review", "gpt-6.1-terra");
@@ -22,15 +29,43 @@ pub struct Target {
     pub aliased: bool,
 }
 
-/// What one upstream serves.
+/// An upstream that could take a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// Index into the configured upstreams.
+    pub upstream: usize,
+    /// The upstream's name for the model.
+    pub model: &'a str,
+    /// Whether the client used an alias.
+    pub aliased: bool,
+}
+
+impl Candidate<'_> {
+    /// As the place a call goes to.
+    pub fn target(&self) -> Target {
+        Target {
+            upstream: self.upstream,
+            model: self.model.to_owned(),
+            aliased: self.aliased,
+        }
+    }
+}
+
+/// What one upstream serves, and how much of it.
 #[derive(Clone, Debug)]
 pub struct Served {
+    /// Its name: threads stay with it by this.
+    pub name: String,
     /// Globs of models.
     pub models: Vec<String>,
     /// Alias → the upstream's model.
     pub aliases: BTreeMap<String, String>,
     /// Whose models these are.
     pub catalogue: Catalogue,
+    /// The lower, the sooner; the others are for when none of these takes calls.
+    pub priority: u32,
+    /// Its share beside those of the same priority.
+    pub weight: u32,
 }
 
 /// Whose models an upstream sells.
@@ -42,10 +77,78 @@ pub enum Catalogue {
     Other,
 }
 
+/// What decides among upstreams that could take a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// The thread it belongs to, as a number that is the same for all its calls.
+    Thread(u64),
+    /// It belongs to none: a number by chance.
+    Any(u64),
+}
+
+impl Seat {
+    /// Of a thread of a user's.
+    pub fn of_thread(user: &[u8], thread: &[u8]) -> Seat {
+        Seat::Thread(number(&[user, thread]))
+    }
+}
+
+/// The first bits of a digest.
+fn number(parts: &[&[u8]]) -> u64 {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+        hash.update([0]);
+    }
+    hash.finalize().first_chunk().copied().map_or(0, u64::from_be_bytes)
+}
+
+/// Mixes bits as SplitMix64 does: any input differs from any other in half of the output.
+fn mixed(mut bits: u64) -> u64 {
+    bits = bits.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    bits ^ (bits >> 31)
+}
+
+/// An upstream in the table.
+#[derive(Clone, Debug)]
+struct Row {
+    served: Served,
+    number: u64,
+}
+
+impl Row {
+    fn candidate<'a>(&'a self, upstream: usize, model: &'a str) -> Option<Candidate<'a>> {
+        if let Some(name) = self.served.aliases.get(model) {
+            return Some(Candidate {
+                upstream,
+                model: name,
+                aliased: true,
+            });
+        }
+        let candidate = || Candidate {
+            upstream,
+            model,
+            aliased: false,
+        };
+        model_allowed(&self.served.models, model).then(candidate)
+    }
+
+    /// How high it draws: the best of as many draws as its weight.
+    fn draw(&self, seat: u64) -> u64 {
+        let own = mixed(seat ^ self.number);
+        let draws = (0..u64::from(self.served.weight)).map(|draw| mixed(own.wrapping_add(draw)));
+        draws.max().unwrap_or(0)
+    }
+}
+
 /// The table of models and aliases.
 #[derive(Clone, Debug)]
 pub struct Routes {
-    upstreams: Vec<Served>,
+    rows: Vec<Row>,
+    /// Indexes of the rows by priority, then in the order of the settings.
+    order: Vec<usize>,
 }
 
 impl Routes {
@@ -62,38 +165,71 @@ impl Routes {
                 served.aliases.insert(alias.to_owned(), model.to_owned());
             }
         }
-        Routes { upstreams }
+        let mut order: Vec<usize> = (0..upstreams.len()).collect();
+        order.sort_by_key(|&upstream| upstreams[upstream].priority);
+        let row = |served: Served| Row {
+            number: number(&[served.name.as_bytes()]),
+            served,
+        };
+        Routes {
+            rows: upstreams.into_iter().map(row).collect(),
+            order,
+        }
     }
 
-    /// The first upstream that serves `model`. Within an upstream an alias wins over a glob, and what an alias names is
-    /// final: it is neither another alias nor matched against the globs.
-    pub fn find(&self, model: &str) -> Option<Target> {
-        self.upstreams.iter().enumerate().find_map(|(upstream, served)| {
-            if let Some(name) = served.aliases.get(model) {
-                return Some(Target {
-                    upstream,
-                    model: name.clone(),
-                    aliased: true,
-                });
+    /// Every upstream that serves `model`, by priority, then in the order of the settings. Within an upstream an alias wins
+    /// over a glob, and what an alias names is final: it is neither another alias nor matched against the globs.
+    pub fn candidates<'a>(&'a self, model: &'a str) -> impl Iterator<Item = Candidate<'a>> {
+        let of = move |&upstream: &usize| self.rows[upstream].candidate(upstream, model);
+        self.order.iter().filter_map(of)
+    }
+
+    /// Which upstream takes a call for `model`: of those for which `load` gives how many calls are under way there; `None`
+    /// is one that takes none.
+    pub fn choose<'a>(
+        &'a self,
+        model: &'a str,
+        seat: Seat,
+        mut load: impl FnMut(&Candidate<'a>) -> Option<u32>,
+    ) -> Option<Candidate<'a>> {
+        let mut best: Option<(Candidate<'a>, u32, u64)> = None;
+        for candidate in self.candidates(model) {
+            let row = &self.rows[candidate.upstream];
+            let leader = best.map(|(leader, ..)| &self.rows[leader.upstream].served);
+            if leader.is_some_and(|leader| leader.priority != row.served.priority) {
+                break;
             }
-            let target = || Target {
-                upstream,
-                model: model.to_owned(),
-                aliased: false,
+            let Some(under_way) = load(&candidate) else {
+                continue;
             };
-            model_allowed(&served.models, model).then(target)
-        })
-    }
-
-    /// Every alias that a client can reach: (alias, target).
-    pub fn aliases(&self) -> Vec<(String, Target)> {
-        let mut reachable = BTreeMap::new();
-        for alias in self.upstreams.iter().flat_map(|served| served.aliases.keys()) {
-            if let Some(target) = self.find(alias).filter(|target| target.aliased) {
-                reachable.insert(alias.clone(), target);
+            // For each call of mine, so many of the other's weigh as much.
+            let (under_way, draw) = match seat {
+                Seat::Thread(number) => (0, row.draw(number)),
+                Seat::Any(number) => (under_way, row.draw(number)),
+            };
+            let is_better = best.is_none_or(|(leader, its, drew)| {
+                let its_weight = u64::from(self.rows[leader.upstream].served.weight);
+                let (mine, its) = (
+                    u64::from(under_way) * its_weight,
+                    u64::from(its) * u64::from(row.served.weight),
+                );
+                mine < its || mine == its && draw > drew
+            });
+            if is_better {
+                best = Some((candidate, under_way, draw));
             }
         }
-        reachable.into_iter().collect()
+        best.map(|(candidate, ..)| candidate)
+    }
+
+    /// Every alias that a client can reach: one that the first upstream to serve it knows as such.
+    pub fn aliases(&self) -> BTreeMap<&str, Candidate<'_>> {
+        let known = self.rows.iter().flat_map(|row| row.served.aliases.keys());
+        let reachable = known.filter_map(|alias| {
+            let first = self.candidates(alias).next()?;
+            first.aliased.then_some((alias.as_str(), first))
+        });
+        reachable.collect()
     }
 }
 
@@ -103,8 +239,17 @@ pub fn model_allowed(globs: &[String], model: &str) -> bool {
     globs.iter().any(|glob| glob_matches(glob, model))
 }
 
+/// What is set for the model: of the globs that match it, the longest counts, and a name before a pattern.
+pub fn closest<'a, T>(by_glob: &'a BTreeMap<String, T>, model: &str) -> Option<&'a T> {
+    let matching = by_glob.iter().filter(|(glob, _)| glob_matches(glob, model));
+    let closest = matching.max_by_key(|(glob, _)| (*glob == model, glob.len()));
+    closest.map(|(_, value)| value)
+}
+
+/// Whether one glob matches the whole text.
+///
 /// Matches without recursion: on a mismatch the last `*` takes one character more, which is at most `glob × text` steps.
-fn glob_matches(glob: &str, text: &str) -> bool {
+pub fn glob_matches(glob: &str, text: &str) -> bool {
     let (mut rest_of_glob, mut rest) = (glob, text);
     let mut last_star: Option<(&str, &str)> = None;
     loop {
@@ -186,12 +331,15 @@ mod tests {
 
     fn served(models: &[&str], aliases: &[(&str, &str)]) -> Served {
         Served {
+            name: "upstream".to_owned(),
             models: models.iter().map(|&glob| glob.to_owned()).collect(),
             aliases: aliases
                 .iter()
                 .map(|&(alias, model)| (alias.to_owned(), model.to_owned()))
                 .collect(),
             catalogue: Catalogue::Other,
+            priority: 0,
+            weight: 1,
         }
     }
 
@@ -206,23 +354,59 @@ mod tests {
         Routes::new(upstreams)
     }
 
-    fn target(upstream: usize, model: &str, aliased: bool) -> Option<Target> {
-        Some(Target {
+    /// Upstreams that serve everything, by name, priority and weight.
+    fn equals(upstreams: &[(&str, u32, u32)]) -> Routes {
+        Routes::new(upstreams.iter().map(|&(name, priority, weight)| Served {
+            name: name.to_owned(),
+            priority,
+            weight,
+            ..served(&["*"], &[])
+        }))
+    }
+
+    fn candidate(upstream: usize, model: &str, aliased: bool) -> Candidate<'_> {
+        Candidate {
             upstream,
-            model: model.to_owned(),
+            model,
             aliased,
-        })
+        }
+    }
+
+    fn found<'a>(routes: &'a Routes, model: &'a str) -> Vec<Candidate<'a>> {
+        routes.candidates(model).collect()
+    }
+
+    /// How many of these seats each upstream takes, when so many calls are under way there; `None` takes none.
+    fn taken(routes: &Routes, seats: impl Iterator<Item = Seat>, loads: &[Option<u32>]) -> Vec<u32> {
+        let mut taken = vec![0; loads.len()];
+        for seat in seats {
+            if let Some(chosen) = routes.choose("m", seat, |candidate| loads[candidate.upstream]) {
+                taken[chosen.upstream] += 1;
+            }
+        }
+        taken
+    }
+
+    fn threads(count: u64) -> impl Iterator<Item = Seat> {
+        (0..count).map(|thread| Seat::of_thread(b"ada", &thread.to_be_bytes()))
     }
 
     #[test]
-    fn the_first_upstream_that_serves_a_model_is_taken() {
-        let routes = routes(vec![
-            served(&["deepseek-*"], &[]),
-            served(&["*"], &[]),
-            served(&["gpt-*"], &[]),
-        ]);
-        assert_eq!(routes.find("deepseek-chat"), target(0, "deepseek-chat", false));
-        assert_eq!(routes.find("gpt-5"), target(1, "gpt-5", false));
+    fn every_upstream_that_serves_a_model_is_a_candidate_by_priority() {
+        let mut last = served(&["gpt-*"], &[]);
+        last.priority = 1;
+        let routes = routes(vec![last, served(&["deepseek-*"], &[]), served(&["*"], &[])]);
+        assert_eq!(
+            found(&routes, "deepseek-chat"),
+            [
+                candidate(1, "deepseek-chat", false),
+                candidate(2, "deepseek-chat", false)
+            ]
+        );
+        assert_eq!(
+            found(&routes, "gpt-5"),
+            [candidate(2, "gpt-5", false), candidate(0, "gpt-5", false)]
+        );
     }
 
     #[test]
@@ -231,30 +415,91 @@ mod tests {
             served(&["gpt-*"], &[]),
             served(&["*"], &[("gpt-5", "other"), ("fast", "gpt-mini")]),
         ]);
-        assert_eq!(routes.find("gpt-5"), target(0, "gpt-5", false));
-        assert_eq!(routes.find("fast"), target(1, "gpt-mini", true));
+        assert_eq!(
+            found(&routes, "gpt-5"),
+            [candidate(0, "gpt-5", false), candidate(1, "other", true)]
+        );
+        assert_eq!(found(&routes, "fast"), [candidate(1, "gpt-mini", true)]);
         assert_eq!(
             routes.aliases(),
-            [("fast".to_owned(), target(1, "gpt-mini", true).expect("a target"))]
+            BTreeMap::from([("fast", candidate(1, "gpt-mini", true))])
         );
     }
 
     #[test]
     fn what_an_alias_names_is_not_looked_up_again() {
         let routes = routes(vec![served(&[], &[("a", "b"), ("b", "c")])]);
-        assert_eq!(routes.find("a"), target(0, "b", true));
-        assert_eq!(routes.find("c"), None);
+        assert_eq!(found(&routes, "a"), [candidate(0, "b", true)]);
+        assert_eq!(found(&routes, "c"), []);
     }
 
     #[test]
     fn codex_reviews_go_to_a_priced_model_unless_the_operator_says_otherwise() {
+        let review = "codex-auto-review";
         let built_in = Routes::new([of_openai(served(&["*"], &[]))]);
-        assert_eq!(built_in.find("codex-auto-review"), target(0, "gpt-6.1-terra", true));
+        assert_eq!(found(&built_in, review), [candidate(0, "gpt-6.1-terra", true)]);
         let elsewhere = Routes::new([served(&["m"], &[])]);
-        assert_eq!(elsewhere.find("codex-auto-review"), None);
-        let own = served(&["*"], &[("codex-auto-review", "mine")]);
+        assert_eq!(found(&elsewhere, review), []);
+        let own = served(&["*"], &[(review, "mine")]);
         let defined = Routes::new([of_openai(served(&["m"], &[])), of_openai(own)]);
-        assert_eq!(defined.find("codex-auto-review"), target(1, "mine", true));
+        assert_eq!(found(&defined, review), [candidate(1, "mine", true)]);
+    }
+
+    #[test]
+    fn a_thread_stays_where_it_is_and_weights_share_the_threads() {
+        let routes = equals(&[("a", 0, 1), ("b", 0, 3)]);
+        let [a, b] = taken(&routes, threads(10_000), &[Some(900), Some(0)])[..] else {
+            panic!("two upstreams");
+        };
+        assert!((2_300..2_700).contains(&a) && a + b == 10_000, "{a} {b}");
+        let swapped = equals(&[("b", 0, 3), ("a", 0, 1)]);
+        for seat in threads(100) {
+            let name = |routes: &Routes| {
+                let chosen = routes.choose("m", seat, |_| Some(0)).expect("one");
+                routes.rows[chosen.upstream].served.name.clone()
+            };
+            assert_eq!(name(&routes), name(&swapped), "by its name, wherever it stands");
+        }
+        assert_ne!(Seat::of_thread(b"ada", b"t"), Seat::of_thread(b"bob", b"t"));
+    }
+
+    #[test]
+    fn only_the_threads_of_an_upstream_that_takes_no_calls_move() {
+        let routes = equals(&[("a", 0, 1), ("b", 0, 1), ("c", 0, 1)]);
+        for seat in threads(1_000) {
+            let chosen = |loads: [Option<u32>; 3]| {
+                let chosen = routes.choose("m", seat, |candidate| loads[candidate.upstream]);
+                chosen.map(|candidate| candidate.upstream)
+            };
+            let (all, without) = (chosen([Some(0); 3]), chosen([None, Some(0), Some(0)]));
+            assert!(all == Some(0) || all == without, "{all:?} {without:?}");
+            assert_eq!(chosen([None; 3]), None);
+        }
+    }
+
+    #[test]
+    fn other_calls_go_where_the_fewest_are_for_its_weight_and_chance_shares_equals() {
+        let routes = equals(&[("a", 0, 1), ("b", 0, 3)]);
+        let any = || (0..10_000).map(Seat::Any);
+        assert_eq!(taken(&routes, any(), &[Some(1), Some(2)]), [0, 10_000]);
+        assert_eq!(taken(&routes, any(), &[Some(1), Some(4)]), [10_000, 0]);
+        let [a, b] = taken(&routes, any(), &[Some(1), Some(3)])[..] else {
+            panic!("two upstreams");
+        };
+        assert!((2_300..2_700).contains(&a) && a + b == 10_000, "{a} {b}");
+    }
+
+    #[test]
+    fn the_next_priority_is_for_when_the_one_before_takes_no_calls() {
+        let routes = equals(&[("spare", 7, 1), ("a", 0, 1), ("b", 0, 1)]);
+        for seats in [true, false] {
+            let seats = || (0..100).map(|n| if seats { Seat::Thread(n) } else { Seat::Any(n) });
+            let [spare, a, b] = taken(&routes, seats(), &[Some(0), Some(5), Some(5)])[..] else {
+                panic!("three upstreams");
+            };
+            assert!(spare == 0 && a > 0 && b > 0, "{a} {b}");
+            assert_eq!(taken(&routes, seats(), &[Some(9), None, None]), [100, 0, 0]);
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@
 
 use tiktoken_rs::CoreBPE;
 
-use crate::call::{Call, Endpoint, InputShape};
-use crate::usage::Tokens;
+use crate::call::{Call, Endpoint, InputShape, Medium};
+use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
 
 /// Tokens of an image at most: 10,000 patches × 1.2 (no public formula since GPT-5.4).
 const IMAGE_TOKENS: u64 = 12_000;
@@ -157,6 +157,12 @@ pub fn bound_by_bytes(input: &InputShape) -> Tokens {
     Tokens::saturating(input.text_bytes).saturating_add(beside_text(input))
 }
 
+/// Best guess (not a bound) of the input by bytes alone: cheap enough for every call, at four to a token of text.
+pub fn guess_by_bytes(input: &InputShape) -> Tokens {
+    let text = Tokens::saturating((input.text_bytes / 4).saturating_add(input.token_ids));
+    text.saturating_add(likely_beside_text(input))
+}
+
 /// Upper bound of the input by counting its text, in a vocabulary that may be a guess. Not for an async thread.
 pub fn bound_by_counting(call: &Call, encoding: Encoding, known: Known) -> Tokens {
     let text = known.widen(count_text(call, encoding));
@@ -171,11 +177,92 @@ pub fn estimate_input(call: &Call, encoding: Encoding) -> Tokens {
     let ids = Tokens::saturating(call.input.token_ids);
     match call.endpoint {
         Endpoint::Completions | Endpoint::Embeddings => text.saturating_add(ids),
-        Endpoint::ChatCompletions | Endpoint::Responses => {
+        _ if call.endpoint.is_medium() => guess_by_bytes(&call.input),
+        _ => {
             let less = tools_are_less(text, &call.input);
             text.saturating_sub(less)
                 .saturating_add(ids)
                 .saturating_add(likely_beside_text(&call.input))
+        }
+    }
+}
+
+/// A second of sound has no fewer bytes in any coding of speech that is in use; silence may.
+const LEAST_BYTES_A_SECOND: u64 = 500;
+
+/// A second of sound has so many bytes most likely.
+const LIKELY_BYTES_A_SECOND: u64 = 8_000;
+
+/// Tokens of a second of sound that is heard, at most: 11 were seen.
+const TOKENS_OF_SECOND: u64 = 12;
+
+/// Tokens of a spoken character, at most: at a quarter of the usual speed.
+const TOKENS_OF_CHARACTER: u64 = 8;
+
+/// What comes beside the characters.
+const TOKENS_BESIDE: u64 = 500;
+
+/// How long a recording of so many bytes is, at most, in seconds.
+pub fn seconds_at_most(bytes: u64) -> u64 {
+    bytes.div_ceil(LEAST_BYTES_A_SECOND)
+}
+
+/// Tokens of so many seconds of sound, at most.
+pub fn heard_at_most(seconds: u64) -> Tokens {
+    Tokens::saturating(seconds.saturating_mul(TOKENS_OF_SECOND))
+}
+
+/// Tokens of speech, at most.
+pub fn spoken_at_most(characters: u64) -> Tokens {
+    Tokens::saturating(
+        characters
+            .saturating_mul(TOKENS_OF_CHARACTER)
+            .saturating_add(TOKENS_BESIDE),
+    )
+}
+
+/// Best guess of what a call used that makes or hears something, and whose answer did not tell; `shown` is its visible
+/// text, `by_second` whether seconds are what is billed.
+pub fn estimate_medium(call: &Call, shown: Tokens, by_second: bool) -> Usage {
+    let input = guess_by_bytes(&call.input);
+    match call.medium {
+        Medium::Text => Usage::default(),
+        Medium::Image { tokens } => Usage {
+            tools: ToolUsage {
+                image_gen: Some(ImageUsage {
+                    text_input_tokens: input,
+                    image_output_tokens: Tokens::saturating(tokens).saturating_mul(call.choices),
+                    ..ImageUsage::default()
+                }),
+                ..ToolUsage::default()
+            },
+            ..Usage::default()
+        },
+        Medium::Sound { bytes, .. } => {
+            let seconds = bytes.div_ceil(LIKELY_BYTES_A_SECOND);
+            let heard = heard_at_most(seconds);
+            match by_second {
+                true => Usage {
+                    seconds: u32::try_from(seconds).unwrap_or(u32::MAX),
+                    ..Usage::default()
+                },
+                false => Usage {
+                    input_tokens: heard,
+                    audio_input_tokens: heard,
+                    output_tokens: shown,
+                    ..Usage::default()
+                },
+            }
+        }
+        // A character is a fifteenth of a second, and a second some twenty tokens.
+        Medium::Speech { characters, .. } => {
+            let spoken = Tokens::saturating(characters.saturating_mul(4).div_ceil(3));
+            Usage {
+                input_tokens: input,
+                output_tokens: spoken,
+                audio_output_tokens: spoken,
+                ..Usage::default()
+            }
         }
     }
 }

@@ -82,6 +82,16 @@ impl Tier {
         }
     }
 
+    /// As OpenAI's answers name it.
+    pub const fn wire(self) -> &'static str {
+        match self {
+            Tier::Standard | Tier::Batch => "default",
+            Tier::Flex => "flex",
+            Tier::Priority => "priority",
+            Tier::Ultrafast => "ultrafast",
+        }
+    }
+
     /// The name in JSON documents and receipts.
     pub const fn name(self) -> &'static str {
         match self {
@@ -125,6 +135,16 @@ pub struct Usage {
     pub audio_output_tokens: Tokens,
     /// Hosted tools, billed beside the tokens.
     pub tools: ToolUsage,
+    /// Seconds of sound that were heard, where they are what is billed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub seconds: u32,
+    /// Characters that were spoken, where they are what is billed.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub characters: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What hosted tools of the Responses API did, in the units they are billed by.
@@ -191,8 +211,18 @@ impl Usage {
         let Some((input_tokens, output_tokens)) = totals(usage, dialect)? else {
             return Ok(None);
         };
-        let input = Details::of(usage, ["prompt_tokens_details", "input_tokens_details"])?;
-        let output = Details::of(usage, ["completion_tokens_details", "output_tokens_details"])?;
+        let input = Details::of(
+            usage,
+            ["prompt_tokens_details", "input_tokens_details", "input_token_details"],
+        )?;
+        let output = Details::of(
+            usage,
+            [
+                "completion_tokens_details",
+                "output_tokens_details",
+                "output_token_details",
+            ],
+        )?;
         let (cached, written) = (cached(&input, usage)?, CacheWrites::read(&input, ttl)?);
         let audio = input.tokens("audio_tokens")?.unwrap_or_default();
         let cached_tokens = cached.min(input_tokens);
@@ -211,7 +241,80 @@ impl Usage {
             reasoning_tokens,
             audio_output_tokens: audio_output.min(output_tokens.saturating_sub(reasoning_tokens)),
             tools: ToolUsage::default(),
+            seconds: 0,
+            characters: 0,
         }))
+    }
+
+    /// Reads the usage of an image endpoint.
+    ///
+    /// # Errors
+    /// As [`Usage::parse_for`].
+    pub fn of_images(usage: &Value) -> Result<Option<Usage>, UsageError> {
+        let details = Details(object(Some(usage), "usage")?);
+        let told = details.tokens("input_tokens")?.or(details.tokens("output_tokens")?);
+        if told.is_none() {
+            return Ok(None);
+        }
+        let tools = ToolUsage {
+            image_gen: ImageUsage::read(&details)?,
+            ..ToolUsage::default()
+        };
+        Ok(Some(Usage {
+            tools,
+            ..Usage::default()
+        }))
+    }
+
+    /// Reads the usage of speech: all that is generated is sound.
+    ///
+    /// # Errors
+    /// As [`Usage::parse_for`].
+    pub fn of_speech(usage: &Value) -> Result<Option<Usage>, UsageError> {
+        let usage = Usage::parse_for(usage, Dialect::OpenAi, CacheTtl::default())?;
+        Ok(usage.map(|usage| Usage {
+            audio_output_tokens: usage.output_tokens,
+            ..usage
+        }))
+    }
+
+    /// Reads the usage of a transcription or translation: tokens, or seconds, which count when they have begun.
+    ///
+    /// # Errors
+    /// As [`Usage::parse_for`]; a duration that is no number of seconds.
+    pub fn of_sound(usage: &Value) -> Result<Option<Usage>, UsageError> {
+        let duration =
+            object(Some(usage), "usage")?.filter(|usage| usage.get("type").is_some_and(|kind| kind == "duration"));
+        match duration {
+            None => Usage::parse_for(usage, Dialect::OpenAi, CacheTtl::default()),
+            Some(usage) => Usage::of_duration(usage.get("seconds").unwrap_or(&Value::Null)).map(Some),
+        }
+    }
+
+    /// So many seconds of sound.
+    ///
+    /// # Errors
+    /// It is no number of seconds.
+    pub fn of_duration(seconds: &Value) -> Result<Usage, UsageError> {
+        let wrong = UsageError {
+            field: "seconds",
+            problem: "not a number of seconds",
+        };
+        let text = match seconds {
+            Value::Number(number) => number.to_string(),
+            _ => return Err(wrong),
+        };
+        let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
+        let begun = fraction.bytes().any(|digit| digit != b'0');
+        let is_plain = fraction.bytes().all(|digit| digit.is_ascii_digit());
+        let whole: u32 = whole.parse().map_err(|_| wrong.clone())?;
+        match whole.checked_add(u32::from(begun)).filter(|_| is_plain) {
+            Some(seconds) => Ok(Usage {
+                seconds,
+                ..Usage::default()
+            }),
+            None => Err(wrong),
+        }
     }
 
     /// As [`Usage::parse_for`], for a request that said nothing of its cache writes.
@@ -317,7 +420,7 @@ struct Details<'a>(Option<&'a Map<String, Value>>);
 
 impl<'a> Details<'a> {
     /// The first of `names` that is there.
-    fn of(usage: &'a Map<String, Value>, names: [&'static str; 2]) -> Result<Details<'a>, UsageError> {
+    fn of(usage: &'a Map<String, Value>, names: [&'static str; 3]) -> Result<Details<'a>, UsageError> {
         for name in names {
             if let Some(details) = object(usage.get(name), name)? {
                 return Ok(Details(Some(details)));
@@ -783,6 +886,38 @@ mod tests {
             "output_tokens": 0, "output_tokens_details": null, "total_tokens": 0});
         assert_eq!(read(idle), None);
         assert_eq!(read(json!(null)), None);
+    }
+
+    #[test]
+    fn sound_is_told_in_tokens_or_in_seconds_that_have_begun() {
+        let of = |usage: Value| Usage::of_sound(&usage);
+        let seconds = |usage| of(usage).map(|usage| usage.map(|usage| usage.seconds));
+        assert_eq!(seconds(json!({"type": "duration", "seconds": 7})), Ok(Some(7)));
+        assert_eq!(seconds(json!({"type": "duration", "seconds": 3.25})), Ok(Some(4)));
+        assert_eq!(seconds(json!({"type": "duration", "seconds": 3.0})), Ok(Some(3)));
+        for wrong in [
+            json!(-1),
+            json!("7"),
+            json!(null),
+            json!(1e30),
+            json!(5_000_000_000_u64),
+        ] {
+            assert!(of(json!({"type": "duration", "seconds": wrong})).is_err(), "{wrong}");
+        }
+        let told = json!({"type": "tokens", "total_tokens": 49, "input_tokens": 37, "output_tokens": 12,
+            "input_token_details": {"text_tokens": 0, "audio_tokens": 37}});
+        let usage = of(told).expect("believed").expect("a usage");
+        assert_eq!(
+            (usage.input_tokens, usage.audio_input_tokens, usage.output_tokens),
+            (tokens(37), tokens(37), tokens(12))
+        );
+        let spoken = Usage::of_speech(&json!({"input_tokens": 9, "output_tokens": 80, "total_tokens": 89}));
+        assert_eq!(
+            spoken.expect("believed").expect("a usage").audio_output_tokens,
+            tokens(80)
+        );
+        assert_eq!(Usage::of_images(&json!({})), Ok(None));
+        assert_eq!(of(json!(null)), Ok(None));
     }
 
     proptest! {

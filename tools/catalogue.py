@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Makes src/pricing/catalogue.json from a survey of published rates.
+"""Adds a survey of published rates to src/pricing/catalogue.json.
 
-    tools/catalogue.py PRICES.json > src/pricing/catalogue.json
+    tools/catalogue.py PRICES.json src/pricing/catalogue.json > new.json
+
+Rows that are there stay, to the letter: databases have them, and take only what is new. What a survey says otherwise
+than a model's last row is a row more, from the survey's date.
 
 Rates are exact decimal strings, in dollars per million tokens (fees: per thousand calls). A null is no rate. A
 vendor's zero is not taken over, because only an operator may write zero. A model whose price has a part that the
@@ -10,6 +13,8 @@ gateway cannot express or meter (a fee per request, per image, per search-model 
 
 import json
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 TEXT = {"chat", "responses", "completion"}
 CLASSES = {
@@ -49,11 +54,37 @@ def window(entry):
     return {"days": entry["weekdays"], "hours": [hours] if isinstance(hours, str) else hours}
 
 
+def audio(row, modes):
+    kind = "transcription" if "audio_transcription" in modes else "speech"
+    made = {"kind": kind, "rates": rates(row)}
+    minute, characters = row.get("per_minute"), row.get("per_million_characters")
+    if minute:
+        # Dollars per million seconds, which has to be exact.
+        seconds = Fraction(minute) * 1_000_000 / 60
+        if (seconds * 10**9).denominator != 1:
+            return None
+        made["rates"] = {"seconds": decimal(seconds)}
+    elif characters:
+        made["rates"] = {"characters": characters}
+    elif not {"input", "output"} <= made["rates"].keys():
+        return None
+    for name, limit in (("max_input", row.get("max_input_tokens")), ("max_output", row.get("max_output_tokens"))):
+        if limit:
+            made[name] = limit
+    return made
+
+
+def decimal(number):
+    return format((Decimal(number.numerator) / Decimal(number.denominator)).normalize(), "f")
+
+
 def price(row):
     modes = set(row["modes"])
     if "image_generation" in modes and row["provider"] == "openai" and row["model"].startswith(("gpt-image", "chatgpt-image")):
         made = {"kind": "image", "rates": rates(row, IMAGE)}
         return made if "image_output" in made["rates"] else None
+    if modes <= {"audio_transcription", "audio_speech"} and row["provider"] == "openai":
+        return audio(row, modes)
     kind = "embedding" if "embedding" in modes else "text"
     if kind == "text" and not modes & TEXT:
         return None
@@ -92,13 +123,14 @@ def price(row):
 
 def main():
     survey = json.load(open(sys.argv[1], encoding="utf-8"))
-    rows = []
+    rows = json.load(open(sys.argv[2], encoding="utf-8"))["prices"]
+    last = {(row["list"], row["model"]): row["price"] for row in rows}
     for row in survey["models"]:
         made = price(row)
-        if made:
+        if made and made != last.get((row["provider"], row["model"])):
             rows.append({"list": row["provider"], "model": row["model"], "from": row["as_of"][:10], "price": made})
-    rows.sort(key=lambda row: (row["list"], row["model"]))
-    head = json.dumps({"as_of": "2026-11-23"})[:-1]
+    rows.sort(key=lambda row: (row["list"], row["model"], row["from"]))
+    head = json.dumps({"as_of": max(row["from"] for row in rows)})[:-1]
     print(head + ', "prices": [')
     print(",\n".join(json.dumps(row, separators=(",", ":")) for row in rows))
     print("]}")

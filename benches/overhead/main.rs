@@ -12,6 +12,7 @@
 )]
 
 mod books;
+mod crowd;
 mod load;
 mod passthrough;
 mod process;
@@ -43,7 +44,10 @@ struct Args {
     /// Usage rows of the large database [default: 10000000, short: 100000]
     #[arg(long)]
     rows: Option<i64>,
-    /// Only the parts whose names begin so: json, stream, past, memory, start, long
+    /// Idle streams of the part `streams10k` [default: 10000, short: 1000]
+    #[arg(long)]
+    streams: Option<usize>,
+    /// Only the parts whose names begin so: json, stream, streams10k, past, memory, start, long
     #[arg(long)]
     only: Option<String>,
     /// `cargo bench` passes it

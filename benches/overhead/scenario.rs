@@ -10,6 +10,7 @@ use tokio::task::LocalSet;
 
 use crate::Args;
 use crate::books::{self, Past};
+use crate::crowd::{self, Crowd};
 use crate::load::{self, Ask, Client, Load, Seen};
 use crate::process::{self, Process, Syncs};
 use crate::report::{Goals, Table, median, quantile};
@@ -196,7 +197,7 @@ fn cpu_per_chunk(turn: &Turn) -> f64 {
 
 /// Runs what was asked for. A run against a pass-through that is slow itself says nothing, and fails.
 pub fn run(args: &Args, runtime: &Runtime) -> ExitCode {
-    raise_descriptors();
+    let most_idle = raise_descriptors();
     let place = Place::new();
     let (disk, fsync) = process::disk(place.path());
     println!("{} cores, {disk}, fsync of 4 KiB: {:.0} µs", cores(), fsync * 1e6);
@@ -214,6 +215,18 @@ pub fn run(args: &Args, runtime: &Runtime) -> ExitCode {
     let wanted = |part: &str| args.only.as_ref().is_none_or(|only| part.starts_with(only.as_str()));
     if wanted("json") || wanted("stream") || wanted("memory") || wanted("long") {
         bench.calls(&mut goals, &wanted);
+    }
+    if wanted("streams10k") {
+        let seconds = |long, short| Duration::from_secs(if args.short { short } else { long });
+        let crowd = Crowd {
+            idle: args
+                .streams
+                .unwrap_or(if args.short { 1_000 } else { 10_000 })
+                .min(most_idle),
+            window: seconds(60, 10),
+            open: seconds(150, 45),
+        };
+        crowd::run(crowd, &bench.place, &bench.upstream, runtime, &mut goals);
     }
     if wanted("past") || wanted("start") {
         bench.past(&mut goals, &wanted);
@@ -613,16 +626,19 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }
 
-/// As many descriptors as the streams need, for us and for what we start.
-fn raise_descriptors() {
+/// As many descriptors as the streams need, for us and for what we start; beyond the most there may be, if we may. Returns
+/// how many idle streams they suffice for: each takes the gateway two.
+fn raise_descriptors() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
-    if current.is_some_and(|current| current < wanted) {
-        let limit = Rlimit {
-            current: Some(wanted),
-            maximum,
-        };
-        setrlimit(Resource::Nofile, limit).expect("below the most there may be");
+    let short = |limit: Option<u64>| limit.is_some_and(|limit| limit < DESCRIPTORS);
+    let raised = |current, maximum| setrlimit(Resource::Nofile, Rlimit { current, maximum });
+    let most = if short(maximum) { Some(DESCRIPTORS) } else { maximum };
+    if short(current) {
+        raised(Some(DESCRIPTORS), most)
+            .or_else(|_| raised(maximum, maximum))
+            .expect("below the most there may be");
     }
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS);
+    usize::try_from(limit.saturating_sub(1_000) / 2).expect("few")
 }

@@ -110,7 +110,7 @@ impl Gateway {
         let addr = free_addr();
         let (database, settings) = (place.file(&format!("{name}.db")), place.file(&format!("{name}.toml")));
         let text = format!(
-            "[server]\nlisten = \"{addr}\"\n[database]\npath = \"{}\"\n\
+            "[server]\nlisten = \"{addr}\"\nmax_connections = 20000\nmax_connections_per_address = 20000\n[database]\npath = \"{}\"\n\
              [[upstream]]\nname = \"openai\"\nbase_url = \"http://{upstream}/v1\"\nprices = \"openai\"\n",
             database.display()
         );

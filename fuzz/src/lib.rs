@@ -11,10 +11,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use codex_gateway::bilingual;
 use codex_gateway::call::{Call, ChatLimitField, Edits, Endpoint};
 use codex_gateway::codec::{self, Coding, DecodeError, Decoder};
 use codex_gateway::config::{Config, ConfigError, ConfigErrors, Sources};
 use codex_gateway::key::GatewayKey;
+use codex_gateway::language::Language;
 use codex_gateway::meter::{End, MAX_ITEMS, Meter, Reading, Seen};
 use codex_gateway::sse::{Event, PASS_THROUGH_BYTES, Splitter};
 use codex_gateway::usage::{CacheTtl, Dialect, Tokens, ToolTally, ToolUsage, Usage};
@@ -268,7 +270,7 @@ fn limit_names(endpoint: Endpoint, chat: ChatLimitField) -> &'static [&'static s
         (Endpoint::ChatCompletions, ChatLimitField::MaxTokens) => &["max_tokens", "max_completion_tokens"],
         (Endpoint::Responses, _) => &["max_output_tokens"],
         (Endpoint::Completions, _) => &["max_tokens"],
-        (Endpoint::Embeddings, _) => &[],
+        _ => &[],
     }
 }
 
@@ -387,7 +389,10 @@ fn load(text: &str, env: &BTreeMap<String, String>) -> Result<(), ConfigErrors> 
         file: Some((PathBuf::from(FILE), text.to_owned())),
         env,
         flags: Vec::new(),
-        read: &|path: &Path| Err(format!("{} is not there", path.display())),
+        read: &|path: &Path| {
+            let path = path.display();
+            Err(bilingual!(en: "{path} is not there", zh: "没有 {path}"))
+        },
     })?;
     loaded.complete().map(|_| ())
 }
@@ -424,7 +429,10 @@ pub fn config(data: &[u8]) {
 
 fn assert_has_a_place(error: &ConfigError, text: &str) {
     assert!(
-        !error.place.is_empty() && !error.what.is_empty() && !error.fix.is_empty(),
+        !error.place.is_empty()
+            && Language::ALL
+                .iter()
+                .all(|language| { !error.what.of(*language).is_empty() && !error.fix.of(*language).is_empty() }),
         "{error}"
     );
     let Some(place) = error.place.strip_prefix(FILE) else {

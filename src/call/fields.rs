@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::CallError;
+use super::{BodyProblem, CallError, Instead, Problem, Wanted};
 
 /// More members than any request has; each costs memory before anything else is known about the call.
 const MAX_MEMBERS: usize = 512;
@@ -51,11 +51,11 @@ const DECIDING: [&str; 31] = [
 ];
 
 /// One member of an object.
-pub(super) struct Member<'a> {
+pub struct Member<'a> {
     /// Its name, JSON escapes undone.
-    pub(super) name: Cow<'a, str>,
+    pub name: Cow<'a, str>,
     /// Its value's JSON, a part of the text it was read from.
-    pub(super) value: &'a str,
+    pub value: &'a str,
 }
 
 /// A member's name, JSON escapes undone.
@@ -92,25 +92,28 @@ impl<'de> Deserialize<'de> for Members<'de> {
 }
 
 /// The members of the object that `text` is.
-pub(super) fn members(text: &str) -> Result<Vec<Member<'_>>, CallError> {
+///
+/// # Errors
+/// It is none, or has too many.
+pub fn members(text: &str) -> Result<Vec<Member<'_>>, CallError> {
     match serde_json::from_str::<Members<'_>>(text) {
-        Ok(Members(members)) if members.len() > MAX_MEMBERS => Err(CallError::of_body(
-            "invalid_value",
-            format!("The request has more than {MAX_MEMBERS} parameters. Leave out those that are not OpenAI's."),
-        )),
+        Ok(Members(members)) if members.len() > MAX_MEMBERS => {
+            Err(CallError::Body(BodyProblem::TooManyParameters { most: MAX_MEMBERS }))
+        }
         Ok(Members(members)) => Ok(members),
         Err(error) => Err(not_an_object(text, &error)),
     }
 }
 
 fn not_an_object(text: &str, error: &serde_json::Error) -> CallError {
-    let message = if serde_json::from_str::<IgnoredAny>(text).is_ok() {
-        "The request body is JSON, but not an object. Send an object such as {\"model\": …}.".to_owned()
+    CallError::Body(if serde_json::from_str::<IgnoredAny>(text).is_ok() {
+        BodyProblem::NotAnObject
     } else {
-        let (line, column) = (error.line(), error.column());
-        format!("The request body is not valid JSON (line {line}, column {column}). Send one JSON object, in UTF-8.")
-    };
-    CallError::of_body("invalid_json", message)
+        BodyProblem::NotJson {
+            line: error.line(),
+            column: error.column(),
+        }
+    })
 }
 
 /// Where `part`, a slice of `text`, lies in it.
@@ -131,10 +134,10 @@ impl<'a> Deciding<'a> {
                 continue;
             };
             if member.name != name {
-                return Err(miswritten(&format!("{within}{name}")));
+                return Err(CallError::of(&format!("{within}{name}"), Problem::Miswritten));
             }
             if picked.insert(name, member.value).is_some() {
-                return Err(repeated(&format!("{within}{name}")));
+                return Err(CallError::of(&format!("{within}{name}"), Problem::Repeated));
             }
         }
         Ok(Deciding(picked))
@@ -152,7 +155,7 @@ impl<'a> Deciding<'a> {
 
     /// The member as a string.
     pub(super) fn string(&self, name: &str) -> Result<Option<String>, CallError> {
-        let read = |raw| serde_json::from_str(raw).map_err(|_| wrong_type(name, "a string"));
+        let read = |raw| serde_json::from_str(raw).map_err(|_| wrong_type(name, Wanted::Text));
         self.raw(name).map(read).transpose()
     }
 
@@ -162,7 +165,7 @@ impl<'a> Deciding<'a> {
             None => Ok(None),
             Some("true") => Ok(Some(true)),
             Some("false") => Ok(Some(false)),
-            Some(_) => Err(wrong_type(name, "true or false")),
+            Some(_) => Err(wrong_type(name, Wanted::Bool)),
         }
     }
 
@@ -170,18 +173,18 @@ impl<'a> Deciding<'a> {
     pub(super) fn count(&self, name: &str) -> Result<Option<u64>, CallError> {
         let Some(raw) = self.raw(name) else { return Ok(None) };
         if !raw.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(wrong_type(name, "a whole number, at least 1"));
+            return Err(wrong_type(name, Wanted::Count));
         }
         match raw.parse().unwrap_or(u64::MAX) {
-            0 => Err(wrong_value(name, "must be at least 1")),
+            0 => Err(CallError::of(name, Problem::Zero)),
             count => Ok(Some(count)),
         }
     }
 
-    /// Checks that the member's JSON, when there is one, begins with one of `first`; `kind` says so in words.
-    pub(super) fn expect_kind(&self, name: &str, first: &[char], kind: &str) -> Result<Option<&'a str>, CallError> {
+    /// Checks that the member's JSON, when there is one, begins with one of `first`, as what is wanted does.
+    pub(super) fn expect_kind(&self, name: &str, first: &[char], wanted: Wanted) -> Result<Option<&'a str>, CallError> {
         match self.raw(name) {
-            Some(raw) if !raw.starts_with(first) => Err(wrong_type(name, kind)),
+            Some(raw) if !raw.starts_with(first) => Err(wrong_type(name, wanted)),
             raw => Ok(raw),
         }
     }
@@ -199,47 +202,21 @@ fn same_name(written: &str, name: &str) -> bool {
 }
 
 impl CallError {
-    /// A refusal of the whole body.
-    pub(super) fn of_body(code: &'static str, message: String) -> CallError {
-        CallError {
-            message,
-            param: None,
-            code,
-        }
-    }
-
     /// A refusal of a parameter.
-    pub(super) fn of(param: &str, code: &'static str, message: String) -> CallError {
-        CallError {
-            message,
-            param: Some(param.to_owned()),
-            code,
+    pub(super) fn of(param: &str, problem: Problem) -> CallError {
+        CallError::Param {
+            name: param.to_owned(),
+            problem,
         }
     }
-}
-
-fn miswritten(name: &str) -> CallError {
-    let message = format!("A parameter is `{name}` but for the case of its letters. Write `{name}`.");
-    CallError::of(name, "unknown_parameter", message)
-}
-
-fn repeated(name: &str) -> CallError {
-    let message = format!("`{name}` appears more than once. Send it once.");
-    CallError::of(name, "duplicate_parameter", message)
 }
 
 /// `name` is not of its type.
-pub(super) fn wrong_type(name: &str, kind: &str) -> CallError {
-    CallError::of(name, "invalid_type", format!("`{name}` must be {kind}."))
+pub(super) fn wrong_type(name: &str, wanted: Wanted) -> CallError {
+    CallError::of(name, Problem::Type(wanted))
 }
 
-/// `name` is of its type, but `problem` (`must be …`).
-pub(super) fn wrong_value(name: &str, problem: &str) -> CallError {
-    CallError::of(name, "invalid_value", format!("`{name}` {problem}."))
-}
-
-/// `name` is understood, and not served here: `reason` is a sentence that says what to do instead.
-pub(super) fn unsupported(name: &str, reason: &str) -> CallError {
-    let message = format!("`{name}` is not supported by this gateway. {reason}");
-    CallError::of(name, "unsupported_parameter", message)
+/// `name` is understood, and not served here.
+pub(super) fn unsupported(name: &str, instead: Instead) -> CallError {
+    CallError::of(name, Problem::Unsupported(instead))
 }

@@ -6,9 +6,9 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::fields::{Member, Name, members, unsupported, wrong_value};
+use super::fields::{Member, Name, members, unsupported};
 use super::piece::Piece;
-use super::{CallError, Endpoint, HostedTools, Reference};
+use super::{CallError, Endpoint, HostedTools, Instead, Problem, Reference};
 
 /// Names such as a role or a type are part of a message's frame, not of its text. What is longer is no such name.
 const MAX_LABEL_BYTES: usize = 64;
@@ -36,6 +36,8 @@ pub(super) enum Scope {
     Image,
     /// Bytes, not text.
     Blob,
+    /// Bytes that only the account that made them can read.
+    Encrypted,
     /// Bytes or a URL of something that is not counted.
     Beyond,
     /// A hosted tool's settings: no text, but perhaps ids.
@@ -44,16 +46,20 @@ pub(super) enum Scope {
     Container,
     /// Ids of what only the upstream holds.
     ServerState,
+    /// The id of a file.
+    File,
 }
 
 /// How members of messages, items and their parts are read.
 fn scope_of_part(name: &str) -> Scope {
     match name {
         "role" | "type" | "status" | "detail" | "phase" | "id" => Scope::Label,
-        "encrypted_content" | "file_data" | "input_audio" => Scope::Blob,
+        "encrypted_content" => Scope::Encrypted,
+        "file_data" | "input_audio" => Scope::Blob,
         "image_url" => Scope::Image,
         "file_url" | "video_url" | "audio" => Scope::Beyond,
         "annotations" | "arguments" | "logprobs" | "metadata" => Scope::Plain,
+        "file_id" => Scope::File,
         _ => scope_of_id(name).unwrap_or(Scope::Part),
     }
 }
@@ -76,6 +82,7 @@ fn scope_of_id(name: &str) -> Option<Scope> {
 fn scope_of_parameter(endpoint: Endpoint, name: &str) -> Option<Scope> {
     match (name, endpoint) {
         ("input", Endpoint::Embeddings) | ("prompt", Endpoint::Completions) => Some(Scope::Prompts),
+        ("images" | "mask", Endpoint::ImageEdits) => Some(Scope::Part),
         ("messages" | "input" | "instructions", _) => Some(Scope::Items),
         ("prediction", _) => Some(Scope::Prediction),
         (
@@ -119,13 +126,15 @@ pub(super) struct Walk<'w> {
     pub(super) refers_to: Vec<Reference>,
     /// Hosted tools among the definitions.
     pub(super) tools: HostedTools,
+    /// Whether something is encrypted for the account that made it.
+    pub(super) is_encrypted: bool,
     refusal: Option<Refusal>,
 }
 
 /// What ends a walk early; the path grows on the way back.
 struct Refusal {
     path: String,
-    reason: &'static str,
+    instead: Instead,
 }
 
 impl<'w> Walk<'w> {
@@ -135,6 +144,7 @@ impl<'w> Walk<'w> {
             emit,
             refers_to: Vec::new(),
             tools: HostedTools::default(),
+            is_encrypted: false,
             refusal: None,
         }
     }
@@ -146,13 +156,19 @@ impl<'w> Walk<'w> {
             .try_for_each(|parameter| self.parameter(endpoint, parameter))
     }
 
+    /// Walks over a member that holds items.
+    pub(super) fn items(&mut self, member: &Member<'_>) -> Result<(), CallError> {
+        let walked = self.json(member.value, Scope::Items);
+        walked.map_err(|error| self.call_error(&member.name, &error))
+    }
+
     fn parameter(&mut self, endpoint: Endpoint, parameter: &Member<'_>) -> Result<(), CallError> {
         let value = parameter.value;
         let walked = match &*parameter.name {
             _ if value == "null" => Ok(()),
             "tools" | "functions" => self.definitions(value),
             "response_format" => self.format(value),
-            "text" if endpoint == Endpoint::Responses => self.text_settings(value),
+            "text" if endpoint.is_responses() => self.text_settings(value),
             name => match scope_of_parameter(endpoint, name) {
                 Some(scope) => self.json(value, scope),
                 None => Ok(()),
@@ -194,12 +210,12 @@ impl<'w> Walk<'w> {
     }
 
     /// Ends the walk.
-    pub(super) fn refuse<E: Error>(&mut self, reason: &'static str) -> E {
+    pub(super) fn refuse<E: Error>(&mut self, instead: Instead) -> E {
         self.refusal = Some(Refusal {
             path: String::new(),
-            reason,
+            instead,
         });
-        E::custom(reason)
+        E::custom("refused")
     }
 
     /// Notes on the way back where the walk ended: at a member's name, or an `[index]`.
@@ -217,15 +233,18 @@ impl<'w> Walk<'w> {
 
     fn call_error(&mut self, parameter: &str, error: &serde_json::Error) -> CallError {
         self.at(parameter, ());
-        if let Some(Refusal { path, reason }) = self.refusal.take() {
-            return unsupported(&path, reason);
+        if let Some(Refusal { path, instead }) = self.refusal.take() {
+            return unsupported(&path, instead);
         }
-        let problem = if error.to_string().starts_with("recursion limit") {
-            "is nested more than 128 levels deep; flatten it"
-        } else {
-            "holds a string with half of a surrogate pair (a cut emoji), or a number out of range; send whole characters"
-        };
-        wrong_value(parameter, problem)
+        let too_deep = error.to_string().starts_with("recursion limit");
+        CallError::of(
+            parameter,
+            if too_deep {
+                Problem::TooDeep
+            } else {
+                Problem::BrokenText
+            },
+        )
     }
 }
 
@@ -236,9 +255,6 @@ pub(super) struct Node<'a, 'w> {
     /// How it is read.
     pub(super) scope: Scope,
 }
-
-const SERVER_STATE: &str =
-    "Files, containers, vector stores and skills of the upstream are not kept apart by user. Send the content itself.";
 
 impl<'de> DeserializeSeed<'de> for Node<'_, '_> {
     type Value = ();
@@ -302,7 +318,15 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
             Scope::Prediction => emit(Piece::Prediction(text)),
             Scope::Image => emit(Piece::Image),
             Scope::Blob | Scope::Beyond => emit(Piece::Blob(text.len())),
-            Scope::Container | Scope::ServerState => return Err(self.walk.refuse(SERVER_STATE)),
+            Scope::Encrypted => {
+                emit(Piece::Blob(text.len()));
+                self.walk.is_encrypted |= !text.is_empty();
+            }
+            Scope::Container | Scope::ServerState => return Err(self.walk.refuse(Instead::SendContent)),
+            Scope::File => {
+                emit(Piece::Beyond);
+                self.walk.refers_to.push(Reference::File(text.to_owned()));
+            }
         }
         Ok(())
     }
@@ -310,7 +334,9 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
     fn visit_u64<E: Error>(self, _number: u64) -> Result<(), E> {
         match self.scope {
             Scope::Prompts | Scope::Prompt => (self.walk.emit)(Piece::TokenId),
-            Scope::Container | Scope::ServerState => return Err(self.walk.refuse(SERVER_STATE)),
+            Scope::Container | Scope::ServerState | Scope::File => {
+                return Err(self.walk.refuse(Instead::SendContent));
+            }
             _ => {}
         }
         Ok(())
@@ -384,9 +410,10 @@ impl ItemFrame<'_> {
         self.types.iter().any(|json| decoded(json).as_deref() == Some(name))
     }
 
-    /// An item with an id and no type is a reference too.
+    /// An item with an id and nothing that the model could read is a reference too, whatever its type.
     fn is_reference(&self) -> bool {
-        self.is("item_reference") || !self.more && self.types.iter().all(|json| *json == "null")
+        let is_drawn = || self.results.iter().any(|json| *json != "null");
+        self.is("item_reference") || self.is("image_generation_call") && !is_drawn() || !self.more
     }
 }
 

@@ -2,15 +2,21 @@
 
 mod fields;
 mod input;
+mod media;
 mod parse;
 mod piece;
 mod splice;
 mod tools;
 
 use std::fmt;
+use std::ops::Range;
 
 use bytes::Bytes;
 
+pub use fields::{Member, members};
+pub use media::Medium;
+
+use crate::code::Code;
 use crate::usage::{CacheTtl, Tier, Tokens};
 
 /// The billed endpoints.
@@ -19,31 +25,75 @@ use crate::usage::{CacheTtl, Tier, Tokens};
 pub enum Endpoint {
     ChatCompletions,
     Responses,
+    Compact,
     Completions,
     Embeddings,
+    ImageGenerations,
+    ImageEdits,
+    Speech,
+    Transcriptions,
+    Translations,
 }
 
 impl Endpoint {
+    /// All of them.
+    pub const ALL: [Endpoint; 10] = [
+        Endpoint::ChatCompletions,
+        Endpoint::Responses,
+        Endpoint::Compact,
+        Endpoint::Completions,
+        Endpoint::Embeddings,
+        Endpoint::ImageGenerations,
+        Endpoint::ImageEdits,
+        Endpoint::Speech,
+        Endpoint::Transcriptions,
+        Endpoint::Translations,
+    ];
+
     /// The path below `/v1`: `/chat/completions`.
     pub const fn path(self) -> &'static str {
         match self {
             Endpoint::ChatCompletions => "/chat/completions",
             Endpoint::Responses => "/responses",
+            Endpoint::Compact => "/responses/compact",
             Endpoint::Completions => "/completions",
             Endpoint::Embeddings => "/embeddings",
+            Endpoint::ImageGenerations => "/images/generations",
+            Endpoint::ImageEdits => "/images/edits",
+            Endpoint::Speech => "/audio/speech",
+            Endpoint::Transcriptions => "/audio/transcriptions",
+            Endpoint::Translations => "/audio/translations",
         }
+    }
+
+    /// Whether requests and answers are those of the Responses API.
+    pub const fn is_responses(self) -> bool {
+        matches!(self, Endpoint::Responses | Endpoint::Compact)
+    }
+
+    /// Whether a call makes or hears something beside text.
+    pub const fn is_medium(self) -> bool {
+        matches!(
+            self,
+            Endpoint::ImageGenerations
+                | Endpoint::ImageEdits
+                | Endpoint::Speech
+                | Endpoint::Transcriptions
+                | Endpoint::Translations
+        )
+    }
+
+    /// Whether a call may come as a form.
+    pub const fn takes_forms(self) -> bool {
+        matches!(
+            self,
+            Endpoint::ImageEdits | Endpoint::Transcriptions | Endpoint::Translations
+        )
     }
 
     /// From the path below `/v1`.
     pub fn from_path(path: &str) -> Option<Endpoint> {
-        [
-            Endpoint::ChatCompletions,
-            Endpoint::Responses,
-            Endpoint::Completions,
-            Endpoint::Embeddings,
-        ]
-        .into_iter()
-        .find(|endpoint| endpoint.path() == path)
+        Endpoint::ALL.into_iter().find(|endpoint| endpoint.path() == path)
     }
 }
 
@@ -129,14 +179,24 @@ pub struct Call {
     pub input: InputShape,
     /// Hosted tools.
     pub tools: HostedTools,
-    /// `previous_response_id` and the ids of `item_reference`s: state only the upstream holds.
+    /// `previous_response_id`, the conversation, the ids of `item_reference`s and of files: state only the upstream holds.
     pub refers_to: Vec<Reference>,
+    /// Whether it holds `encrypted_content`: what earlier answers left there only the account that made them can read.
+    pub is_encrypted: bool,
     /// How long what it writes to the prompt cache is to live: `prompt_cache_options.ttl`.
     pub cache_ttl: CacheTtl,
     /// Whether a legacy completion repeats its prompt: `echo`.
     pub echo: Echo,
+    /// What it makes or hears beside text.
+    pub medium: Medium,
+    /// The content type of a form; a JSON document has none.
+    pub form: Option<String>,
     /// The request as the client wrote it, decompressed.
     pub body: Bytes,
+    /// Where in it the text of `prompt_cache_key` lies.
+    cache_key: Option<Range<usize>>,
+    /// Where in it `client_metadata` lies.
+    client_metadata: Option<Range<usize>>,
     places: splice::Places,
 }
 
@@ -157,25 +217,159 @@ impl fmt::Debug for Call {
     }
 }
 
-/// Something the call leans on that an earlier answer made at the upstream.
+/// Something the call leans on that the upstream keeps: an earlier answer made it there, or the user put it there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reference {
     /// `previous_response_id`.
     Response(String),
     /// The id in an `item_reference`.
     Item(String),
+    /// `conversation`.
+    Conversation(String),
+    /// A `file_id`.
+    File(String),
 }
 
-/// Why a body is not a call. All are a 400 naming the field.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct CallError {
-    /// What is wrong and what to change, for the client.
-    pub message: String,
-    /// The field, as `param` in the answer.
-    pub param: Option<String>,
-    /// OpenAI's code where it has one (`invalid_json`, `missing_required_parameter`, `unsupported_parameter` …).
-    pub code: &'static str,
+/// Why a body is not a call. All are a 400 naming the field; [`crate::texts`] has the words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// The body as a whole.
+    Body(BodyProblem),
+    /// A parameter, by its path: `param` in the answer.
+    Param {
+        /// The path, as `tools[0].container`.
+        name: String,
+        /// What is wrong with it.
+        problem: Problem,
+    },
+}
+
+/// What is wrong with a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BodyProblem {
+    /// Bytes that are no text.
+    NotUtf8,
+    /// Text that is no JSON, from here on.
+    NotJson {
+        /// Counted from 1.
+        line: usize,
+        /// Counted from 1.
+        column: usize,
+    },
+    /// JSON of another kind.
+    NotAnObject,
+    /// No form, or one that may be read in two ways.
+    NotAForm,
+    /// More parameters than are read.
+    TooManyParameters {
+        /// How many are.
+        most: usize,
+    },
+}
+
+/// What is wrong with a parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// It is `model`, and not there.
+    NoModel,
+    /// It is `model`, and cannot be the name of one.
+    NotAModel,
+    /// It is written in another case.
+    Miswritten,
+    /// It is there more than once.
+    Repeated,
+    /// It is of another type.
+    Type(Wanted),
+    /// It is 0.
+    Zero,
+    /// It is too large a number.
+    Above {
+        /// The largest.
+        most: u64,
+    },
+    /// It is none of these words.
+    NotOneOf(&'static [&'static str]),
+    /// It is nested deeper than is read.
+    TooDeep,
+    /// It holds half a character, or a number that is out of range.
+    BrokenText,
+    /// It is understood, and not served here.
+    Unsupported(Instead),
+    /// It has no counterpart in the only format that the model's upstream takes.
+    Untranslatable {
+        /// What it is: `web_search`; the parameter's own name, where it is one.
+        item: String,
+        /// Where that format is spoken.
+        to: Endpoint,
+    },
+}
+
+/// The type that a parameter has to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Wanted {
+    Text,
+    Bool,
+    /// A whole number, at least 1.
+    Count,
+    Object,
+    List,
+    TextOrList,
+    TextOrObject,
+    Messages,
+    Tools,
+    Functions,
+}
+
+/// What to do instead of using a parameter that is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instead {
+    /// Of `background`.
+    StayConnected,
+    /// Of a stored `prompt`.
+    SendPrompt,
+    /// Of `n_predict`.
+    SetMaxTokens,
+    /// Of what would make the upstream bill another model.
+    OneModel,
+    /// Of what only the upstream keeps, for all users alike, or where it would not be looked for.
+    SendContent,
+    /// Of two image tools that differ.
+    OneImageModel,
+    /// Of a lane of a WebSocket.
+    OneAtATime,
+}
+
+impl CallError {
+    /// The parameter, as `param` in the answer.
+    pub fn param(&self) -> Option<&str> {
+        match self {
+            CallError::Body(_) => None,
+            CallError::Param { name, .. } => Some(name),
+        }
+    }
+
+    /// OpenAI's code where it has one.
+    pub fn code(&self) -> Code {
+        match self {
+            CallError::Body(BodyProblem::TooManyParameters { .. }) => Code::InvalidValue,
+            CallError::Body(BodyProblem::NotAForm) => Code::InvalidValue,
+            CallError::Body(_) => Code::InvalidJson,
+            CallError::Param { problem, .. } => match problem {
+                Problem::NoModel => Code::MissingRequiredParameter,
+                Problem::Miswritten => Code::UnknownParameter,
+                Problem::Repeated => Code::DuplicateParameter,
+                Problem::Type(_) => Code::InvalidType,
+                Problem::Unsupported(_) | Problem::Untranslatable { .. } => Code::UnsupportedParameter,
+                Problem::NotAModel
+                | Problem::Zero
+                | Problem::Above { .. }
+                | Problem::NotOneOf(_)
+                | Problem::TooDeep
+                | Problem::BrokenText => Code::InvalidValue,
+            },
+        }
+    }
 }
 
 /// What the gateway writes into the request it sends upstream.
@@ -211,10 +405,51 @@ impl Call {
         parse::parse(endpoint, &body)
     }
 
+    /// Reads a form, likewise.
+    ///
+    /// # Errors
+    /// As [`Call::parse`].
+    pub fn parse_form(endpoint: Endpoint, content_type: &str, body: Bytes) -> Result<Call, CallError> {
+        media::form(endpoint, content_type, &body)
+    }
+
+    /// What the items of a document lean on that is no call: of a conversation that is made or added to.
+    ///
+    /// # Errors
+    /// A [`CallError`] that names the parameter, for a 400.
+    pub fn references(document: &[u8]) -> Result<Vec<Reference>, CallError> {
+        parse::references(document)
+    }
+
+    /// The model that a document names that is no call, if it names one.
+    ///
+    /// # Errors
+    /// A [`CallError`] that names the parameter, for a 400.
+    pub fn named_model(document: &[u8]) -> Result<Option<String>, CallError> {
+        parse::named_model(document)
+    }
+
     /// Tells `told` every text that is counted in [`InputShape::text_bytes`]: strings with their escapes undone, tools
     /// and formats as their JSON. Walks over the body again.
     pub fn for_each_text(&self, told: &mut dyn FnMut(&str)) {
         parse::each_text(self, told);
+    }
+
+    /// The client's `prompt_cache_key`: what it thinks of as one thread.
+    pub fn cache_key(&self) -> Option<&[u8]> {
+        self.body.get(self.cache_key.clone()?)
+    }
+
+    /// The JSON of `client_metadata`, in which Codex says of each call what it is for.
+    pub fn client_metadata(&self) -> Option<&[u8]> {
+        self.body.get(self.client_metadata.clone()?)
+    }
+
+    /// Lets go of the body, where another is sent in its place. What was read of it stays.
+    pub fn let_go_of_body(&mut self) {
+        self.body = Bytes::new();
+        self.cache_key = None;
+        self.client_metadata = None;
     }
 
     /// Whether the model may read more than the body and the answers it refers to: results of hosted tools, files by

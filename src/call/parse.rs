@@ -4,21 +4,21 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::fields::{Deciding, Member, members, span, unsupported, wrong_type, wrong_value};
-use super::input::Walk;
+use super::fields::{Deciding, Member, members, span, unsupported, wrong_type};
+use super::input::{Walk, decoded};
 use super::piece::Piece;
 use super::splice::{Places, StatedLimit, StreamOptions};
-use super::{Call, CallError, Echo, Endpoint, InputShape, Reference};
+use super::{BodyProblem, Call, CallError, Echo, Endpoint, InputShape, Instead, Problem, Reference, Wanted, media};
 use crate::usage::{CacheTtl, Tier, Tokens};
 
 /// Longest name of a model; it goes into tables, logs and messages.
 const MAX_MODEL_BYTES: usize = 256;
 
 /// OpenAI's bound of `n`.
-const MAX_CHOICES: u64 = 128;
+pub(super) const MAX_CHOICES: u64 = 128;
 
 /// Names of tiers that [`Tier::from_wire`] understands, or that mean the standard one.
-const TIERS: [&str; 8] = [
+static TIERS: [&str; 8] = [
     "auto",
     "default",
     "standard",
@@ -31,7 +31,10 @@ const TIERS: [&str; 8] = [
 
 /// Reads a request.
 pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError> {
-    let text = std::str::from_utf8(body).map_err(|_| not_utf8())?;
+    let text = std::str::from_utf8(body).map_err(|_| CallError::Body(BodyProblem::NotUtf8))?;
+    if endpoint.takes_forms() && endpoint != Endpoint::ImageEdits {
+        return Err(CallError::Body(BodyProblem::NotAForm));
+    }
     let members = members(text)?;
     let fields = Deciding::pick(&members, "")?;
     refuse_unserved(endpoint, &fields)?;
@@ -41,19 +44,30 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
     let limits = limits(endpoint, text, &fields)?;
     let mut read = read(endpoint, &members, &fields)?;
     read.tools.web_search |= searches_by_itself(&model);
+    let (medium, stream) = (
+        media::of_json(endpoint, &members),
+        fields.boolean("stream")?.unwrap_or(false),
+    );
+    let choices = choices(endpoint, &fields, read.prompts)?;
+    media::one_image_in_a_stream(medium, stream, choices)?;
     Ok(Call {
         endpoint,
-        stream: fields.boolean("stream")?.unwrap_or(false),
+        stream,
         include_usage,
         output_limit: limits.iter().filter_map(|limit| limit.value).max(),
-        choices: choices(endpoint, &fields, read.prompts)?,
+        choices,
+        medium,
+        form: None,
         tier: tier(&fields)?,
         input: read.input,
         tools: read.tools,
         refers_to: read.refers_to,
+        is_encrypted: read.is_encrypted,
         cache_ttl: cache_ttl(&fields)?,
         echo: echo(&fields)?,
         body: body.clone(),
+        cache_key: cache_key(text, &members),
+        client_metadata: client_metadata(text, &members),
         places: Places {
             model: model_place,
             limits,
@@ -79,36 +93,45 @@ pub(super) fn each_text(call: &Call, told: &mut dyn FnMut(&str)) {
     debug_assert!(walked.is_ok(), "a body that parsed walks again");
 }
 
-fn not_utf8() -> CallError {
-    let message = "The request body is not UTF-8. Send JSON in UTF-8.".to_owned();
-    CallError::of_body("invalid_json", message)
-}
-
-const ONE_MODEL: &str = "A call is priced by one model and its tools: name the model in `model`.";
-
 /// State that only the upstream keeps, and parameters by which a vendor would bill another model than the one priced;
 /// what to do instead.
-const UNSERVED: [(&str, &str); 7] = [
-    (
-        "background",
-        "Leave it out, and keep the connection open for the answer.",
-    ),
-    ("conversation", "Send the earlier messages in `input` instead."),
-    ("prompt", "Send the prompt's text in `instructions` or `input` instead."),
-    (
-        "n_predict",
-        "It would override the limit that is paid for. Set `max_tokens` instead.",
-    ),
-    ("models", ONE_MODEL),
-    ("plugins", ONE_MODEL),
-    ("preset", ONE_MODEL),
+const UNSERVED: [(&str, Instead); 6] = [
+    ("background", Instead::StayConnected),
+    ("prompt", Instead::SendPrompt),
+    ("n_predict", Instead::SetMaxTokens),
+    ("models", Instead::OneModel),
+    ("plugins", Instead::OneModel),
+    ("preset", Instead::OneModel),
 ];
 
+/// What the items of a document lean on. An upstream may take an item by any name.
+pub(super) fn references(document: &[u8]) -> Result<Vec<Reference>, CallError> {
+    let text = std::str::from_utf8(document).map_err(|_| CallError::Body(BodyProblem::NotUtf8))?;
+    let mut nothing = |_: Piece<'_>| ();
+    let mut walk = Walk::new(&mut nothing);
+    for member in members(text)?.iter().filter(|member| member.name != "metadata") {
+        walk.items(member)?;
+    }
+    Ok(walk.refers_to)
+}
+
+/// The model of a document that is no call; `null` is no name.
+pub(super) fn named_model(document: &[u8]) -> Result<Option<String>, CallError> {
+    let text = std::str::from_utf8(document).map_err(|_| CallError::Body(BodyProblem::NotUtf8))?;
+    let fields = Deciding::pick(&members(text)?, "")?;
+    match fields.written("model") {
+        None => Ok(None),
+        Some("null") => Err(wrong_type("model", Wanted::Text)),
+        Some(_) => model(text, &fields).map(|(model, _)| Some(model)),
+    }
+}
+
 fn refuse_unserved(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), CallError> {
-    let background = fields.boolean("background")? == Some(true);
+    // Of an image it is what is behind it.
+    let background = !endpoint.is_medium() && fields.boolean("background")? == Some(true);
     let is_asked_for = |name: &str| match name {
         "background" => background,
-        "prompt" if endpoint != Endpoint::Responses => false,
+        "prompt" if !endpoint.is_responses() => false,
         _ => fields.raw(name).is_some(),
     };
     match UNSERVED.into_iter().find(|(name, _)| is_asked_for(name)) {
@@ -118,30 +141,31 @@ fn refuse_unserved(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), Call
 }
 
 fn expect_kinds(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), CallError> {
-    fields.expect_kind("messages", &['['], "a list of messages")?;
-    fields.expect_kind("input", &['[', '"'], "a string or a list")?;
-    fields.expect_kind("instructions", &['[', '"'], "a string")?;
-    fields.expect_kind("tools", &['['], "a list of tools")?;
-    fields.expect_kind("functions", &['['], "a list of functions")?;
-    fields.expect_kind("prediction", &['{'], "an object")?;
-    fields.expect_kind("web_search_options", &['{'], "an object")?;
+    fields.expect_kind("messages", &['['], Wanted::Messages)?;
+    fields.expect_kind("input", &['[', '"'], Wanted::TextOrList)?;
+    fields.expect_kind("instructions", &['[', '"'], Wanted::Text)?;
+    fields.expect_kind("tools", &['['], Wanted::Tools)?;
+    fields.expect_kind("functions", &['['], Wanted::Functions)?;
+    fields.expect_kind("prediction", &['{'], Wanted::Object)?;
+    fields.expect_kind("web_search_options", &['{'], Wanted::Object)?;
     if endpoint == Endpoint::Completions {
-        fields.expect_kind("prompt", &['[', '"'], "a string or a list")?;
+        fields.expect_kind("prompt", &['[', '"'], Wanted::TextOrList)?;
     }
     fields.boolean("store").map(|_| ())
+}
+
+/// Whether a text can be the name of a model.
+pub(super) fn is_model(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_MODEL_BYTES && !text.contains(char::is_control)
 }
 
 /// The model, and where in the text it stands.
 fn model(text: &str, fields: &Deciding<'_>) -> Result<(String, Range<usize>), CallError> {
     let (Some(model), Some(raw)) = (fields.string("model")?, fields.raw("model")) else {
-        let message = "The request names no model. Set `model`; GET /v1/models lists what this key may use.".to_owned();
-        return Err(CallError::of("model", "missing_required_parameter", message));
+        return Err(CallError::of("model", Problem::NoModel));
     };
-    if model.is_empty() || model.len() > MAX_MODEL_BYTES || model.contains(char::is_control) {
-        return Err(wrong_value(
-            "model",
-            "must be the name of a model; GET /v1/models lists what this key may use",
-        ));
+    if !is_model(&model) {
+        return Err(CallError::of("model", Problem::NotAModel));
     }
     Ok((model, span(text, raw)))
 }
@@ -155,14 +179,14 @@ fn stream_options(text: &str, fields: &Deciding<'_>) -> Result<(StreamOptions, b
     let Some(written) = fields.written("stream_options") else {
         return Ok((StreamOptions::Absent, false));
     };
-    let Some(object) = fields.expect_kind("stream_options", &['{'], "an object")? else {
+    let Some(object) = fields.expect_kind("stream_options", &['{'], Wanted::Object)? else {
         return Ok((StreamOptions::Null(span(text, written)), false));
     };
     let options = members(object)?;
     let flags = Deciding::pick(&options, "stream_options.")?;
     let wanted = flags
         .boolean("include_usage")
-        .map_err(|_| wrong_type("stream_options.include_usage", "true or false"))?;
+        .map_err(|_| wrong_type("stream_options.include_usage", Wanted::Bool))?;
     let place = match flags.written("include_usage") {
         Some(flag) => StreamOptions::Flag(span(text, flag)),
         None => StreamOptions::Object {
@@ -183,7 +207,7 @@ fn limits(endpoint: Endpoint, text: &str, fields: &Deciding<'_>) -> Result<Vec<S
         Endpoint::ChatCompletions => &["max_completion_tokens", "max_tokens"],
         Endpoint::Responses => &["max_output_tokens"],
         Endpoint::Completions => &["max_tokens"],
-        Endpoint::Embeddings => &[],
+        _ => &[],
     };
     let mut limits = Vec::new();
     for &field in names {
@@ -202,14 +226,14 @@ fn limits(endpoint: Endpoint, text: &str, fields: &Deciding<'_>) -> Result<Vec<S
 /// How many answers are generated: the better of `best_of` are paid for like the best.
 fn choices(endpoint: Endpoint, fields: &Deciding<'_>, prompts: u32) -> Result<u32, CallError> {
     let bounded = |name| match fields.count(name)? {
-        Some(count) if count > MAX_CHOICES => Err(wrong_value(name, "must be at most 128")),
+        Some(count) if count > MAX_CHOICES => Err(CallError::of(name, Problem::Above { most: MAX_CHOICES })),
         count => Ok(count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1)),
     };
     let (n, best_of) = (bounded("n")?, bounded("best_of")?);
     Ok(match endpoint {
-        Endpoint::ChatCompletions => n,
+        Endpoint::ChatCompletions | Endpoint::ImageGenerations | Endpoint::ImageEdits => n,
         Endpoint::Completions => n.max(best_of).saturating_mul(prompts.max(1)),
-        Endpoint::Responses | Endpoint::Embeddings => 1,
+        _ => 1,
     })
 }
 
@@ -220,16 +244,26 @@ fn tier(fields: &Deciding<'_>) -> Result<Tier, CallError> {
     match name.as_str() {
         "auto" | "default" | "standard" | "scale" => Ok(Tier::Standard),
         known if TIERS.contains(&known) => Ok(Tier::from_wire(Some(known))),
-        _ => Err(wrong_value(
-            "service_tier",
-            &format!("must be one of {}", TIERS.join(", ")),
-        )),
+        _ => Err(CallError::of("service_tier", Problem::NotOneOf(&TIERS))),
     }
+}
+
+/// The text of `prompt_cache_key`, as it is written. It decides where the call goes, never whether it may.
+fn cache_key(text: &str, members: &[Member<'_>]) -> Option<Range<usize>> {
+    let named = members.iter().find(|member| member.name == "prompt_cache_key")?;
+    let written = named.value.strip_prefix('"')?.strip_suffix('"')?;
+    Some(span(text, written))
+}
+
+/// The JSON of `client_metadata`. What cannot be read of it says nothing.
+fn client_metadata(text: &str, members: &[Member<'_>]) -> Option<Range<usize>> {
+    let named = members.iter().find(|member| member.name == "client_metadata")?;
+    Some(span(text, named.value))
 }
 
 /// `prompt_cache_options.ttl`: a longer life costs more.
 fn cache_ttl(fields: &Deciding<'_>) -> Result<CacheTtl, CallError> {
-    let Some(options) = fields.expect_kind("prompt_cache_options", &['{'], "an object")? else {
+    let Some(options) = fields.expect_kind("prompt_cache_options", &['{'], Wanted::Object)? else {
         return Ok(CacheTtl::default());
     };
     let options = members(options)?;
@@ -237,7 +271,10 @@ fn cache_ttl(fields: &Deciding<'_>) -> Result<CacheTtl, CallError> {
     match ttl.as_deref() {
         None | Some("30m") => Ok(CacheTtl::Minutes30),
         Some("12h") => Ok(CacheTtl::Hours12),
-        Some(_) => Err(wrong_value("prompt_cache_options.ttl", "must be \"30m\" or \"12h\"")),
+        Some(_) => Err(CallError::of(
+            "prompt_cache_options.ttl",
+            Problem::NotOneOf(&["30m", "12h"]),
+        )),
     }
 }
 
@@ -254,6 +291,7 @@ struct Read {
     prompts: u32,
     tools: super::HostedTools,
     refers_to: Vec<Reference>,
+    is_encrypted: bool,
 }
 
 fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) -> Result<Read, CallError> {
@@ -264,10 +302,13 @@ fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) ->
     let Walk {
         mut tools,
         mut refers_to,
+        is_encrypted,
         ..
     } = walk;
     refers_to.extend(fields.string("previous_response_id")?.map(Reference::Response));
-    input.unbounded |= reasons_beyond_the_body(fields)?;
+    let conversation = conversation(fields)?;
+    input.unbounded |= reasons_beyond_the_body(fields)? || conversation.is_some();
+    refers_to.extend(conversation.map(Reference::Conversation));
     tools.web_search |= fields.raw("web_search_options").is_some();
     let most = fields.count("max_tool_calls")?;
     tools.max_calls = most.map(|most| u32::try_from(most).unwrap_or(u32::MAX));
@@ -276,12 +317,28 @@ fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) ->
         prompts,
         tools,
         refers_to,
+        is_encrypted,
     })
+}
+
+/// `conversation`: an id, or an object with nothing but one. All that is in it is read again.
+fn conversation(fields: &Deciding<'_>) -> Result<Option<String>, CallError> {
+    let Some(object) = fields.expect_kind("conversation", &['{', '"'], Wanted::TextOrObject)? else {
+        return Ok(None);
+    };
+    if object.starts_with('"') {
+        return fields.string("conversation");
+    }
+    match &members(object)?[..] {
+        [Member { name, value }] if name == "id" => decoded(value).map(|id| Some(id.into_owned())),
+        _ => None,
+    }
+    .ok_or_else(|| wrong_type("conversation", Wanted::TextOrObject))
 }
 
 /// `reasoning.mode: "pro"` makes a model read its own drafts: a prompt of 12 tokens was billed as 1,549.
 fn reasons_beyond_the_body(fields: &Deciding<'_>) -> Result<bool, CallError> {
-    let Some(object) = fields.expect_kind("reasoning", &['{'], "an object")? else {
+    let Some(object) = fields.expect_kind("reasoning", &['{'], Wanted::Object)? else {
         return Ok(false);
     };
     let members = members(object)?;

@@ -90,8 +90,11 @@ pub(super) fn spliced(call: &Call, edits: &Edits) -> Bytes {
 
 fn model(call: &Call, edits: &Edits) -> Option<Splice> {
     let model = edits.model.as_ref().filter(|model| **model != call.model)?;
-    let json = serde_json::Value::from(model.as_str()).to_string();
-    Some(Splice::replace(&call.places.model, json))
+    let written = match call.form {
+        Some(_) => model.clone(),
+        None => serde_json::Value::from(model.as_str()).to_string(),
+    };
+    Some(Splice::replace(&call.places.model, written))
 }
 
 fn usage(call: &Call, edits: &Edits) -> Option<Splice> {
@@ -129,7 +132,7 @@ fn output_limit(call: &Call, edits: &Edits) -> Vec<Splice> {
         (Endpoint::ChatCompletions, ChatLimitField::MaxCompletionTokens) => "max_completion_tokens",
         (Endpoint::ChatCompletions, ChatLimitField::MaxTokens) | (Endpoint::Completions, _) => "max_tokens",
         (Endpoint::Responses, _) => "max_output_tokens",
-        (Endpoint::Embeddings, _) => return Vec::new(),
+        _ => return Vec::new(),
     };
     vec![match stated.iter().find(|stated| stated.field == field) {
         Some(null) => Splice::replace(&null.place, limit.get().to_string()),

@@ -114,10 +114,10 @@ fn what_is_no_request_is_refused() {
         ("{\"model\":[\"m\"]}", Some("model"), "invalid_type"),
     ] {
         let error = parse(Endpoint::Responses, body).expect_err(body);
-        assert_eq!((error.param.as_deref(), error.code), (param, code), "{body}");
+        assert_eq!((error.param(), error.code().name()), (param, code), "{body}");
     }
     let not_utf8 = Call::parse(Endpoint::Responses, Bytes::from_static(b"{\"model\":\"\xff\"}"));
-    assert_eq!(not_utf8.expect_err("not UTF-8").code, "invalid_json");
+    assert_eq!(not_utf8.expect_err("not UTF-8").code().name(), "invalid_json");
 }
 
 #[test]
@@ -162,8 +162,7 @@ fn a_field_that_decides_cost_is_refused_with_another_type() {
     ] {
         for endpoint in ALL {
             let error = parse(endpoint, with(parameter)).expect_err(parameter);
-            assert_eq!(error.param.as_deref(), Some(name), "{parameter}");
-            assert!(error.message.contains(name), "{error}");
+            assert_eq!(error.param(), Some(name), "{parameter}");
         }
     }
 }
@@ -193,18 +192,18 @@ fn a_field_that_decides_cost_is_refused_twice_or_in_another_case() {
             let body = format!("{{\"model\":\"m\",\"{name}\":null,\"{again}\":null}}");
             let error = parse(Endpoint::ChatCompletions, &body).expect_err(&body);
             assert!(
-                matches!(error.code, "duplicate_parameter" | "unknown_parameter"),
-                "{body}: {error}"
+                matches!(error.code(), Code::DuplicateParameter | Code::UnknownParameter),
+                "{body}: {error:?}"
             );
             assert!(
-                error.param.is_some_and(|param| param == name || param == "model"),
+                error.param().is_some_and(|param| param == name || param == "model"),
                 "{body}"
             );
         }
     }
     for name in ["Model", "MAX_TOKENS", "\u{17f}tream", "max_to\u{212a}ens", "Stream"] {
         let error = parse(Endpoint::ChatCompletions, with(&format!("\"{name}\":null"))).expect_err(name);
-        assert_eq!(error.code, "unknown_parameter", "{name}");
+        assert_eq!(error.code(), Code::UnknownParameter, "{name}");
     }
 }
 
@@ -266,30 +265,12 @@ fn tiers_are_known_ones() {
 fn state_of_the_upstream_is_refused_by_name() {
     for (parameter, name) in [
         (r#""background":true"#, "background"),
-        (r#""conversation":"conv_1""#, "conversation"),
-        (r#""conversation":{"id":"conv_1"}"#, "conversation"),
         (r#""prompt":{"id":"pmpt_1"}"#, "prompt"),
         (r#""models":["dear"]"#, "models"),
         (r#""n_predict":5"#, "n_predict"),
         (
-            r#""input":[{"role":"user","content":[{"type":"input_file","file_id":"file-1"}]}]"#,
-            "input[0].content[0].file_id",
-        ),
-        (
-            r#""input":[{"type":"message"},{"content":[{"file_id":"f","type":"input_image"}]}]"#,
-            "input[1].content[0].file_id",
-        ),
-        (
-            r#""input":[{"type":"function_call_output","output":[{"file_id":"f"}]}]"#,
-            "input[0].output[0].file_id",
-        ),
-        (
             r#""input":[{"type":"code_interpreter_call","container_id":"cntr_1"}]"#,
             "input[0].container_id",
-        ),
-        (
-            r#""messages":[{"content":[{"type":"file","file":{"file_id":"f"}}]}]"#,
-            "messages[0].content[0].file.file_id",
         ),
         (
             r#""tools":[{"type":"code_interpreter","container":"cntr_1"}]"#,
@@ -322,11 +303,68 @@ fn state_of_the_upstream_is_refused_by_name() {
     ] {
         let error = parse(Endpoint::Responses, with(parameter)).expect_err(parameter);
         assert_eq!(
-            (error.param.as_deref(), error.code),
+            (error.param(), error.code().name()),
             (Some(name), "unsupported_parameter"),
             "{parameter}"
         );
     }
+}
+
+#[test]
+fn a_conversation_and_files_are_leaned_on_and_read_whole() {
+    let file = |id: &str| vec![Reference::File(id.to_owned())];
+    let conversation = || vec![Reference::Conversation("conv_1".to_owned())];
+    for (parameter, refers_to) in [
+        (r#""conversation":"conv_1""#, conversation()),
+        (r#""conversation":{"id":"conv_1"}"#, conversation()),
+        (
+            r#""input":[{"role":"user","content":[{"type":"input_file","file_id":"file-1"}]}]"#,
+            file("file-1"),
+        ),
+        (
+            r#""input":[{"type":"message"},{"content":[{"file_id":"f","type":"input_image"}]}]"#,
+            file("f"),
+        ),
+        (
+            r#""input":[{"type":"function_call_output","output":[{"file_id":"f"}]}]"#,
+            file("f"),
+        ),
+        (
+            r#""messages":[{"content":[{"type":"file","file":{"file_id":"f"}}]}]"#,
+            file("f"),
+        ),
+    ] {
+        let call = parse(Endpoint::Responses, with(parameter)).expect(parameter);
+        assert_eq!(call.refers_to, refers_to, "{parameter}");
+        assert!(call.reads_more_than_the_body(), "{parameter}");
+    }
+    for parameter in [
+        r#""conversation":{"id":"a","ID":"b"}"#,
+        r#""conversation":{}"#,
+        r#""conversation":7"#,
+        r#""conversation":{"id":7}"#,
+    ] {
+        let error = parse(Endpoint::Responses, with(parameter)).expect_err(parameter);
+        assert_eq!(error.param(), Some("conversation"), "{parameter}");
+    }
+}
+
+#[test]
+fn what_the_items_of_a_conversation_lean_on_is_found_by_any_name() {
+    let found = |document: &str| Call::references(document.as_bytes());
+    let items =
+        r#"[{"type":"item_reference","id":"msg_1"},{"role":"user","content":[{"type":"input_file","file_id":"f"}]}]"#;
+    let expected = vec![Reference::Item("msg_1".into()), Reference::File("f".into())];
+    for name in ["items", "Items"] {
+        assert_eq!(
+            found(&format!("{{\"{name}\":{items}}}")),
+            Ok(expected.clone()),
+            "{name}"
+        );
+    }
+    assert_eq!(found(r#"{"metadata":{"file_id":"f"}}"#), Ok(Vec::new()));
+    assert_eq!(found("{}"), Ok(Vec::new()));
+    assert!(found("[]").is_err() && found("{").is_err());
 }
 
 #[test]
@@ -345,12 +383,34 @@ fn what_only_looks_like_state_passes() {
 }
 
 #[test]
+fn a_document_that_is_no_call_names_one_model_or_none() {
+    let named = |document: &str| Call::named_model(document.as_bytes());
+    assert_eq!(named(r#"{"input":"Hi"}"#), Ok(None));
+    assert_eq!(named(r#"{"input":"Hi","model":"a"}"#), Ok(Some("a".to_owned())));
+    for wrong in [
+        r#"{"model":"a","model":"b"}"#,
+        r#"{"Model":"a"}"#,
+        r#"{"model":7}"#,
+        r#"{"model":null}"#,
+        r#"{"model":""}"#,
+        r#"{"model":"a""#,
+        "[]",
+        "",
+    ] {
+        named(wrong).expect_err(wrong);
+    }
+}
+
+#[test]
 fn earlier_answers_are_noted() {
     let call = responses(with(
         r#""previous_response_id":"resp_1","input":[{"id":"msg_1","type":"item_reference"},{"id":"msg_2"},
-           {"type":null,"id":"msg_3"},{"id":"msg_4","role":"user","content":"x"},{"type":"compaction_trigger"}]"#,
+           {"type":null,"id":"msg_3"},{"id":"msg_4","role":"user","content":"x"},{"type":"compaction_trigger"},
+           {"type":"message","id":"msg_5","status":"completed"},{"id":"ig_1","type":"image_generation_call","size":"auto"},
+           {"type":"image_generation_call","result":null,"id":"ig_2"},
+           {"type":"image_generation_call","id":"ig_3","result":"iVBOR"}]"#,
     ));
-    let items = ["msg_1", "msg_2", "msg_3"].map(|id| Reference::Item(id.to_owned()));
+    let items = ["msg_1", "msg_2", "msg_3", "msg_5", "ig_1", "ig_2"].map(|id| Reference::Item(id.to_owned()));
     let expected: Vec<Reference> = items
         .into_iter()
         .chain([Reference::Response("resp_1".to_owned())])
@@ -501,6 +561,31 @@ fn what_the_model_reads_is_summed_by_kind() {
 }
 
 #[test]
+fn what_is_encrypted_for_an_account_is_noted_wherever_it_lies() {
+    for (body, expected) in [
+        (
+            r#""input":[{"type":"reasoning","encrypted_content":"gAAAA","summary":[]}]"#,
+            true,
+        ),
+        (r#""input":[{"type":"compaction","encrypted_content":"gAAAA"}]"#, true),
+        (
+            r#""input":[{"type":"reasoning","encrypted_content":null,"summary":[]}]"#,
+            false,
+        ),
+        (
+            r#""input":[{"type":"reasoning","encrypted_content":"","summary":[]}]"#,
+            false,
+        ),
+        (
+            r#""input":"encrypted_content","include":["reasoning.encrypted_content"]"#,
+            false,
+        ),
+    ] {
+        assert_eq!(responses(with(body)).is_encrypted, expected, "{body}");
+    }
+}
+
+#[test]
 fn chat_parts_are_summed_by_kind() {
     let call = chat(with(
         r#""messages":[{"role":"user","content":[{"type":"text","text":"ab"},
@@ -585,24 +670,28 @@ fn hostile_shapes_are_refused_and_cost_little() {
         assert_eq!(
             parse(Endpoint::Responses, with(&format!("\"input\":{deep}")))
                 .expect_err("deep")
-                .code,
+                .code()
+                .name(),
             "invalid_json"
         );
     }
     let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
     let error = parse(Endpoint::Responses, with(&format!("\"input\":{deep}"))).expect_err("deep");
-    assert_eq!(error.param.as_deref(), Some("input"));
-    assert!(error.message.contains("128"), "{error}");
+    assert_eq!(error.param(), Some("input"));
+    let CallError::Param { problem, .. } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(problem, Problem::TooDeep);
     let nested = format!("{}{}", "[{\"tools\":".repeat(200), "[]".to_owned() + &"}]".repeat(200));
     assert!(parse(Endpoint::Responses, with(&format!("\"tools\":{nested}"))).is_err());
     let many = (0..1000).map(|n| format!("\"p{n}\":1")).collect::<Vec<_>>().join(",");
     assert_eq!(
-        parse(Endpoint::Responses, with(&many)).expect_err("many").code,
+        parse(Endpoint::Responses, with(&many)).expect_err("many").code().name(),
         "invalid_value"
     );
     let half = with(r#""input":[{"role":"user","content":"\ud83d"}]"#);
     assert_eq!(
-        parse(Endpoint::Responses, half).expect_err("half").param.as_deref(),
+        parse(Endpoint::Responses, half).expect_err("half").param(),
         Some("input")
     );
 }

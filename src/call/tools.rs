@@ -5,13 +5,12 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::Instead;
 use super::fields::{Name, members};
 use super::input::{Node, Scope, Walk, decoded, skip};
 
 /// The image model of an `image_generation` tool that names none.
 const DEFAULT_IMAGE_MODEL: &str = "gpt-image-2";
-
-const TWO_IMAGE_MODELS: &str = "Two image generation tools name different models. Send one.";
 
 impl Walk<'_> {
     /// Walks over a list of definitions.
@@ -46,7 +45,7 @@ impl Walk<'_> {
         }
         for model in models {
             if self.tools.image_generation.get_or_insert_with(|| model.clone()) != &model {
-                return Err(self.refuse(TWO_IMAGE_MODELS));
+                return Err(self.refuse(Instead::OneImageModel));
             }
         }
         Ok(())

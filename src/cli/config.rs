@@ -1,14 +1,15 @@
 //! `gateway config …`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde::Serialize;
 
 use super::failure::Failure;
 use super::output::{self, Column, Items};
-use super::{Global, environment, settings_places};
+use super::{Global, environment, language, settings_places};
 use crate::config::{Loaded, Pricing, Setting, UpstreamConfig};
+use crate::said;
 
 /// What to do with the settings.
 #[derive(Debug, Subcommand)]
@@ -83,7 +84,11 @@ fn check(global: &Global) -> anyhow::Result<()> {
         }
     };
     if config.upstreams.is_empty() {
-        global.say("no upstream: `gateway serve` needs an [[upstream]], or OPENAI_API_KEY in its environment");
+        global.say(&said!(
+            language(),
+            en: "no upstream: `gateway serve` needs an [[upstream]], or OPENAI_API_KEY in its environment",
+            zh: "没有上游：`gateway serve` 需要 [[upstream]]，或环境变量 OPENAI_API_KEY",
+        ));
     }
     if global.json {
         return output::json(&Checked {
@@ -93,8 +98,15 @@ fn check(global: &Global) -> anyhow::Result<()> {
             upstreams: config.upstreams.iter().map(UpstreamView::new).collect(),
         });
     }
-    let from = file.map_or("no file, defaults only".to_owned(), |file| file.display().to_string());
-    output::print(&format!("the settings are valid ({from})\n")).map(drop)
+    let valid = match file.as_deref().map(Path::display) {
+        Some(file) => said!(language(), en: "the settings are valid ({file})", zh: "设置有效（{file}）"),
+        None => said!(
+            language(),
+            en: "the settings are valid (no file, defaults only)",
+            zh: "设置有效（没有文件，仅使用默认值）",
+        ),
+    };
+    output::print(&format!("{valid}\n")).map(drop)
 }
 
 #[derive(Serialize)]
@@ -122,10 +134,12 @@ fn show(global: &Global) -> anyhow::Result<()> {
         };
         output::table(&columns, settings.into_iter().map(row).collect())?;
     }
-    missing
-        .iter()
-        .for_each(|error| global.say(&format!("warning: {error}")));
+    missing.iter().for_each(|error| warn(&error.told(language()), global));
     Ok(())
+}
+
+fn warn(error: &str, global: &Global) {
+    global.say(&said!(language(), en: "warning: {error}", zh: "警告：{error}"));
 }
 
 /// `config path --json`.
@@ -141,7 +155,7 @@ fn path(global: &Global) -> anyhow::Result<()> {
     let database = match global.settings(Vec::new()) {
         Ok(loaded) => Some(loaded.config.database),
         Err(error) => {
-            global.say(&format!("warning: {error}"));
+            warn(&error.to_string(), global);
             None
         }
     };
@@ -154,7 +168,8 @@ fn path(global: &Global) -> anyhow::Result<()> {
         return output::json(&paths);
     }
     let looked: Vec<String> = paths.looked_for.iter().map(|path| path.display().to_string()).collect();
-    let none = || format!("none (looked for {})", looked.join(", "));
+    let (looked, language) = (looked.join(", "), language());
+    let none = || said!(language, en: "none (looked for {looked})", zh: "无（查找过 {looked}）").into();
     output::fields(&[
         (
             "config",
@@ -163,7 +178,7 @@ fn path(global: &Global) -> anyhow::Result<()> {
         (
             "database",
             paths.database.map_or_else(
-                || "not known: the settings are not valid".to_owned(),
+                || said!(language, en: "not known: the settings are not valid", zh: "未知：设置无效").into(),
                 |path| path.display().to_string(),
             ),
         ),

@@ -1,28 +1,23 @@
 //! `gateway demo`: the whole thing with nothing to set up, on a temporary database and a simulated upstream.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::failure::{Exit, Failure};
 use super::request::{self, Receipt};
+use super::stage::Stage;
 use super::stop::StopSignals;
-use super::{Global, actor, block_on, output, runtime};
-use crate::admin::{self, KeySpec, UserSpec};
-use crate::config::{Config, Sources};
+use super::{Global, block_on, language, output, runtime};
+use crate::admin;
+use crate::language::Said;
+use crate::limits::Rates;
 use crate::money::Usd;
-use crate::server::{self, Server};
-use crate::simulator::playwright::{Pace, standard};
-use crate::simulator::{Options, Simulator};
+use crate::said;
+use crate::store::Store;
 use crate::store::usage_log::ExchangeRow;
-use crate::store::{Create, Store};
-use crate::time;
 
 /// What the user starts with.
 const OPENING: Usd = Usd::from_nanos(5_000_000_000);
@@ -56,68 +51,71 @@ fn refuse_second() -> Result<(), Failure> {
     let Some(other) = runtime::read() else {
         return Ok(());
     };
-    let what = format!("a demo already serves on {} (process {})", other.url, other.pid);
-    let failure = Failure::new(Exit::Exists, what).why("gateway codex finds one running demo, not two");
-    Err(failure.fix(format!(
-        "use that one: {} codex, or stop it: kill {}",
-        output::program(),
-        other.pid
+    let (language, program, url, pid) = (language(), output::program(), other.url, other.pid);
+    let what = said!(
+        language,
+        en: "a demo already serves on {url} (process {pid})",
+        zh: "已有演示在 {url} 提供服务（进程 {pid}）",
+    );
+    let failure = Failure::new(Exit::Exists, what).why(said!(
+        language,
+        en: "gateway codex finds one running demo, not two",
+        zh: "gateway codex 只能找到一个运行中的演示，不能有两个",
+    ));
+    Err(failure.fix(said!(
+        language,
+        en: "use that one: {program} codex, or stop it: kill {pid}",
+        zh: "使用那一个：{program} codex，或停止它：kill {pid}",
     )))
 }
 
 async fn perform(args: &DemoArgs, global: &Global) -> anyhow::Result<()> {
     let mut signals = StopSignals::watch()?;
-    let stopped = || Failure::new(Exit::Failed, "the demo was stopped");
-    let stage = tokio::select! {
-        stage = Stage::set() => stage?,
+    let stopped = || {
+        Failure::new(
+            Exit::Failed,
+            said!(language(), en: "the demo was stopped", zh: "演示已停止"),
+        )
+    };
+    let demo = tokio::select! {
+        begun = Demo::begin() => begun?,
         () = signals.any() => return Err(stopped().into()),
     };
     let shown = tokio::select! {
-        shown = stage.show() => shown?,
+        shown = demo.show() => shown?,
         () = signals.any() => return Err(stopped().into()),
     };
     match args.serve {
         false => print(&shown, None, global)?,
         true => {
-            let note = Note::leave(&stage, global)?;
-            print(&shown, Some(&stage.invitation()), global)?;
+            let note = Note::leave(&demo, global)?;
+            print(&shown, Some(&demo.invitation()), global)?;
             signals.any().await;
-            global.say("stopping: running calls end first; a second signal ends them at once");
+            global.say(&said!(
+                language(),
+                en: "stopping: running calls end first; a second signal ends them at once",
+                zh: "正在停止：先等进行中的调用结束；再发一次信号会立即结束它们",
+            ));
             note.remove()?;
         }
     }
-    stage.strike(&mut signals).await
+    demo.stage.strike(signals.any()).await
 }
 
-/// Everything the demo runs on.
-struct Stage {
-    simulator: Simulator,
-    server: Server,
-    store: Store,
+/// The gateway, and who calls it.
+struct Demo {
+    stage: Stage,
     key: String,
     http: reqwest::Client,
-    /// The last to go.
-    dir: TempDir,
 }
 
-impl Stage {
-    async fn set() -> anyhow::Result<Stage> {
-        let dir = tempfile::Builder::new().prefix("codex-gateway-demo-").tempdir();
-        let dir = dir.context("no temporary directory could be made")?;
-        let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let simulator = Simulator::start(anywhere, standard(Pace::default()), Options { remember: 0 }).await;
-        let simulator = simulator.context("the simulated upstream did not start")?;
-        let config = settings(dir.path(), &simulator.base_url())?;
-        let store = Store::open(&config.database, Create::IfMissing)?;
-        let key = store.blocking(user_and_key).await?;
-        let server = server::start(config, store.clone()).await?;
-        Ok(Stage {
-            simulator,
-            server,
-            store,
-            key,
+impl Demo {
+    async fn begin() -> anyhow::Result<Demo> {
+        let stage = Stage::set("codex-gateway-demo-").await?;
+        Ok(Demo {
+            key: stage.user(USER, OPENING, Rates::default()).await?,
+            stage,
             http: http()?,
-            dir,
         })
     }
 
@@ -129,7 +127,7 @@ impl Stage {
             self.call("/v1/chat/completions", plain).await?,
             self.call("/v1/responses", streamed).await?,
         ];
-        let user = self.store.blocking(|store| admin::user(store, USER)).await;
+        let user = self.stage.store.blocking(|store| admin::user(store, USER)).await;
         let user = user.map_err(Failure::from)?;
         Ok(Shown {
             user: USER,
@@ -144,23 +142,26 @@ impl Stage {
     async fn call(&self, path: &'static str, body: Value) -> anyhow::Result<Call> {
         let request = self
             .http
-            .post(format!("{}{path}", self.server.base_url()))
+            .post(format!("{}{path}", self.stage.server.base_url()))
             .bearer_auth(&self.key);
-        let answer = request.json(&body).send().await.context("the gateway did not answer")?;
+        let answer = request.json(&body).send().await;
+        let answer = answer.context(said!(language(), en: "the gateway did not answer", zh: "网关没有回答"))?;
         let (status, id) = (answer.status(), header(&answer, "x-request-id"));
-        let text = answer.text().await.context("the answer broke off")?;
+        let text = answer
+            .text()
+            .await
+            .context(said!(language(), en: "the answer broke off", zh: "回答中断"))?;
         if !status.is_success() {
-            return Err(Failure::new(Exit::Upstream, format!("the gateway answered {status}"))
-                .why(text)
-                .into());
+            let what = said!(language(), en: "the gateway answered {status}", zh: "网关返回 {status}");
+            return Err(Failure::new(Exit::Upstream, what).why(Said::verbatim(text)).into());
         }
         // The end of an answer leaves after its charge is durable: the receipt is there.
-        let (row, receipt) = self.store.blocking(move |store| receipt(store, &id)).await?;
+        let (row, receipt) = self.stage.store.blocking(move |store| receipt(store, &id)).await?;
         Ok(Call {
             method: "POST",
             path,
             streamed: row.streamed,
-            answer: said(&text, row.streamed),
+            answer: answered(&text, row.streamed),
             request: body,
             receipt,
             charge: request::charge(&row),
@@ -168,8 +169,8 @@ impl Stage {
     }
 
     fn invitation(&self) -> Invitation {
-        let (program, url) = (output::program(), self.server.base_url());
-        let database = output::shell_word(&self.database().display().to_string());
+        let (program, url) = (output::program(), self.stage.server.base_url());
+        let database = output::shell_word(&self.stage.database().display().to_string());
         let curl = |path: &str, body: &Value| {
             format!(
                 "curl{} {url}{path} -H 'Authorization: Bearer {}' -H 'Content-Type: application/json' -d '{body}'",
@@ -196,79 +197,6 @@ impl Stage {
             url,
         }
     }
-
-    fn database(&self) -> PathBuf {
-        self.dir.path().join("gateway.db")
-    }
-
-    /// Ends everything and removes the directory.
-    async fn strike(self, signals: &mut StopSignals) -> anyhow::Result<()> {
-        let Stage {
-            server,
-            simulator,
-            store,
-            dir,
-            ..
-        } = self;
-        let cutoff = server.cutoff();
-        let mut stopping = std::pin::pin!(server.stop());
-        let stopped = tokio::select! {
-            stopped = &mut stopping => stopped,
-            () = signals.any() => {
-                cutoff.cancel();
-                stopping.await
-            }
-        };
-        simulator.stop().await;
-        drop(store);
-        let path = dir.path().display().to_string();
-        dir.close().with_context(|| format!("{path} could not be removed"))?;
-        stopped.map_err(anyhow::Error::msg)
-    }
-}
-
-/// Settings as a file would give them; the environment and the files of this machine play no part.
-fn settings(dir: &Path, upstream: &str) -> anyhow::Result<Config> {
-    let table = |pairs: &[(&str, &str)]| -> toml::Table {
-        let pair = |(name, value): &(&str, &str)| ((*name).to_owned(), toml::Value::from(*value));
-        pairs.iter().map(pair).collect()
-    };
-    let database = dir.join("gateway.db");
-    let database = database
-        .to_str()
-        .context("the temporary directory's name is not text")?;
-    let upstream = table(&[("name", "simulator"), ("base_url", upstream), ("prices", "openai")]);
-    let mut document = toml::Table::new();
-    document.insert("server".into(), table(&[("listen", "127.0.0.1:0")]).into());
-    document.insert(
-        "database".into(),
-        table(&[("path", database), ("min_free", "0"), ("ballast", "0")]).into(),
-    );
-    document.insert("upstream".into(), toml::Value::Array(vec![upstream.into()]));
-    let sources = Sources {
-        file: Some((PathBuf::from("demo"), document.to_string())),
-        env: &BTreeMap::new(),
-        flags: Vec::new(),
-        read: &|path| Err(format!("{} is not read by the demo", path.display())),
-    };
-    Ok(Config::load(sources)?.complete()?)
-}
-
-fn user_and_key(store: &Store) -> anyhow::Result<String> {
-    let (by, now) = (actor(), time::now());
-    let spec = UserSpec {
-        name: USER.into(),
-        email: None,
-        balance: OPENING,
-        credit_line: Usd::ZERO,
-    };
-    let user = admin::add_user(store, &spec, &by, now).map_err(Failure::from)?;
-    let spec = KeySpec {
-        name: Some("demo".into()),
-        ..KeySpec::default()
-    };
-    let issued = admin::issue_key(store, &user.name, &spec, &by, now).map_err(Failure::from)?;
-    Ok(issued.secret.reveal().to_owned())
 }
 
 fn receipt(store: &Store, id: &str) -> anyhow::Result<(ExchangeRow, Receipt)> {
@@ -281,7 +209,7 @@ fn http() -> anyhow::Result<reqwest::Client> {
     // Whoever was first has installed the same.
     rustls::crypto::ring::default_provider().install_default().unwrap_or(());
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build();
-    client.context("no HTTP client could be made")
+    client.context(said!(language(), en: "no HTTP client could be made", zh: "无法创建 HTTP 客户端"))
 }
 
 fn header(answer: &reqwest::Response, name: &str) -> String {
@@ -290,7 +218,7 @@ fn header(answer: &reqwest::Response, name: &str) -> String {
 }
 
 /// The text of an answer: of a chat completion, or of the events of a response.
-fn said(text: &str, streamed: bool) -> String {
+fn answered(text: &str, streamed: bool) -> String {
     if !streamed {
         let answer: Value = serde_json::from_str(text).unwrap_or_default();
         return answer["choices"][0]["message"]["content"]
@@ -357,15 +285,20 @@ fn print(shown: &Shown, invitation: Option<&Invitation>, global: &Global) -> any
 }
 
 fn text(shown: &Shown, invitation: Option<&Invitation>) -> anyhow::Result<String> {
-    let mut text = String::new();
+    let (mut text, language) = (String::new(), language());
     let opening: Usd = shown.opening_balance.parse()?;
-    writeln!(
-        text,
-        "A gateway on a temporary database, a simulated upstream, and the user '{USER}' with {opening:#}."
-    )?;
+    let scene = said!(
+        language,
+        en: "A gateway on a temporary database, a simulated upstream, and the user '{USER}' with {opening:#}.",
+        zh: "一个使用临时数据库的网关，一个模拟的上游，以及余额为 {opening:#} 的用户 '{USER}'。",
+    );
+    writeln!(text, "{scene}")?;
     let mut sum = format!("{opening:#}");
     for call in &shown.calls {
-        let how = if call.streamed { "streamed" } else { "plain" };
+        let how = match call.streamed {
+            true => said!(language, en: "streamed", zh: "流式"),
+            false => said!(language, en: "plain", zh: "非流式"),
+        };
         writeln!(
             text,
             "\n{} {}, {how}\n  {}\n",
@@ -377,28 +310,49 @@ fn text(shown: &Shown, invitation: Option<&Invitation>) -> anyhow::Result<String
         write!(sum, " − {:#}", call.charge)?;
     }
     let balance: Usd = shown.balance.parse()?;
-    writeln!(text, "\nBalance  {sum} = {balance:#}\n")?;
+    let balance = said!(language, en: "Balance  {sum} = {balance:#}", zh: "余额  {sum} = {balance:#}");
+    writeln!(text, "\n{balance}\n")?;
     let Some(invitation) = invitation else {
-        writeln!(
-            text,
-            "Go on with it: it serves, for Codex and any OpenAI client\n  {}",
-            shown.next
-        )?;
+        let on = said!(
+            language,
+            en: "Go on with it: it serves, for Codex and any OpenAI client",
+            zh: "继续使用：为 Codex 和任何 OpenAI 客户端提供服务",
+        );
+        writeln!(text, "{on}\n  {}", shown.next)?;
         return Ok(text);
     };
     writeln!(text, "{}\n", invitation.listening)?;
     let parts = [
         (
-            "Codex through it (needs the codex CLI; no file is changed)",
+            said!(
+                language,
+                en: "Codex through it (needs the codex CLI; no file is changed)",
+                zh: "通过它使用 Codex（需要 codex 命令行；不改动任何文件）",
+            ),
             &invitation.codex,
         ),
-        ("Any client: the base URL and the key are in these", &invitation.curl),
-        ("What it wrote", &invitation.look),
+        (
+            said!(
+                language,
+                en: "Any client: the base URL and the key are in these",
+                zh: "任何客户端：其中有 base URL 和密钥",
+            ),
+            &invitation.curl,
+        ),
+        (
+            said!(language, en: "What it wrote", zh: "它写下的内容"),
+            &invitation.look,
+        ),
     ];
     for (title, commands) in parts {
         writeln!(text, "{title}\n  {}\n", commands.join("\n  "))?;
     }
-    writeln!(text, "Ctrl-C stops it and removes the database.")?;
+    let end = said!(
+        language,
+        en: "Ctrl-C stops it and removes the database.",
+        zh: "Ctrl-C 停止它并删除数据库。",
+    );
+    writeln!(text, "{end}")?;
     Ok(text)
 }
 
@@ -406,15 +360,17 @@ fn text(shown: &Shown, invitation: Option<&Invitation>) -> anyhow::Result<String
 struct Note;
 
 impl Note {
-    fn leave(stage: &Stage, global: &Global) -> anyhow::Result<Note> {
+    fn leave(demo: &Demo, global: &Global) -> anyhow::Result<Note> {
         let running = runtime::Running {
-            url: stage.server.base_url(),
-            key: stage.key.clone(),
+            url: demo.stage.server.base_url(),
+            key: demo.key.clone(),
             pid: std::process::id(),
         };
         let place = runtime::path();
-        runtime::write(&running).with_context(|| format!("{} could not be written", place.display()))?;
-        global.say(&format!("its address and key are in {}", place.display()));
+        let shown = place.display();
+        runtime::write(&running)
+            .with_context(|| said!(language(), en: "{shown} could not be written", zh: "无法写入 {shown}"))?;
+        global.say(&said!(language(), en: "its address and key are in {shown}", zh: "它的地址和密钥在 {shown} 中"));
         Ok(Note)
     }
 
@@ -424,7 +380,9 @@ impl Note {
             Some(running) if running.pid == std::process::id() => {}
             _ => return Ok(()),
         }
-        runtime::remove().with_context(|| format!("{} could not be removed", runtime::path().display()))
+        let place = runtime::path();
+        let shown = place.display();
+        runtime::remove().with_context(|| said!(language(), en: "{shown} could not be removed", zh: "无法删除 {shown}"))
     }
 }
 
@@ -442,16 +400,8 @@ mod tests {
     #[test]
     fn an_answer_is_read_from_either_form() {
         let plain = r#"{"choices":[{"message":{"content":"Hello there"}}]}"#;
-        assert_eq!(said(plain, false), "Hello there");
+        assert_eq!(answered(plain, false), "Hello there");
         let stream = "event: x\ndata: {\"delta\":\"Hello \"}\n\ndata: {\"delta\":\"there\"}\n\ndata: {}\n\n";
-        assert_eq!(said(stream, true), "Hello there");
-    }
-
-    #[test]
-    fn the_settings_are_the_defaults_but_for_where() {
-        let config = settings(Path::new("/tmp/a \"quoted\" dir"), "http://127.0.0.1:9/v1").expect("settings");
-        assert_eq!(config.database, Path::new("/tmp/a \"quoted\" dir/gateway.db"));
-        assert_eq!((config.server.listen.port(), config.upstreams.len()), (0, 1));
-        assert_eq!(config.upstreams[0].base_url, "http://127.0.0.1:9/v1");
+        assert_eq!(answered(stream, true), "Hello there");
     }
 }

@@ -3,10 +3,12 @@
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::Global;
-use super::failure::{Exit, Failure};
+use super::failure::{self, Exit, Failure};
 use super::output::{self, Column, EntryView, Items};
+use super::{Global, language, values};
 use crate::admin;
+use crate::language::Said;
+use crate::said;
 use crate::store::Create;
 use crate::store::entries::Entry;
 use crate::store::seal::Seal;
@@ -29,7 +31,7 @@ pub enum LedgerCommand {
     /// Recompute every balance, hold and hash; exit code 8 when the books do not balance
     Verify {
         /// What `ledger seal` printed before: also check that entries were only added since
-        #[arg(long, value_name = "SEQUENCE:DIGEST")]
+        #[arg(long, value_name = "SEQUENCE:DIGEST", value_parser = values::typed::<Seal>)]
         seal: Option<Seal>,
     },
     /// Print what the ledger is now, in one line; kept elsewhere, it shows later that history was not changed
@@ -68,18 +70,13 @@ fn list(who: &str, before: Option<i64>, limit: u32, global: &Global) -> anyhow::
 }
 
 fn row(entry: &Entry) -> Vec<String> {
-    let exchange = entry.exchange.map(|id| id.0.to_string());
-    let about: Vec<String> = [exchange, entry.reference.clone(), entry.note.clone()]
-        .into_iter()
-        .flatten()
-        .collect();
     vec![
         entry.seq.to_string(),
         output::time(entry.at),
         entry.kind.clone(),
         format!("{:#}", entry.amount),
         format!("{:#}", entry.balance_after),
-        output::plain(&about.join(" · ")),
+        output::about(entry),
     ]
 }
 
@@ -113,17 +110,29 @@ fn verify(seal: Option<&Seal>, global: &Global) -> anyhow::Result<()> {
             false => output::print(&balanced(&found, seal)).map(drop),
         };
     };
-    let more = match found.findings.len() {
-        1 => String::new(),
-        n => format!(" (and {} more: --json lists them)", n - 1),
+    let language = language();
+    let more = match found.findings.len() - 1 {
+        0 => Said::default(),
+        more => said!(
+            language,
+            en: " (and {more} more: --json lists them)",
+            zh: "（另有 {more} 处：--json 会列出）",
+        ),
     };
-    let what = format!(
-        "the books do not balance: table {}, row {}: {}{more}",
-        first.table, first.row, first.problem
+    let Finding { table, row, problem } = first;
+    let what = said!(
+        language,
+        en: "the books do not balance: table {table}, row {row}: {problem}{more}",
+        zh: "账目不平：表 {table}，行 {row}：{problem}{more}",
     );
-    let failure =
-        Failure::new(Exit::Books, what).why("a row was changed outside the gateway, or the gateway has a fault");
-    Err(failure.fix("keep a copy of the database before anything else").into())
+    Err(Failure::new(Exit::Books, what)
+        .why(failure::altered(language))
+        .fix(said!(
+            language,
+            en: "keep a copy of the database before anything else",
+            zh: "在做其他任何事之前，先保留一份数据库副本",
+        ))
+        .into())
 }
 
 fn balanced(found: &Verification, seal: Option<&Seal>) -> String {
@@ -134,12 +143,20 @@ fn balanced(found: &Verification, seal: Option<&Seal>) -> String {
         open_holds,
         ..
     } = found;
-    let since = seal.map_or_else(String::new, |seal| {
-        format!("entries were only added since entry {} was sealed\n", seal.sequence)
+    let balance = said!(
+        language(),
+        en: "the books balance (users {users}, entries {entries}, requests {exchanges}, open holds {open_holds})",
+        zh: "账目平衡（用户 {users}，条目 {entries}，请求 {exchanges}，未关闭的预留 {open_holds}）",
+    );
+    let since = seal.map_or_else(String::new, |Seal { sequence, .. }| {
+        let since = said!(
+            language(),
+            en: "entries were only added since entry {sequence} was sealed",
+            zh: "自条目 {sequence} 封存以来，只增加了条目",
+        );
+        format!("{since}\n")
     });
-    format!(
-        "the books balance (users {users}, entries {entries}, requests {exchanges}, open holds {open_holds})\n{since}"
-    )
+    format!("{balance}\n{since}")
 }
 
 /// `ledger seal --json`.

@@ -1,21 +1,37 @@
 //! The command line: each command reads its flags, calls [`crate::admin`] or the server, and prints what came of it.
 
+pub mod audit;
 pub mod backup;
+pub mod code;
 pub mod codex;
 pub mod config;
 pub mod connect;
 mod demo;
+mod doctor;
+mod explain;
 pub mod failure;
+mod healthcheck;
 pub mod key;
 pub mod ledger;
+mod manual;
+pub mod mistyped;
 pub mod output;
 pub mod price;
 pub mod prompt;
+pub mod refund;
+mod reload;
 pub mod request;
 pub mod restore;
 pub mod runtime;
 mod serve;
+mod session;
+mod sink;
+mod stage;
+pub mod statement;
+mod status;
 mod stop;
+mod top;
+mod turn_cost;
 mod upstream;
 pub mod usage;
 pub mod user;
@@ -25,13 +41,16 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
 use self::failure::{Exit, Failure};
 use crate::config::{Config, Flag, Loaded, LogConfig, LogFormat, Sources};
+use crate::language::{Language, Said};
 use crate::store::{Actor, Create, ServerLock, Store};
+use crate::{bilingual, said};
 
 /// The largest settings or secret file that is read.
 const MAX_FILE: u64 = 1 << 20;
@@ -40,7 +59,7 @@ const MAX_FILE: u64 = 1 << 20;
 #[derive(Debug, Parser)]
 #[command(name = "gateway", version, propagate_version = true, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 settings invalid, 4 not allowed, 5 not found,\n6 already exists, 7 upstream or network, 8 books do not balance."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 settings invalid, 4 not allowed, 5 not found,\n6 already exists, 7 upstream or network, 8 books do not balance (gateway explain N)."
 )]
 pub struct Cli {
     /// What every command takes.
@@ -50,6 +69,13 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
+
+/// How long a file that is being read when all else is done may take: it may be one that never comes.
+const LAST_READS: Duration = Duration::from_secs(1);
+
+/// How long a thread for blocking work waits for more of it. With tokio's ten seconds, a look at files each second would keep
+/// as many threads for ever as a busy minute had needed.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_millis(500);
 
 /// Flags of every command.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -78,11 +104,18 @@ pub enum Command {
     Demo(demo::DemoArgs),
     /// Serve the gateway until SIGTERM or Ctrl-C
     Serve(serve::ServeArgs),
+    /// What the running server does now: exchanges, rates, upstreams, holds
+    Status(status::StatusArgs),
+    /// The same, each second; q leaves
+    Top(top::TopArgs),
     /// Start Codex through this gateway; changes no file
     #[command(disable_version_flag = true)]
     Codex(codex::CodexArgs),
     /// Set up a client for this gateway
     Connect(connect::ConnectArgs),
+    /// What a turn of Codex was charged, for its Stop hook
+    #[command(hide = true)]
+    TurnCost(turn_cost::TurnCostArgs),
     /// Upstreams
     #[command(subcommand)]
     Upstream(upstream::UpstreamCommand),
@@ -100,9 +133,25 @@ pub enum Command {
     /// Single requests and their receipts
     #[command(subcommand)]
     Request(request::RequestCommand),
+    /// What conversations cost, turn by turn, and what made them dear
+    #[command(subcommand)]
+    Session(session::SessionCommand),
     /// The entries of a balance, and whether the books balance
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
+    /// A user's month: opening balance, credits, charges by day and model, closing balance
+    Statement(statement::StatementArgs),
+    /// Give a charge back, wholly or in part
+    Refund(refund::RefundArgs),
+    /// Codes that put money into the balance of whoever redeems them, once
+    #[command(subcommand)]
+    Code(code::CodeCommand),
+    /// Where events go
+    #[command(subcommand)]
+    Sink(sink::SinkCommand),
+    /// Who did what, with the state before and after
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// Copy the database into a file, beside a running server too
     Backup(backup::BackupArgs),
     /// Put a backup in the place of the database
@@ -110,6 +159,16 @@ pub enum Command {
     /// The effective settings
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// What is wrong here, and what to do about it
+    Doctor(doctor::DoctorArgs),
+    /// What an error code means, and what to do about it
+    Explain(explain::ExplainArgs),
+    /// Whether the server of these settings answers: exit code 0, else 7
+    Healthcheck(healthcheck::HealthcheckArgs),
+    /// What makes a shell complete commands and flags
+    Completions(manual::CompletionsArgs),
+    /// The manual pages
+    Man(manual::ManArgs),
 }
 
 impl Command {
@@ -120,16 +179,30 @@ impl Command {
             Command::Demo(_)
             | Command::Codex(_)
             | Command::Connect(_)
+            | Command::TurnCost(_)
             | Command::Upstream(_)
             | Command::User(_)
             | Command::Key(_)
             | Command::Price(_)
+            | Command::Status(_)
+            | Command::Top(_)
             | Command::Usage(_)
             | Command::Request(_)
+            | Command::Session(_)
             | Command::Ledger(_)
+            | Command::Statement(_)
+            | Command::Refund(_)
+            | Command::Code(_)
+            | Command::Sink(_)
+            | Command::Audit(_)
             | Command::Backup(_)
             | Command::Restore(_)
-            | Command::Config(_) => false,
+            | Command::Config(_)
+            | Command::Doctor(_)
+            | Command::Explain(_)
+            | Command::Healthcheck(_)
+            | Command::Completions(_)
+            | Command::Man(_) => false,
         }
     }
 }
@@ -144,18 +217,32 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
     let done = match command {
         Command::Codex(args) => return codex::run(&args, &global),
         Command::Connect(args) => connect::run(&args, &global),
+        Command::TurnCost(args) => turn_cost::run(&args),
         Command::Demo(args) => demo::run(&args, &global),
         Command::Serve(args) => serve::run(args, &global),
         Command::Upstream(command) => upstream::run(command, &global),
         Command::User(command) => user::run(command, &global),
         Command::Key(command) => key::run(command, &global),
         Command::Price(command) => price::run(command, &global),
+        Command::Status(args) => status::run(&args, &global),
+        Command::Top(args) => top::run(&args, &global),
         Command::Usage(args) => usage::run(args, &global),
         Command::Request(command) => request::run(command, &global),
+        Command::Session(command) => session::run(command, &global),
         Command::Ledger(command) => ledger::run(command, &global),
+        Command::Statement(args) => statement::run(&args, &global),
+        Command::Refund(args) => refund::run(args, &global),
+        Command::Code(command) => code::run(command, &global),
+        Command::Sink(command) => sink::run(&command, &global),
+        Command::Audit(command) => audit::run(command, &global),
         Command::Backup(args) => backup::run(&args, &global),
         Command::Restore(args) => restore::run(&args, &global),
         Command::Config(command) => config::run(command, &global),
+        Command::Doctor(args) => return doctor::run(&args, &global),
+        Command::Explain(args) => explain::run(&args, &global),
+        Command::Healthcheck(args) => healthcheck::run(&args, &global),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     };
     done.map(|()| 0)
 }
@@ -165,8 +252,14 @@ pub fn run(cli: Cli) -> anyhow::Result<u8> {
 /// # Errors
 /// Its own, or that no runtime could be made.
 pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("no threads could be started")?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .thread_keep_alive(THREAD_KEEP_ALIVE)
+        .enable_all()
+        .build();
+    let runtime = runtime.context(said!(language(), en: "no threads could be started", zh: "无法启动线程"))?;
+    let done = runtime.block_on(future);
+    runtime.shutdown_timeout(LAST_READS);
+    done
 }
 
 /// Logs go to stderr. Settings that are not valid are reported by the command itself.
@@ -197,13 +290,13 @@ fn start_logging(global: &Global, command: &Command) {
         LogFormat::Json => builder.json().try_init(),
     };
     if let Err(error) = started {
-        global.say(&format!("no log: {error}"));
+        global.say(&said!(language(), en: "no log: {error}", zh: "没有日志：{error}"));
     }
 }
 
 impl Global {
     /// A message for people, on stderr, unless `--quiet`.
-    pub fn say(&self, message: &str) {
+    pub fn say(&self, message: &Said) {
         if !self.quiet {
             output::tell(&format!("{message}\n"));
         }
@@ -213,7 +306,15 @@ impl Global {
     ///
     /// # Errors
     /// The file cannot be read, or a setting is not valid: exit code 3.
-    pub fn settings(&self, mut flags: Vec<Flag>) -> anyhow::Result<Loaded> {
+    pub fn settings(&self, flags: Vec<Flag>) -> anyhow::Result<Loaded> {
+        self.settings_noting(flags, |_| {})
+    }
+
+    /// The settings, and the files that secrets are read from.
+    ///
+    /// # Errors
+    /// As [`Global::settings`].
+    pub fn settings_noting(&self, mut flags: Vec<Flag>, note: impl Fn(&Path)) -> anyhow::Result<Loaded> {
         let env = environment();
         let file = self.settings_file()?;
         if let Some(path) = &self.database {
@@ -228,7 +329,13 @@ impl Global {
             file,
             env: &env,
             flags,
-            read: &|path| read_text(path).map_err(|error| format!("{} cannot be read: {error}", path.display())),
+            read: &|path| {
+                note(path);
+                read_text(path).map_err(|error| {
+                    let path = path.display();
+                    bilingual!(en: "{path} cannot be read: {error}", zh: "无法读取 {path}：{error}")
+                })
+            },
         });
         let mut loaded = loaded.map_err(Failure::from)?;
         make_absolute(&mut loaded)?;
@@ -263,10 +370,19 @@ impl Global {
         match read_text(&path) {
             Ok(text) => Ok(Some((path, text))),
             Err(error) => {
-                let what = format!("the settings file {} cannot be read", path.display());
-                let failure = Failure::new(Exit::Settings, what).why(error.to_string());
+                let (language, path) = (language(), path.display());
+                let what = said!(
+                    language,
+                    en: "the settings file {path} cannot be read",
+                    zh: "无法读取设置文件 {path}",
+                );
+                let failure = Failure::new(Exit::Settings, what).why(Said::verbatim(error.to_string()));
                 Err(failure
-                    .fix("name one that is there and that you may read: --config FILE")
+                    .fix(said!(
+                        language,
+                        en: "name one that is there and that you may read: --config FILE",
+                        zh: "指明一个存在且可读的文件：--config FILE",
+                    ))
                     .into())
             }
         }
@@ -284,12 +400,13 @@ impl Global {
 
 /// Where a server listens, as it noted: `process 7, http://127.0.0.1:8080`.
 fn address(noted: &str) -> Option<SocketAddr> {
-    noted.rsplit_once("http://")?.1.parse().ok()
+    ServerLock::noted(noted).0?.split_once("://")?.1.parse().ok()
 }
 
 /// Shows the database's path as a whole: a relative one, of a flag or a variable, is another one in each folder.
 fn make_absolute(loaded: &mut Loaded) -> anyhow::Result<()> {
-    let database = std::path::absolute(&loaded.config.database).context("there is no current folder")?;
+    let database = std::path::absolute(&loaded.config.database)
+        .context(said!(language(), en: "there is no current folder", zh: "没有当前文件夹"))?;
     let shown = loaded
         .settings
         .iter_mut()
@@ -331,9 +448,16 @@ fn read_text(path: &Path) -> std::io::Result<String> {
         .take(MAX_FILE + 1)
         .read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read > MAX_FILE) {
-        return Err(std::io::Error::other("larger than 1 MiB"));
+        let why = said!(language(), en: "larger than 1 MiB", zh: "大于 1 MiB");
+        return Err(std::io::Error::other(String::from(why)));
     }
     Ok(text)
+}
+
+/// The language of who reads the terminal.
+pub fn language() -> Language {
+    // The tests of this crate read English on any machine.
+    Language::of_environment(|name| std::env::var(name).ok().filter(|_| !cfg!(test)))
 }
 
 /// What this machine calls itself.

@@ -7,6 +7,12 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
+use super::language;
+use crate::budget::Period;
+use crate::language::{Language, Said};
+use crate::limits::Rates;
+use crate::said;
+use crate::store::budgets::Standing;
 use crate::store::entries::Entry;
 use crate::store::keys::Key;
 use crate::store::users::User;
@@ -27,6 +33,15 @@ pub fn print(text: &str) -> anyhow::Result<Pipe> {
 /// Writes to stderr. A message that nobody can read stops no work.
 pub fn tell(text: &str) {
     io::stderr().lock().write_all(text.as_bytes()).unwrap_or(());
+}
+
+/// That what is shown once was shown to nobody.
+pub fn unread() -> Said {
+    said!(
+        language(),
+        en: "nobody reads what this command writes",
+        zh: "没有人读取此命令的输出",
+    )
 }
 
 /// Whether somebody still reads.
@@ -75,10 +90,11 @@ pub enum Column {
 /// # Errors
 /// As [`print()`].
 pub fn table(columns: &[Column], rows: Vec<Vec<String>>) -> anyhow::Result<()> {
-    print(&format!("{}\n", render(columns, rows))).map(drop)
+    print(&format!("{}\n", table_text(columns, rows))).map(drop)
 }
 
-fn render(columns: &[Column], rows: Vec<Vec<String>>) -> String {
+/// The lines of a plain table, without the end of the last.
+pub fn table_text(columns: &[Column], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Disabled);
@@ -147,6 +163,19 @@ pub fn program() -> String {
     shell_word(&started.map_or_else(|| "gateway".into(), |path| path.to_string_lossy().into_owned()))
 }
 
+/// A cell of comma-separated values as RFC 4180 wants it. A text that a spreadsheet would run as a formula gets a quote
+/// in front.
+pub fn csv_cell(text: &str) -> String {
+    let text = match text.chars().next() {
+        Some('=' | '+' | '-' | '@') => format!("'{text}"),
+        _ => text.to_owned(),
+    };
+    if text.contains(['"', ',', '\n', '\r']) {
+        return format!("\"{}\"", text.replace('"', "\"\""));
+    }
+    text
+}
+
 /// A text as one word of a shell.
 pub fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%".contains(c);
@@ -167,6 +196,13 @@ pub struct UserView {
     credit_line: String,
     held: String,
     available: String,
+    /// None of their own: `null`.
+    markup: Option<String>,
+    /// None of their own: `null`.
+    language: Option<&'static str>,
+    /// No limit: `null`.
+    #[serde(flatten)]
+    rates: Rates,
     created_at: Timestamp,
 }
 
@@ -182,9 +218,87 @@ impl UserView {
             credit_line: user.credit_line.to_string(),
             held: user.held.to_string(),
             available: user.available().to_string(),
+            markup: user.markup.map(|markup| markup.to_string()),
+            language: user.language.map(Language::name),
+            rates: user.rates,
             created_at: user.created_at,
         }
     }
+}
+
+/// A budget, as documents have it.
+#[derive(Debug, Serialize)]
+pub struct BudgetView {
+    period: Period,
+    limit: String,
+    spent: String,
+    held: String,
+    left: String,
+    resets_at: Option<Timestamp>,
+}
+
+impl BudgetView {
+    /// Of a budget.
+    pub fn new(budget: &Standing) -> BudgetView {
+        BudgetView {
+            period: budget.period,
+            limit: budget.limit.to_string(),
+            spent: budget.spent.to_string(),
+            held: budget.held.to_string(),
+            left: budget.left().to_string(),
+            resets_at: budget.resets_at,
+        }
+    }
+}
+
+/// A user or a key, with what is left of its budgets.
+#[derive(Debug, Serialize)]
+pub struct WithBudgets<V> {
+    #[serde(flatten)]
+    view: V,
+    budgets: Vec<BudgetView>,
+}
+
+impl<V> WithBudgets<V> {
+    /// Of a view.
+    pub fn new(view: V, budgets: &[Standing]) -> WithBudgets<V> {
+        WithBudgets {
+            view,
+            budgets: budgets.iter().map(BudgetView::new).collect(),
+        }
+    }
+}
+
+/// A budget as a line of [`fields`].
+pub fn budget(budget: &Standing) -> (&'static str, String) {
+    let name = match budget.period {
+        Period::Total => "budget",
+        Period::Day => "budget a day",
+        Period::Month => "budget a month",
+    };
+    let (limit, left, spent, held) = (budget.limit, budget.left(), budget.spent, budget.held);
+    let reset = budget
+        .resets_at
+        .map_or(String::new(), |at| format!(", whole again at {} UTC", time(at)));
+    (
+        name,
+        format!("{limit:#}, {left:#} left ({spent:#} spent, {held:#} held){reset}"),
+    )
+}
+
+/// Limits as lines of [`fields`], with what stands for those that are not set.
+pub fn rates(rates: Rates, unset: &'static str) -> [(&'static str, String); 3] {
+    rates.named().map(|(name, limit)| {
+        let name = match name {
+            "rpm" => "requests a minute",
+            "tpm" => "tokens a minute",
+            _ => "calls at once",
+        };
+        (
+            name,
+            limit.map_or(unset.to_owned(), |limit| count(u64::from(limit.get()))),
+        )
+    })
 }
 
 /// `key show`.
@@ -200,6 +314,9 @@ pub struct KeyView {
     models: Vec<String>,
     ips: Vec<String>,
     on_hangup: Option<String>,
+    /// Not of its own: `null`.
+    #[serde(flatten)]
+    rates: Rates,
     created_at: Timestamp,
     last_used_at: Option<Timestamp>,
 }
@@ -218,6 +335,7 @@ impl KeyView {
             models: key.models.clone(),
             ips: key.ips.iter().map(ToString::to_string).collect(),
             on_hangup: key.on_hangup.map(|choice| choice.to_string()),
+            rates: key.rates,
             created_at: key.created_at,
             last_used_at: key.last_used_at,
         }
@@ -245,6 +363,7 @@ pub struct EntryView {
     amount: String,
     balance_after: String,
     exchange: Option<String>,
+    refunds: Option<String>,
     reference: Option<String>,
     note: Option<String>,
     at: Timestamp,
@@ -260,6 +379,7 @@ impl EntryView {
             amount: entry.amount.to_string(),
             balance_after: entry.balance_after.to_string(),
             exchange: entry.exchange.map(|id| id.0.to_string()),
+            refunds: entry.refunds.map(|id| id.0.to_string()),
             reference: entry.reference.clone(),
             note: entry.note.clone(),
             at: entry.at,
@@ -268,17 +388,31 @@ impl EntryView {
     }
 }
 
+/// What an entry is for: its exchange, its reference, its note.
+pub fn about(entry: &Entry) -> String {
+    let exchange = entry.exchange.or(entry.refunds).map(|id| id.to_string());
+    let parts = [exchange, entry.reference.clone(), entry.note.clone()];
+    plain(&parts.into_iter().flatten().collect::<Vec<_>>().join(" · "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn tables_are_plain_and_numbers_stand_right() {
-        let text = render(
+        let text = table_text(
             &[Column::Left("user"), Column::Right("balance")],
             vec![vec!["alice".into(), "$5.00".into()], vec!["bo".into(), "$12.50".into()]],
         );
         assert_eq!(text, "user   balance\nalice    $5.00\nbo      $12.50");
+    }
+
+    #[test]
+    fn a_cell_is_neither_split_nor_run() {
+        assert_eq!(csv_cell("a,b"), "\"a,b\"");
+        assert_eq!(csv_cell("a\"b"), "\"a\"\"b\"");
+        assert_eq!(csv_cell("=1+1"), "'=1+1");
     }
 
     #[test]

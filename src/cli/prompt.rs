@@ -5,7 +5,9 @@ use std::io::{self, BufRead, IsTerminal};
 use rustix::termios::{self, LocalModes, OptionalActions, SpecialCodeIndex, Termios};
 
 use super::failure::{Exit, Failure};
-use super::{Global, output};
+use super::{Global, language, output};
+use crate::language::Said;
+use crate::said;
 
 /// Whether a person can be asked: both what is typed and what is shown go through a terminal.
 pub fn is_possible() -> bool {
@@ -31,12 +33,16 @@ impl From<bool> for Consent {
 ///
 /// # Errors
 /// Nobody can be asked, and there is no `--yes`; the answer cannot be read.
-pub fn agreed(question: &str, consent: Consent, global: &Global) -> anyhow::Result<bool> {
+pub fn agreed(question: &Said, consent: Consent, global: &Global) -> anyhow::Result<bool> {
     if consent == Consent::Given {
         return Ok(true);
     }
     if !is_possible() {
-        let what = "nothing was written; add --yes to write without being asked";
+        let what = said!(
+            language(),
+            en: "nothing was written; add --yes to write without being asked",
+            zh: "没有写入任何内容；加上 --yes 可不经询问直接写入",
+        );
         return Err(Failure::new(Exit::Usage, what).into());
     }
     output::tell(&format!("{question} [y/N] "));
@@ -44,7 +50,7 @@ pub fn agreed(question: &str, consent: Consent, global: &Global) -> anyhow::Resu
     io::stdin().lock().read_line(&mut answer)?;
     let yes = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
     if !yes {
-        global.say("nothing was written");
+        global.say(&said!(language(), en: "nothing was written", zh: "没有写入任何内容"));
     }
     Ok(yes)
 }
@@ -53,16 +59,20 @@ pub fn agreed(question: &str, consent: Consent, global: &Global) -> anyhow::Resu
 ///
 /// # Errors
 /// Ctrl-C, or a terminal that cannot be read.
-pub fn secret(question: &str) -> Result<String, Failure> {
-    let failed = |why: String| Failure::new(Exit::Failed, "nothing was read from the terminal").why(why);
+pub fn secret(question: &Said) -> Result<String, Failure> {
+    let failed = |why: Said| {
+        let what = said!(language(), en: "nothing was read from the terminal", zh: "没有从终端读到内容");
+        Failure::new(Exit::Failed, what).why(why)
+    };
+    let by_system = |error: io::Error| failed(Said::verbatim(error.to_string()));
     output::tell(&format!("{question}: "));
-    let silence = Silence::begin().map_err(|error| failed(error.to_string()))?;
+    let silence = Silence::begin().map_err(by_system)?;
     let typed = typed_line(io::stdin().lock());
     drop(silence);
     output::tell("\n");
     typed
-        .map_err(|error| failed(error.to_string()))?
-        .ok_or_else(|| failed("it was interrupted".into()))
+        .map_err(by_system)?
+        .ok_or_else(|| failed(said!(language(), en: "it was interrupted", zh: "被中断")))
 }
 
 /// The longest line that is read, in bytes.

@@ -8,13 +8,16 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 use serde::Serialize;
 
-use super::Global;
 use super::failure::{Exit, Failure};
 use super::output::{self, Column, Items, Pipe};
 use super::usage::FilterArgs;
+use super::{Global, language};
 use crate::admin;
 use crate::money::Usd;
+use crate::origin::{Label, Origin};
 use crate::pricing::Line;
+use crate::said;
+use crate::store::attempts::Attempt;
 use crate::store::usage_log::{Basis, ExchangeFilter, ExchangeRow, State};
 use crate::store::{Create, Store};
 use crate::time::now;
@@ -87,9 +90,17 @@ pub fn filter(store: &Store, which: &FilterArgs, limit: u32) -> anyhow::Result<E
         && since > until
     {
         let (since, until) = (output::time(since), output::time(until));
-        let what = format!("nothing starts at {since} or later and before {until}");
+        let what = said!(
+            language(),
+            en: "nothing starts at {since} or later and before {until}",
+            zh: "没有什么能既不早于 {since} 又早于 {until} 开始",
+        );
         return Err(Failure::new(Exit::Usage, what)
-            .fix("give --since the earlier time and --until the later one")
+            .fix(said!(
+                language(),
+                en: "give --since the earlier time and --until the later one",
+                zh: "--since 写较早的时间，--until 写较晚的时间",
+            ))
             .into());
     }
     let user = which.user.as_deref().map(|who| admin::user(store, who)).transpose();
@@ -98,6 +109,7 @@ pub fn filter(store: &Store, which: &FilterArgs, limit: u32) -> anyhow::Result<E
         user: user.map_err(Failure::from)?.map(|user| user.id),
         key: key.map_err(Failure::from)?.map(|key| key.id),
         model: which.model.clone(),
+        session: which.session.clone(),
         since,
         until,
         before: None,
@@ -266,18 +278,61 @@ pub struct Receipt {
     /// What the user paid of it.
     charge: String,
     uncollected: String,
+    /// What of the charge was given back.
+    refunded: String,
     hold: String,
     output_limit: Option<u64>,
     balance_after: String,
     attempts: u32,
+    tries: Vec<Try>,
     response_id: Option<String>,
     upstream_request_id: Option<String>,
     upstream_status: Option<u16>,
     started_at: Timestamp,
     first_byte_ms: Option<u128>,
     duration_ms: u128,
+    #[serde(flatten)]
+    origin: Origin,
     #[serde(skip)]
     row: ExchangeRow,
+    #[serde(skip)]
+    given_back: Usd,
+}
+
+/// One attempt of a call that was sent more than once.
+#[derive(Debug, Serialize)]
+struct Try {
+    upstream: String,
+    outcome: &'static str,
+    status: Option<u16>,
+    began_ms: u128,
+    duration_ms: u128,
+    /// By the price list: only the last can have been taken.
+    cost: String,
+}
+
+impl Try {
+    fn all(attempts: &[Attempt], cost: Usd) -> Vec<Try> {
+        let last = attempts.len().saturating_sub(1);
+        let one = |(number, attempt): (usize, &Attempt)| Try {
+            upstream: attempt.upstream.clone(),
+            outcome: attempt.outcome.name(),
+            status: attempt.status,
+            began_ms: attempt.began.as_millis(),
+            duration_ms: attempt.took.as_millis(),
+            cost: if number == last { cost } else { Usd::ZERO }.to_string(),
+        };
+        attempts.iter().enumerate().map(one).collect()
+    }
+
+    /// `attempt 1  first unreachable after 3 ms, cost $0`
+    fn line(&self, number: usize) -> String {
+        let status = self.status.map_or(String::new(), |status| format!(" {status}"));
+        format!(
+            "  attempt {number}           {} {}{status} after {} ms, cost ${}",
+            self.upstream, self.outcome, self.duration_ms, self.cost
+        )
+    }
 }
 
 impl Receipt {
@@ -291,10 +346,15 @@ impl Receipt {
     }
 
     fn new(callers: &mut Callers<'_>, row: &ExchangeRow) -> anyhow::Result<Receipt> {
-        Ok(Receipt::of(row, callers.of(&row.key.to_string())?))
+        let refunded = callers.store.refunded(row.id).map_err(Failure::from)?;
+        let tries = match row.attempts {
+            0 | 1 => Vec::new(),
+            _ => callers.store.attempts(row.id).map_err(Failure::from)?,
+        };
+        Ok(Receipt::of(row, refunded, &tries, callers.of(&row.key.to_string())?))
     }
 
-    fn of(row: &ExchangeRow, caller: Caller) -> Receipt {
+    fn of(row: &ExchangeRow, refunded: Usd, tries: &[Attempt], caller: Caller) -> Receipt {
         Receipt {
             id: row.id.0.to_string(),
             state: row.state.name(),
@@ -319,17 +379,21 @@ impl Receipt {
             priced: row.charge.to_string(),
             charge: charge(row).to_string(),
             uncollected: row.uncollected.to_string(),
+            refunded: refunded.to_string(),
             hold: row.held.to_string(),
             output_limit: row.output_limit.map(|limit| limit.get()),
             balance_after: row.balance_after.to_string(),
             attempts: row.attempts,
+            tries: Try::all(tries, row.cost),
             response_id: row.response_id.clone(),
             upstream_request_id: row.upstream_request_id.clone(),
             upstream_status: row.upstream_status,
             started_at: row.started_at,
             first_byte_ms: row.first_byte.map(|wait| wait.as_millis()),
             duration_ms: row.duration.as_millis(),
+            origin: row.origin.clone(),
             row: row.clone(),
+            given_back: refunded,
         }
     }
 
@@ -443,6 +507,9 @@ impl Receipt {
             charge(row),
             row.balance_after
         ));
+        if self.given_back > Usd::ZERO {
+            lines.push(format!("  refunded            {:#} of the charge", self.given_back));
+        }
         if let Some(limit) = self.output_limit {
             lines.push(format!(
                 "  output limit        {} tokens, written into the request by the gateway",
@@ -455,6 +522,27 @@ impl Receipt {
             );
         }
         lines
+    }
+
+    /// `asked by  codex_exec/0.169.0, turn, session S, turn T`, as far as it is known.
+    fn origin_line(&self) -> Option<String> {
+        let Origin {
+            session,
+            turn,
+            agent,
+            kind,
+            client,
+        } = &self.origin;
+        let named = |name: &str, id: &Option<Label>| Some(format!("{name} {}", id.as_ref()?));
+        let parts = [
+            client.as_ref().map(ToString::to_string),
+            kind.map(|kind| kind.name().to_owned()),
+            named("session", session),
+            named("turn", turn),
+            named("agent", agent),
+        ];
+        let known: Vec<String> = parts.into_iter().flatten().collect();
+        (!known.is_empty()).then(|| format!("  asked by            {}", known.join(", ")))
     }
 
     fn context_lines(&self) -> Vec<String> {
@@ -486,9 +574,11 @@ impl Receipt {
                 self.upstream, self.endpoint
             ),
         ];
+        lines.extend(self.tries.iter().zip(1..).map(|(tried, number)| tried.line(number)));
         if !self.interrupted() {
             lines.push(format!("  time                {first}, {} ms in all", self.duration_ms));
         }
+        lines.extend(self.origin_line());
         lines.push(format!("  request             {}", self.id));
         let ids = [
             ("answered by", &self.answered_model),
@@ -562,6 +652,7 @@ mod tests {
             started_at: Timestamp::UNIX_EPOCH,
             first_byte: Some(Duration::from_millis(880)),
             duration: Duration::from_millis(5_300),
+            origin: Origin::default(),
         }
     }
 
@@ -574,7 +665,7 @@ mod tests {
     }
 
     fn receipt(row: &ExchangeRow) -> String {
-        Receipt::of(row, caller()).text()
+        Receipt::of(row, Usd::ZERO, &[], caller()).text()
     }
 
     #[test]
@@ -619,7 +710,7 @@ mod tests {
         for untrue in ["estimate", "attempt", "no answer", " ms", "balance"] {
             assert!(!text.contains(untrue), "{untrue}\n{text}");
         }
-        let document = serde_json::to_value(Receipt::of(&row, caller())).expect("JSON");
+        let document = serde_json::to_value(Receipt::of(&row, Usd::ZERO, &[], caller())).expect("JSON");
         assert_eq!(document["estimated"], false);
     }
 
@@ -637,14 +728,21 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
-        let document = serde_json::to_value(Receipt::of(&row, caller())).expect("JSON");
+        let document = serde_json::to_value(Receipt::of(&row, Usd::ZERO, &[], caller())).expect("JSON");
         let amounts = ["priced", "charge", "uncollected"].map(|name| document[name].clone());
         assert_eq!(amounts, ["0.03530592", "0.035", "0.00030592"]);
     }
 
     #[test]
+    fn a_receipt_says_what_was_given_back_when_something_was() {
+        let text = |refunded| Receipt::of(&row(), Usd::from_nanos(refunded), &[], caller()).text();
+        assert!(text(5_305_920).contains("  refunded            $0.00530592 of the charge\n"));
+        assert!(!text(0).contains("refunded"));
+    }
+
+    #[test]
     fn the_document_has_the_documented_names() {
-        let document = serde_json::to_value(Receipt::of(&row(), caller())).expect("JSON");
+        let document = serde_json::to_value(Receipt::of(&row(), Usd::ZERO, &[], caller())).expect("JSON");
         for name in [
             "state",
             "estimated",
@@ -654,6 +752,7 @@ mod tests {
             "lines",
             "cost",
             "charge",
+            "refunded",
             "hold",
             "balance_after",
             "attempts",

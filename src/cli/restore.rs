@@ -6,9 +6,12 @@ use serde::Serialize;
 
 use super::backup::{ContentsView, LastEntryView, a_file, as_of, existing, not_done};
 use super::failure::{Exit, Failure, restore_command};
-use super::{Global, output};
+use super::{Global, actor, language, output};
+use crate::language::Said;
+use crate::said;
 use crate::store::backup::{BackupError, LastEntry};
 use crate::store::restore::{self, Replaced, Restored};
+use crate::store::{Create, Outcome};
 use crate::time::now;
 
 /// Put a backup in the place of the database.
@@ -45,11 +48,28 @@ pub fn run(args: &RestoreArgs, global: &Global) -> anyhow::Result<()> {
     let from = a_file(&args.file)?;
     let path = global.settings(Vec::new())?.config.database;
     let restored = restore::restore(&from, &path, existing(args.force), now()).map_err(|error| match error {
-        BackupError::Exists(path) => Failure::new(Exit::Exists, format!("{} is there already", path.display())).fix(
-            format!("to replace it (it is kept beside): {}", restore_command(&path, &from)),
-        ),
-        error => not_done("the backup was not restored", &error),
+        BackupError::Exists(path) => {
+            let (shown, command) = (path.display(), restore_command(&path, &from));
+            let what = said!(language(), en: "{shown} is there already", zh: "{shown} 已经存在");
+            Failure::new(Exit::Exists, what).fix(said!(
+                language(),
+                en: "to replace it (it is kept beside): {command}",
+                zh: "如需替换（原有的会保留在旁边）：{command}",
+            ))
+        }
+        error => {
+            let what = said!(language(), en: "the backup was not restored", zh: "备份没有恢复");
+            not_done(what, &error)
+        }
     })?;
+    let noted = super::open(&path, Create::Never).map(|store| store.note_restored(&from, &restored, &actor(), now()));
+    if !matches!(noted, Ok(Outcome::Committed(()))) {
+        global.say(&said!(
+            language(),
+            en: "it is restored, and that could not be written into its audit log",
+            zh: "已恢复，但未能写入其审计日志",
+        ));
+    }
     if global.json {
         return output::json(&view(path, from, restored));
     }
@@ -69,19 +89,26 @@ pub fn run(args: &RestoreArgs, global: &Global) -> anyhow::Result<()> {
 }
 
 /// What the backup cannot know of.
-fn missing(last: Option<LastEntry>, replaced: Option<&Replaced>) -> String {
-    let from = last.map_or(1, |entry| entry.seq + 1);
+fn missing(last: Option<LastEntry>, replaced: Option<&Replaced>) -> Said {
+    let (language, from) = (language(), last.map_or(1, |entry| entry.seq + 1));
     match replaced.and_then(|replaced| replaced.last) {
-        Some(LastEntry { seq, at }) if seq >= from => format!(
-            "not in it: {} of the database that was replaced, the last of {} UTC",
-            if seq == from {
-                format!("entry {seq}")
-            } else {
-                format!("entries {from} to {seq}")
-            },
-            output::time(at)
+        Some(LastEntry { seq, at }) if seq >= from => {
+            let at = output::time(at);
+            let entries = match seq == from {
+                true => said!(language, en: "entry {seq}", zh: "条目 {seq}"),
+                false => said!(language, en: "entries {from} to {seq}", zh: "条目 {from} 至 {seq}"),
+            };
+            said!(
+                language,
+                en: "not in it: {entries} of the database that was replaced, the last of {at} UTC",
+                zh: "其中没有：被替换的数据库的{entries}，最后一条在 {at} UTC",
+            )
+        }
+        _ => said!(
+            language,
+            en: "not in it: what was settled and credited since",
+            zh: "其中没有：此后的结算和充值",
         ),
-        _ => "not in it: what was settled and credited since".to_owned(),
     }
 }
 

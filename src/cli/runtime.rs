@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::language;
+use crate::said;
+
 /// A gateway that runs on this machine for this user.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
@@ -60,8 +63,13 @@ pub fn private_directory(dir: &Path) -> io::Result<()> {
     if meta.is_dir() && meta.uid() == uid() && meta.mode() & 0o077 == 0 {
         return Ok(());
     }
-    let why = format!("{} is not a directory of this user alone (mode 0700)", dir.display());
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
+    let dir = dir.display();
+    let why = said!(
+        language(),
+        en: "{dir} is not a directory of this user alone (mode 0700)",
+        zh: "{dir} 不是仅此用户可用的文件夹（权限 0700）",
+    );
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, String::from(why)))
 }
 
 /// Writes a new file that only this user can read, in the place of an older one at once.

@@ -1,5 +1,7 @@
 //! Stop signals: the first asks for a clean end, the second for an end at once.
 
+use super::language;
+use crate::said;
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -16,9 +18,12 @@ impl StopSignals {
     /// # Errors
     /// The system does not let the process watch signals.
     pub fn watch() -> anyhow::Result<StopSignals> {
+        let watch = |kind, name| {
+            signal(kind).with_context(|| said!(language(), en: "cannot watch for {name}", zh: "无法监视 {name}"))
+        };
         Ok(StopSignals {
-            interrupt: signal(SignalKind::interrupt()).context("cannot watch for SIGINT")?,
-            terminate: signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?,
+            interrupt: watch(SignalKind::interrupt(), "SIGINT")?,
+            terminate: watch(SignalKind::terminate(), "SIGTERM")?,
         })
     }
 

@@ -13,7 +13,7 @@ use crate::money::Usd;
 use crate::store::Create;
 use crate::store::usage_log::{GroupBy, UsageSum};
 
-/// What was used, what it cost and what was charged. The charges add up to the ledger's.
+/// What was used, what it cost and what was charged. Charges less refunds add up to the ledger's entries.
 #[derive(Debug, clap::Args)]
 pub struct UsageArgs {
     /// Which requests
@@ -39,6 +39,9 @@ pub struct FilterArgs {
     /// For this model, as the client asked
     #[arg(long)]
     pub model: Option<String>,
+    /// Of this session, by its whole id
+    #[arg(long)]
+    pub session: Option<String>,
     /// Started at this time or later: a date (midnight UTC), a time, or a span back such as 7d
     #[arg(long, value_name = "WHEN", value_parser = When::parse)]
     pub since: Option<When>,
@@ -55,6 +58,9 @@ impl ValueEnum for GroupBy {
             GroupBy::Key,
             GroupBy::Model,
             GroupBy::Upstream,
+            GroupBy::Session,
+            GroupBy::Kind,
+            GroupBy::Client,
         ]
     }
 
@@ -71,6 +77,9 @@ fn labels(by: GroupBy) -> &'static [&'static str] {
         GroupBy::Key => &["key", "user", "key_name"],
         GroupBy::Model => &["model"],
         GroupBy::Upstream => &["upstream"],
+        GroupBy::Session => &["session"],
+        GroupBy::Kind => &["kind"],
+        GroupBy::Client => &["client"],
     }
 }
 
@@ -88,7 +97,7 @@ impl Group {
         if by != GroupBy::Key {
             return Ok(Group {
                 texts: vec![sum.group.clone()],
-                shown: output::plain(&sum.group),
+                shown: shown(&sum.group),
                 sum,
             });
         }
@@ -98,6 +107,14 @@ impl Group {
             texts: vec![sum.group.clone(), caller.user, caller.key],
             sum,
         })
+    }
+}
+
+/// A group for people; `-` where the client did not say.
+fn shown(group: &str) -> String {
+    match group {
+        "" => "-".to_owned(),
+        group => output::plain(group),
     }
 }
 
@@ -135,14 +152,15 @@ pub fn run(args: UsageArgs, global: &Global) -> anyhow::Result<()> {
         Column::Right("charge"),
         Column::Right("margin"),
         Column::Right("uncollected"),
+        Column::Right("refunded"),
     ];
     let rows = groups.iter().map(|group| row(&group.shown, &group.sum));
     output::table(&columns, rows.chain(std::iter::once(row("total", &total))).collect())
 }
 
-/// What is left of the charge; below zero when not all was collected or the markup is below one.
+/// What is left of the charge; below zero when not all was collected, some was given back, or the markup is below one.
 fn margin(sum: &UsageSum) -> Usd {
-    sum.charge.saturating_sub(sum.cost)
+    sum.charge.saturating_sub(sum.refunded).saturating_sub(sum.cost)
 }
 
 fn row(name: &str, sum: &UsageSum) -> Vec<String> {
@@ -151,7 +169,8 @@ fn row(name: &str, sum: &UsageSum) -> Vec<String> {
     std::iter::once(name.to_owned()).chain(counts).chain(money).collect()
 }
 
-fn counts(sum: &UsageSum) -> [(&'static str, u64); 4] {
+/// What is counted, by its name.
+pub(super) fn counts(sum: &UsageSum) -> [(&'static str, u64); 4] {
     [
         ("exchanges", sum.exchanges),
         ("input_tokens", sum.input_tokens),
@@ -160,16 +179,18 @@ fn counts(sum: &UsageSum) -> [(&'static str, u64); 4] {
     ]
 }
 
-fn money(sum: &UsageSum) -> [(&'static str, Usd); 4] {
+fn money(sum: &UsageSum) -> [(&'static str, Usd); 5] {
     [
         ("cost", sum.cost),
         ("charge", sum.charge),
         ("margin", margin(sum)),
         ("uncollected", sum.uncollected),
+        ("refunded", sum.refunded),
     ]
 }
 
-fn view(sum: &UsageSum) -> Map<String, Value> {
+/// All of a sum, as a document has it.
+pub(super) fn view(sum: &UsageSum) -> Map<String, Value> {
     let counts = counts(sum).map(|(name, count)| (name.to_owned(), count.into()));
     let money = money(sum).map(|(name, usd)| (name.to_owned(), usd.to_string().into()));
     counts.into_iter().chain(money).collect()
@@ -182,24 +203,12 @@ fn csv(groups: &[Group], by: GroupBy) -> String {
     let names: Vec<&str> = names.chain(money(&empty).map(|(name, _)| name)).collect();
     let mut out = names.join(",") + "\n";
     for Group { texts, sum, .. } in groups {
-        let cells = texts.iter().map(|text| csv_cell(text));
+        let cells = texts.iter().map(|text| output::csv_cell(text));
         let cells = cells.chain(counts(sum).map(|(_, count)| count.to_string()));
         let cells: Vec<String> = cells.chain(money(sum).map(|(_, usd)| usd.to_string())).collect();
         out.push_str(&(cells.join(",") + "\n"));
     }
     out
-}
-
-/// A cell as RFC 4180 wants it. A text that a spreadsheet would run as a formula gets a quote in front.
-fn csv_cell(text: &str) -> String {
-    let text = match text.chars().next() {
-        Some('=' | '+' | '-' | '@') => format!("'{text}"),
-        _ => text.to_owned(),
-    };
-    if text.contains(['"', ',', '\n', '\r']) {
-        return format!("\"{}\"", text.replace('"', "\"\""));
-    }
-    text
 }
 
 #[cfg(test)]
@@ -216,6 +225,7 @@ mod tests {
             cost: Usd::from_nanos(1_000_000),
             charge: Usd::from_nanos(1_200_000),
             uncollected: Usd::ZERO,
+            refunded: Usd::from_nanos(100_000),
         }
     }
 
@@ -228,20 +238,13 @@ mod tests {
         };
         let text = csv(&[group(&["gpt-4o"], sum("gpt-4o"))], GroupBy::Model);
         let line = text.lines().nth(1);
-        assert_eq!(line, Some("gpt-4o,2,1000,10,5,0.001,0.0012,0.0002,0"));
+        assert_eq!(line, Some("gpt-4o,2,1000,10,5,0.001,0.0012,0.0001,0,0.0001"));
         let text = csv(&[group(&["id", "alice", "a, b"], sum("id"))], GroupBy::Key);
         assert_eq!(
             text,
-            "key,user,key_name,exchanges,input_tokens,cached_tokens,output_tokens,cost,charge,margin,uncollected\n\
-             id,alice,\"a, b\",2,1000,10,5,0.001,0.0012,0.0002,0\n"
+            "key,user,key_name,exchanges,input_tokens,cached_tokens,output_tokens,cost,charge,margin,uncollected,refunded\n\
+             id,alice,\"a, b\",2,1000,10,5,0.001,0.0012,0.0001,0,0.0001\n"
         );
-        assert_eq!(view(&sum("gpt-4o"))["margin"], json!("0.0002"));
-    }
-
-    #[test]
-    fn a_cell_is_neither_split_nor_run() {
-        assert_eq!(csv_cell("a,b"), "\"a,b\"");
-        assert_eq!(csv_cell("a\"b"), "\"a\"\"b\"");
-        assert_eq!(csv_cell("=1+1"), "'=1+1");
+        assert_eq!(view(&sum("gpt-4o"))["margin"], json!("0.0001"));
     }
 }

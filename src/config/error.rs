@@ -3,28 +3,38 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::language::{Bilingual, Language, Said};
+use crate::said;
+
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.told(Language::English))]
 pub struct ConfigError {
     /// `gateway.toml:6:1`, a variable's name or a flag.
     pub place: String,
     /// What is wrong.
-    pub what: String,
+    pub what: Bilingual,
     /// The line, when it stands in a file.
     pub excerpt: Option<Excerpt>,
     /// What to do.
-    pub fix: String,
+    pub fix: Bilingual,
 }
 
 /// Settings that cannot be used: all that is wrong with them, as far as it can be told, in the order of the file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+#[error("{}", self.told(Language::English))]
 pub struct ConfigErrors(Vec<ConfigError>);
 
 impl ConfigErrors {
     pub(super) fn new(mut found: Vec<ConfigError>) -> ConfigErrors {
         found.sort_by_key(|error| error.excerpt.as_ref().map(|excerpt| excerpt.number));
         ConfigErrors(found)
+    }
+
+    /// All of them, as they are shown.
+    pub fn told(&self, language: Language) -> Said {
+        let told = self.0.iter().map(|error| error.told(language).to_string());
+        Said::verbatim(told.collect::<Vec<_>>().join("\n"))
     }
 
     /// Each of them; at least one.
@@ -46,16 +56,34 @@ pub struct Excerpt {
     pub width: usize,
 }
 
-impl fmt::Display for ConfigError {
+impl ConfigError {
+    /// As it is shown: place, what is wrong, the line, what to do.
+    pub fn told(&self, language: Language) -> Said {
+        let (place, what, fix) = (&self.place, self.what.of(language), self.fix.of(language));
+        let excerpt = self.excerpt.as_ref().map_or_else(String::new, ToString::to_string);
+        said!(
+            language,
+            en: "{place}: {what}\n{excerpt}  fix   {fix}",
+            zh: "{place}：{what}\n{excerpt}  处理  {fix}",
+        )
+    }
+}
+
+/// What is wrong with a value, behind its name.
+pub(super) fn after(key: &str, what: &Bilingual) -> Bilingual {
+    Bilingual::each(|language| {
+        let what = what.of(language);
+        said!(language, en: "{key}: {what}", zh: "{key}：{what}")
+    })
+}
+
+/// The line with carets below what is meant.
+impl fmt::Display for Excerpt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}", self.place, self.what)?;
-        if let Some(excerpt) = &self.excerpt {
-            let number = excerpt.number.to_string();
-            let (blank, before) = (" ".repeat(number.len()), " ".repeat(excerpt.column));
-            writeln!(f, "  {number} │ {}", excerpt.line)?;
-            writeln!(f, "  {blank} │ {before}{}", "^".repeat(excerpt.width))?;
-        }
-        write!(f, "  fix   {}", self.fix)
+        let number = self.number.to_string();
+        let (blank, before) = (" ".repeat(number.len()), " ".repeat(self.column));
+        writeln!(f, "  {number} │ {}", self.line)?;
+        writeln!(f, "  {blank} │ {before}{}", "^".repeat(self.width))
     }
 }
 

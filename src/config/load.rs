@@ -7,6 +7,7 @@ use super::Config;
 use super::error::{ConfigError, ConfigErrors};
 use super::loader::{Loader, Nodes, Table, text_node};
 use super::source::{Document, Origin, Place};
+use crate::language::Bilingual;
 
 /// Everything settings are made of.
 pub struct Sources<'a> {
@@ -17,7 +18,7 @@ pub struct Sources<'a> {
     /// Flags that stand for a setting.
     pub flags: Vec<Flag>,
     /// Reads the file of a `file:PATH` secret; the error is for people.
-    pub read: &'a dyn Fn(&Path) -> Result<String, String>,
+    pub read: &'a dyn Fn(&Path) -> Result<String, Bilingual>,
 }
 
 /// A flag that stands for a setting of a table.
@@ -62,9 +63,17 @@ impl Loaded {
     /// # Errors
     /// The secrets that could not be resolved.
     pub fn complete(self) -> Result<Config, ConfigErrors> {
+        self.lacks_nothing().map(|()| self.config)
+    }
+
+    /// Whether the settings will do for a process that calls upstreams.
+    ///
+    /// # Errors
+    /// The secrets that could not be resolved.
+    pub fn lacks_nothing(&self) -> Result<(), ConfigErrors> {
         match self.missing.is_empty() {
-            true => Ok(self.config),
-            false => Err(ConfigErrors::new(self.missing)),
+            true => Ok(()),
+            false => Err(ConfigErrors::new(self.missing.clone())),
         }
     }
 }
@@ -117,6 +126,7 @@ impl Config {
 impl Loader<'_> {
     fn config(&mut self, mut tables: BTreeMap<String, Nodes>) -> Result<Config, ConfigError> {
         let upstreams = tables.remove("upstream");
+        let sinks = tables.remove("sink");
         let mut table = |name: &str| Table {
             name: name.to_owned(),
             nodes: tables.remove(name).unwrap_or_default(),
@@ -127,7 +137,11 @@ impl Loader<'_> {
             disk: self.disk(&mut database)?,
             database: self.database(&mut database)?,
             billing: self.billing(&mut table("billing"))?,
+            limits: self.limits(&mut table("limits")),
             log: self.log(&mut table("log"))?,
+            events: self.events(&mut table("events"))?,
+            sinks: self.sinks(sinks),
+            metrics: self.metrics(&mut table("metrics")),
             upstreams: self.upstreams(upstreams)?,
         })
     }
@@ -138,11 +152,15 @@ mod tests {
     use std::collections::BTreeSet;
     use std::time::Duration;
 
-    use super::super::loader::{TABLES, UPSTREAM};
+    use super::super::loader::{SINK, TABLES, UPSTREAM};
     use super::super::{Pricing, UpstreamConfig};
     use super::*;
+    use crate::bilingual;
     use crate::call::ChatLimitField;
-    use crate::pricing::ListName;
+    use crate::language::Language;
+    use crate::language::agreement::agree;
+    use crate::limits::AtMost;
+    use crate::pricing::{Factor, ListName};
 
     type Env = BTreeMap<String, String>;
 
@@ -156,7 +174,10 @@ mod tests {
     fn load_with(text: &str, env: &Env, flags: Vec<Flag>) -> Result<Loaded, ConfigErrors> {
         let read = |path: &Path| match path.to_str() {
             Some("/etc/gw/key.txt") => Ok("sk-from-file\n".to_owned()),
-            _ => Err(format!("{} cannot be read", path.display())),
+            _ => {
+                let path = path.display();
+                Err(bilingual!(en: "{path} cannot be read", zh: "无法读取 {path}"))
+            }
         };
         Config::load(Sources {
             file: Some(("/etc/gw/gateway.toml".into(), text.to_owned())),
@@ -168,6 +189,16 @@ mod tests {
 
     fn load(text: &str) -> Result<Loaded, ConfigErrors> {
         load_with(text, &env(&[]), Vec::new())
+    }
+
+    /// Insists that they say the same in every language.
+    fn agreed(errors: &ConfigErrors) {
+        for error in errors.iter() {
+            for text in [&error.what, &error.fix] {
+                let [en, zh] = Language::ALL.map(|language| text.of(language));
+                agree(en, zh);
+            }
+        }
     }
 
     fn refusal(text: &str) -> String {
@@ -213,10 +244,29 @@ mod tests {
         );
         assert!(refusal("[server]\nmarkup = 1").contains("`markup` belongs into [billing]"));
         assert!(refusal("[sever]\n").contains("did you mean `server`?"));
-        assert!(refusal("[limits]\nrpm = 3").contains("unknown table or key `limits`"));
+        assert!(refusal("[quotas]\nrpm = 3").contains("unknown table or key `quotas`"));
         assert!(refusal("[[upstream]]\nbaseurl = \"x\"").contains("did you mean `base_url`?"));
         assert!(refusal("[upstream]\nname = \"x\"").contains("[[upstream]]"));
+        assert!(refusal("[[sink]]\nfil = \"x\"").contains("did you mean `file`?"));
+        assert!(refusal("[[sinks]]\n").contains("did you mean `sink`?"));
         assert!(refusal("server = 3").contains("write [server]"));
+    }
+
+    #[test]
+    fn a_file_is_of_one_sink() {
+        let sinks = |one: &str, other: &str| {
+            format!("[[sink]]\nname = \"a\"\nfile = \"{one}\"\n[[sink]]\nname = \"b\"\nfile = \"{other}\"\n")
+        };
+        assert_eq!(
+            load(&sinks("x.jsonl", "y.jsonl"))
+                .expect("two files")
+                .config
+                .sinks
+                .len(),
+            2
+        );
+        let refused = refusal(&sinks("x.jsonl", "/etc/gw/x.jsonl"));
+        assert!(refused.contains("two sinks write to /etc/gw/x.jsonl"), "{refused}");
     }
 
     #[test]
@@ -251,12 +301,28 @@ mod tests {
             "[database]\npath = \"\"",
             "[log]\nlevel = \"loud=very\"",
             "[log]\nformat = \"xml\"",
+            "[limits]\nrpm = 0",
+            "[limits]\ntpm = 1.5",
+            "[limits]\nmodel_concurrency = { x = -1 }",
+            "[limits]\nmodel_rpm = { x = \"many\" }",
             "[[upstream]]\nbase_url = \"https://x\"",
             "[[upstream]]\nname = \"x\"",
             "[[upstream]]\nname = \"a b\"\nbase_url = \"https://x\"",
             "[[upstream]]\nname = \"x\"\nbase_url = \"https://x\"\nheaders = { Host = \"y\" }",
             "[[upstream]]\nname = \"x\"\nbase_url = \"https://x\"\naliases = { a = \"a\" }",
             "[[upstream]]\nname = \"x\"\nbase_url = \"https://x\"\nproxy = \"proxy\"",
+            "[events]\nlow_balance = -1",
+            "[events]\nmax_waiting = 1",
+            "[sink]\nname = \"x\"",
+            "[[sink]]\nfile = \"x\"",
+            "[[sink]]\nname = \"x\"",
+            "[[sink]]\nname = \"x\"\nfile = \"x\"\nurl = \"https://x\"\nsecret = \"x\"",
+            "[[sink]]\nname = \"x\"\nfile = \"x\"\nsecret = \"x\"",
+            "[[sink]]\nname = \"x\"\nurl = \"https://x\"",
+            "[[sink]]\nname = \"x\"\nurl = \"https://x\"\nsecret = \"whsec_?\"",
+            "[[sink]]\nname = \"x\"\nurl = \"http://10.0.0.1\"\nsecret = \"x\"",
+            "[[sink]]\nname = \"x\"\nfile = \"x\"\ntypes = [\"balance.lo\"]",
+            "[[sink]]\nname = \"x\"\nfile = \"x\"\n[[sink]]\nname = \"x\"\nfile = \"y\"",
             "[[upstream]]\nname = \"x\"\nbase_url = \"https://x\"\n[[upstream]]\nname = \"x\"\nbase_url = \"https://y\"",
         ] {
             assert!(
@@ -264,6 +330,7 @@ mod tests {
                 "{}",
                 refusal(wrong)
             );
+            agreed(&load(wrong).expect_err(wrong));
         }
     }
 
@@ -287,7 +354,7 @@ base_url = \"https://x\"
 api_key = \"env:NOPE\"
 idle_timeout = 3
 modles = []
-[limits]
+[quotas]
 [[upstream]]
 name = \"u\"
 base_url = \"https://y\"
@@ -322,6 +389,11 @@ base_url = \"https://z\"
         ];
         assert_eq!(places, expected, "{wrong}");
         assert_eq!(wrong.to_string().matches("  fix   ").count(), expected.len());
+        assert_eq!(
+            wrong.told(Language::Chinese).matches("  处理  ").count(),
+            expected.len()
+        );
+        agreed(&wrong);
     }
 
     #[test]
@@ -337,9 +409,46 @@ base_url = \"https://z\"
     }
 
     #[test]
+    fn a_model_has_its_own_markup_and_a_user_has_theirs() {
+        let text = "[billing]\nmarkup = 1.2\nmodel_markup = { \"gpt-5*\" = 1.1, \"gpt-5*-mini\" = 1.3, \"gpt-5-*\" = 1.4, \"gpt-5\" = 2 }";
+        let markup = load(text).expect("fine").config.billing.markup;
+        for (model, expected) in [
+            ("gpt-4o", "1.2"),
+            ("gpt-5", "2"),
+            ("gpt-5.5", "1.1"),
+            ("gpt-5-mini", "1.3"),
+            ("gpt-5-pro", "1.4"),
+        ] {
+            assert_eq!(markup.of(None, model).to_string(), expected, "{model}");
+            assert_eq!(markup.of(Some(Factor::ONE), model), Factor::ONE);
+        }
+        let wrong = refusal("[billing]\nmodel_markup = { x = 1.0000001 }");
+        assert!(wrong.contains("model_markup: "), "{wrong}");
+    }
+
+    #[test]
+    fn a_model_has_the_limits_of_the_longest_pattern_that_matches() {
+        let text =
+            "[limits]\nrpm = 60\nmodel_rpm = { \"gpt-5*\" = 100, \"gpt-5-mini\" = 7 }\nmodel_tpm = { \"*\" = 9000 }";
+        let loaded = load(text).expect("fine");
+        let limits = &loaded.config.limits;
+        let of = |model: &str| limits.of_model(model).named().map(|(_, limit)| limit.map(AtMost::get));
+        assert_eq!(of("gpt-5.5"), [Some(100), Some(9000), None]);
+        assert_eq!(of("gpt-5-mini"), [Some(7), Some(9000), None]);
+        assert_eq!(of("gpt-4o"), [None, Some(9000), None]);
+        assert_eq!(
+            limits.key.named().map(|(_, limit)| limit.map(AtMost::get)),
+            [Some(60), None, None]
+        );
+        let shown = setting(&loaded, "limits.model_rpm").0;
+        assert_eq!(shown.as_deref(), Some("gpt-5* = 100, gpt-5-mini = 7"));
+        assert_eq!(setting(&loaded, "limits.concurrency").0, None);
+    }
+
+    #[test]
     fn decimals_never_pass_through_a_float() {
         let loaded = load("[billing]\nmarkup = 1.000001\nhold_share = 0.000001").expect("exact");
-        assert_eq!(loaded.config.billing.markup.to_string(), "1.000001");
+        assert_eq!(loaded.config.billing.markup.general.to_string(), "1.000001");
         assert_eq!(loaded.config.billing.hold.share_ppm, 1);
     }
 
@@ -505,6 +614,11 @@ base_url = \"https://z\"
         let mut known: BTreeSet<String> = TABLES.iter().flat_map(|(name, keys)| of(name, keys)).collect();
         known.extend(of("upstream.openai", UPSTREAM));
         known.remove("upstream.openai.name");
+        known.extend(of("sink.billing", SINK));
+        for elsewhere in ["sink.billing.name", "sink.billing.file"] {
+            known.remove(elsewhere);
+        }
+        known.insert("sink.archive.file".to_owned());
         assert_eq!(named, known);
     }
 }

@@ -7,30 +7,63 @@ use std::path::{Path, PathBuf};
 use http::HeaderValue;
 
 use super::Secret;
-use super::error::{ConfigError, Show};
+use super::error::{ConfigError, Show, after};
 use super::load::Setting;
 use super::parse::{Parsed, Problem, problem};
 use super::source::{Document, Node, Origin, Place, Value};
+use crate::bilingual;
+use crate::language::Bilingual;
 
 /// The tables and their keys. Each can be set by `GATEWAY_<TABLE>__<KEY>`.
-pub(super) const TABLES: [(&str, &[&str]); 4] = [
+pub(super) const TABLES: [(&str, &[&str]); 7] = [
     (
         "server",
         &[
             "listen",
             "public_url",
             "trusted_proxies",
+            "tls_cert",
+            "tls_key",
+            "max_connections",
+            "max_connections_per_address",
             "max_body",
             "max_response",
             "header_timeout",
             "body_timeout",
             "drain_timeout",
+            "websocket",
         ],
     ),
     ("database", &["path", "min_free", "ballast"]),
-    ("billing", &["hold_share", "min_output_tokens", "on_hangup", "markup"]),
+    (
+        "billing",
+        &[
+            "hold_share",
+            "min_output_tokens",
+            "on_hangup",
+            "markup",
+            "model_markup",
+            "record_answers",
+        ],
+    ),
+    (
+        "limits",
+        &[
+            "rpm",
+            "tpm",
+            "concurrency",
+            "model_rpm",
+            "model_tpm",
+            "model_concurrency",
+        ],
+    ),
     ("log", &["format", "level"]),
+    ("events", &["low_balance", "spent_share", "max_waiting"]),
+    ("metrics", &["listen"]),
 ];
+
+/// The keys of a `[[sink]]`.
+pub(super) const SINK: &[&str] = &["name", "url", "secret", "allow_private", "file", "types"];
 
 /// The keys of an `[[upstream]]`.
 pub(super) const UPSTREAM: &[&str] = &[
@@ -41,12 +74,19 @@ pub(super) const UPSTREAM: &[&str] = &[
     "models",
     "aliases",
     "prices",
+    "wire",
     "region",
     "proxy",
     "ca_file",
     "connect_timeout",
     "first_byte_timeout",
     "idle_timeout",
+    "priority",
+    "weight",
+    "max_concurrency",
+    "breaker_interval",
+    "retry_gateway_errors",
+    "websocket",
     "headers",
 ];
 
@@ -62,7 +102,7 @@ pub(super) struct Table {
 pub(super) struct Loader<'a> {
     pub(super) document: Option<Document>,
     pub(super) env: &'a BTreeMap<String, String>,
-    pub(super) read: &'a dyn Fn(&Path) -> Result<String, String>,
+    pub(super) read: &'a dyn Fn(&Path) -> Result<String, Bilingual>,
     pub(super) settings: Vec<Setting>,
     pub(super) missing: Vec<ConfigError>,
     /// What is wrong. Reading goes on with something else in its place, to find the rest; nothing comes of that.
@@ -80,16 +120,19 @@ pub(super) fn text_node(text: String, place: Place) -> Node {
 }
 
 /// What is known, and in which table, in the words of a fix.
-pub(super) fn unknown_fix(table: Option<&str>, keys: &[&str], wanted: &str) -> String {
+pub(super) fn unknown_fix(table: Option<&str>, keys: &[&str], wanted: &str) -> Bilingual {
     if let Some(near) = nearest(wanted, keys.iter().copied()) {
-        return format!("did you mean `{near}`?");
+        return bilingual!(en: "did you mean `{near}`?", zh: "是否想写 `{near}`？");
     }
     let elsewhere = TABLES
         .iter()
         .find(|(name, keys)| Some(*name) != table && keys.contains(&wanted));
     match elsewhere {
-        Some((name, _)) => format!("`{wanted}` belongs into [{name}]"),
-        None => format!("known here: {}", keys.join(", ")),
+        Some((name, _)) => bilingual!(en: "`{wanted}` belongs into [{name}]", zh: "`{wanted}` 属于 [{name}]"),
+        None => {
+            let keys = keys.join(", ");
+            bilingual!(en: "known here: {keys}", zh: "此处已知：{keys}")
+        }
     }
 }
 
@@ -102,23 +145,31 @@ impl Loader<'_> {
         for (name, node) in self.or_instead(read, BTreeMap::new()) {
             let nodes = match (TABLES.iter().find(|(known, _)| *known == name), node.value) {
                 (Some((_, keys)), Value::Table(nodes)) => {
-                    self.refuse_unknown(Some(&name), keys, &nodes);
+                    self.refuse_unknown(Some(&name), &format!("[{name}]"), keys, &nodes);
                     nodes
                 }
                 (Some(_), _) => {
-                    let fix = format!("write [{name}] above its keys");
-                    self.refuse(&node.key, format!("`{name}` is a table"), fix);
+                    let fix = bilingual!(en: "write [{name}] above its keys", zh: "请在其键之上写 [{name}]");
+                    self.refuse(
+                        &node.key,
+                        bilingual!(en: "`{name}` is a table", zh: "`{name}` 是表"),
+                        fix,
+                    );
                     continue;
                 }
-                (None, value) if name == "upstream" => {
+                (None, value) if name == "upstream" || name == "sink" => {
                     let node = Node { value, ..node };
                     BTreeMap::from([(String::new(), node)])
                 }
                 (None, _) => {
                     let mut known: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
-                    known.push("upstream");
+                    known.extend(["upstream", "sink"]);
                     let fix = unknown_fix(None, &known, &name);
-                    self.refuse(&node.key, format!("unknown table or key `{name}`"), fix);
+                    self.refuse(
+                        &node.key,
+                        bilingual!(en: "unknown table or key `{name}`", zh: "未知的表或键 `{name}`"),
+                        fix,
+                    );
                     continue;
                 }
             };
@@ -127,16 +178,19 @@ impl Loader<'_> {
         tables
     }
 
-    pub(super) fn refuse_unknown(&mut self, table: Option<&str>, keys: &[&str], nodes: &Nodes) {
-        let title = table.map_or("[[upstream]]".to_owned(), |table| format!("[{table}]"));
+    pub(super) fn refuse_unknown(&mut self, table: Option<&str>, title: &str, keys: &[&str], nodes: &Nodes) {
         for (name, node) in nodes.iter().filter(|(name, _)| !keys.contains(&name.as_str())) {
             let fix = unknown_fix(table, keys, name);
-            self.refuse(&node.key, format!("unknown key `{name}` in {title}"), fix);
+            self.refuse(
+                &node.key,
+                bilingual!(en: "unknown key `{name}` in {title}", zh: "{title} 中有未知的键 `{name}`"),
+                fix,
+            );
         }
     }
 
     /// Notes what is wrong at a place, which may be quoted.
-    pub(super) fn refuse(&mut self, place: &Place, what: String, fix: String) {
+    pub(super) fn refuse(&mut self, place: &Place, what: Bilingual, fix: Bilingual) {
         let error = self.at(place, what, fix);
         self.wrong.push(error);
     }
@@ -161,7 +215,7 @@ impl Loader<'_> {
                 .any(|(name, keys)| *name == table && keys.contains(&key.as_str()));
             if !known || *variable != variable.to_ascii_uppercase() {
                 let fix = unknown_variable(variable, &table);
-                let what = "this variable sets nothing".into();
+                let what = bilingual!(en: "this variable sets nothing", zh: "此变量不设置任何内容");
                 self.refuse(&Place::Env(variable.clone()), what, fix);
                 continue;
             }
@@ -171,11 +225,11 @@ impl Loader<'_> {
     }
 
     /// An error at a place, which may be quoted.
-    pub(super) fn at(&self, place: &Place, what: String, fix: String) -> ConfigError {
+    pub(super) fn at(&self, place: &Place, what: Bilingual, fix: Bilingual) -> ConfigError {
         self.error(place, Show::Span, what, fix)
     }
 
-    pub(super) fn error(&self, place: &Place, show: Show, what: String, fix: String) -> ConfigError {
+    pub(super) fn error(&self, place: &Place, show: Show, what: Bilingual, fix: Bilingual) -> ConfigError {
         let elsewhere = |name: &str| ConfigError {
             place: name.to_owned(),
             what: what.clone(),
@@ -210,9 +264,12 @@ impl Loader<'_> {
     }
 }
 
-pub(super) fn unknown_variable(variable: &str, table: &str) -> String {
+pub(super) fn unknown_variable(variable: &str, table: &str) -> Bilingual {
     if table == "upstream" {
-        return "upstreams are set in the file; a key may be read from a variable: api_key = \"env:NAME\"".into();
+        return bilingual!(en: "upstreams are set in the file; a key may be read from a variable: api_key = \"env:NAME\"", zh: "上游在文件中设置；密钥可以从变量读取：api_key = \"env:NAME\"");
+    }
+    if table == "sink" {
+        return bilingual!(en: "sinks are set in the file; a secret may be read from a variable: secret = \"env:NAME\"", zh: "事件去向在文件中设置；密钥可以从变量读取：secret = \"env:NAME\"");
     }
     let names: Vec<String> = TABLES
         .iter()
@@ -222,8 +279,11 @@ pub(super) fn unknown_variable(variable: &str, table: &str) -> String {
         })
         .collect();
     match nearest(variable, names.iter().map(String::as_str)) {
-        Some(near) => format!("did you mean {near}?"),
-        None => format!("take it out; known are {} …", names[..3].join(", ")),
+        Some(near) => bilingual!(en: "did you mean {near}?", zh: "是否想写 {near}？"),
+        None => {
+            let names = names[..3].join(", ");
+            bilingual!(en: "take it out; known are {names} …", zh: "请去掉；已知的有 {names} …")
+        }
     }
 }
 
@@ -232,17 +292,26 @@ impl Loader<'_> {
     pub(super) fn scalar(&self, key: &str, node: &Node) -> Result<String, ConfigError> {
         match &node.value {
             Value::Text(text) | Value::Number(text) => Ok(text.clone()),
-            Value::List(_) => Err(self.wrong_kind(key, node, "a list")),
-            Value::Table(_) => Err(self.wrong_kind(key, node, "a table")),
-            Value::Other(kind) => Err(self.wrong_kind(key, node, kind)),
+            Value::List(_) => Err(self.wrong_kind(
+                node,
+                bilingual!(en: "`{key}` is a list, not one value", zh: "`{key}` 是列表，不是单个值"),
+                key,
+            )),
+            Value::Table(_) => Err(self.wrong_kind(
+                node,
+                bilingual!(en: "`{key}` is a table, not one value", zh: "`{key}` 是表，不是单个值"),
+                key,
+            )),
+            Value::Other(kind) => Err(self.wrong_kind(
+                node,
+                bilingual!(en: "`{key}` is {kind}, not one value", zh: "`{key}` 是 {kind}，不是单个值"),
+                key,
+            )),
         }
     }
 
-    pub(super) fn wrong_kind(&self, key: &str, node: &Node, kind: &str) -> ConfigError {
-        let (what, fix) = (
-            format!("`{key}` is {kind}, not one value"),
-            format!("write {key} = \"…\""),
-        );
+    fn wrong_kind(&self, node: &Node, what: Bilingual, key: &str) -> ConfigError {
+        let fix = bilingual!(en: "write {key} = \"…\"", zh: "请写 {key} = \"…\"");
         self.error(&node.key, Show::KeyOnly, what, fix)
     }
 
@@ -256,7 +325,7 @@ impl Loader<'_> {
         parse(text).map_err(|Problem { what, fix }| match node.place {
             // The place is the name.
             Place::Env(_) | Place::Flag(_) => self.at(&node.place, what, fix),
-            Place::Span(_) | Place::Default => self.at(&node.place, format!("{key}: {what}"), fix),
+            Place::Span(_) | Place::Default => self.at(&node.place, after(key, &what), fix),
         })
     }
 
@@ -361,8 +430,8 @@ impl Loader<'_> {
             }) => (nodes, key),
             Some(node) => {
                 let (what, fix) = (
-                    format!("`{key}` is a table"),
-                    format!("write {key} = {{ \"name\" = \"value\" }}"),
+                    bilingual!(en: "`{key}` is a table", zh: "`{key}` 是表"),
+                    bilingual!(en: "write {key} = {{ \"name\" = \"value\" }}", zh: "请写 {key} = {{ \"name\" = \"value\" }}"),
                 );
                 let error = self.error(&node.key, Show::KeyOnly, what, fix);
                 self.or_instead(Err(error), (BTreeMap::new(), Place::Default))
@@ -376,7 +445,7 @@ impl Loader<'_> {
         let text = self.scalar(key, node).map(Some);
         let text = self.or_instead(text, None)?;
         let (found, origin) = if let Some(name) = text.strip_prefix("env:") {
-            let unset = || format!("the variable {name} is not set");
+            let unset = || bilingual!(en: "the variable {name} is not set", zh: "变量 {name} 没有设置");
             (self.env.get(name).cloned().ok_or_else(unset), name.to_owned())
         } else if let Some(path) = text.strip_prefix("file:") {
             let path = self.beside_file(path);
@@ -389,12 +458,12 @@ impl Loader<'_> {
         match found.and_then(|secret| {
             Some(secret)
                 .filter(usable)
-                .ok_or_else(|| format!("{origin} holds no usable text"))
+                .ok_or_else(|| bilingual!(en: "{origin} holds no usable text", zh: "{origin} 中没有可用的文本"))
         }) {
             Ok(secret) => Some((Secret::new(secret), origin)),
             Err(why) => {
-                let fix = format!("set {key} to env:NAME, file:PATH or the text itself, and see that it can be read");
-                let error = self.error(&node.key, Show::KeyOnly, format!("{key}: {why}"), fix);
+                let fix = bilingual!(en: "set {key} to env:NAME, file:PATH or the text itself, and see that it can be read", zh: "请将 {key} 设为 env:NAME、file:PATH 或文本本身，并确保可以读取");
+                let error = self.error(&node.key, Show::KeyOnly, after(key, &why), fix);
                 self.missing.push(error);
                 None
             }
@@ -418,7 +487,10 @@ pub(super) fn masked(node: &Node) -> String {
 
 pub(super) fn any_text(text: &str) -> Parsed<String> {
     if text.is_empty() || text.chars().any(char::is_control) {
-        return problem("the text is empty or holds control characters", "write some text");
+        return problem(
+            bilingual!(en: "the text is empty or holds control characters", zh: "文本为空或含有控制字符"),
+            bilingual!(en: "write some text", zh: "请写一些文本"),
+        );
     }
     Ok(text.to_owned())
 }

@@ -4,6 +4,8 @@ mod error;
 mod load;
 mod loader;
 mod parse;
+mod reload;
+mod sinks;
 mod source;
 mod tables;
 mod upstreams;
@@ -15,20 +17,35 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use reqwest::Url;
 
 pub use self::error::{ConfigError, ConfigErrors, Excerpt};
 pub use self::load::{Flag, Loaded, Setting, Sources};
+pub use self::reload::{differences, waits};
+pub use self::sinks::is_public;
 pub use self::source::Origin;
 use crate::call::ChatLimitField;
+use crate::event::Kind;
 use crate::hold;
+use crate::language::{Bilingual, Language, Said, Tell};
+use crate::limits::{AtMost, Rates};
+use crate::money::Usd;
 use crate::pricing::{Factor, ListName};
+use crate::route::closest;
+use crate::said;
+use crate::translate::Wires;
 
 /// An address to listen on, as the settings and `--listen` take it.
 ///
 /// # Errors
 /// What is wrong with it, and what would be right.
-pub fn listen(text: &str) -> Result<SocketAddr, String> {
-    parse::listen(text).map_err(|parse::Problem { what, fix }| format!("{what}; {fix}"))
+pub fn listen(text: &str) -> Result<SocketAddr, Bilingual> {
+    parse::listen(text).map_err(|parse::Problem { what, fix }| {
+        Bilingual::each(|language| {
+            let (what, fix) = (what.of(language), fix.of(language));
+            said!(language, en: "{what}; {fix}", zh: "{what}；{fix}")
+        })
+    })
 }
 
 /// A secret: never shown by `Debug` or `Display`.
@@ -64,10 +81,18 @@ pub struct Config {
     pub disk: DiskConfig,
     /// `[billing]`
     pub billing: BillingConfig,
-    /// `[[upstream]]`, in order; the first that serves a model is taken.
+    /// `[limits]`
+    pub limits: LimitsConfig,
+    /// `[[upstream]]`, in order.
     pub upstreams: Vec<UpstreamConfig>,
+    /// `[events]`
+    pub events: EventsConfig,
+    /// `[[sink]]`, in order; one whose secret cannot be resolved is missing, as [`Loaded::missing`] tells.
+    pub sinks: Vec<SinkConfig>,
     /// `[log]`
     pub log: LogConfig,
+    /// `[metrics]`
+    pub metrics: MetricsConfig,
 }
 
 /// `[server]`
@@ -79,19 +104,47 @@ pub struct ServerConfig {
     pub public_url: Option<String>,
     /// Proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// The certificate to serve TLS with; `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// Connections in all, beyond which others are turned away (10,000).
+    pub max_connections: usize,
+    /// Connections of one client address, beyond which its others are turned away (256).
+    pub max_connections_per_address: usize,
     /// The largest request body, decompressed, in bytes (64 MiB).
     pub max_body: usize,
     /// The largest unary answer, in bytes (32 MiB).
     pub max_response: usize,
-    /// How long a client may take to send its request head (10 s).
+    /// How long a client may take for the TLS handshake, and to send its request head (10 s).
     pub header_timeout: Duration,
-    /// How long a client may take to send its body (60 s).
+    /// How long a client may take to send its body (60 s), and ten seconds more for each MiB that has come.
     pub body_timeout: Duration,
     /// How long streams may go on after SIGTERM (300 s).
     pub drain_timeout: Duration,
+    /// Whether `GET /v1/responses` opens a WebSocket.
+    pub websocket: bool,
+}
+
+/// Where a certificate and its key are, as PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 impl ServerConfig {
+    /// Whether keys and prompts would reach the listener in the clear, over a network: it is not on loopback, serves no
+    /// TLS, and knows no proxy that would.
+    pub fn in_the_clear(&self) -> bool {
+        !self.listen.ip().to_canonical().is_loopback() && self.tls.is_none() && self.trusted_proxies.is_empty()
+    }
+
+    /// `http`, or `https` with a certificate.
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
     /// Where clients reach the gateway, without a slash or `/v1` at the end. Without a `public_url` it is the address
     /// it listens on, as seen from this machine.
     pub fn url(&self) -> String {
@@ -104,7 +157,7 @@ impl ServerConfig {
             IpAddr::V6(ip) if ip.is_unspecified() => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
             IpAddr::V4(_) | IpAddr::V6(_) => {}
         }
-        format!("http://{addr}")
+        format!("{}://{addr}", self.scheme())
     }
 }
 
@@ -134,8 +187,52 @@ pub struct BillingConfig {
     pub hold: hold::Policy,
     /// What happens when a client leaves.
     pub on_hangup: OnHangup,
-    /// What the user pays per dollar of cost.
-    pub markup: Factor,
+    /// What users pay per dollar of cost.
+    pub markup: Markup,
+    /// Whether answers to calls with an `Idempotency-Key` are recorded, for those who send them again.
+    pub record_answers: bool,
+}
+
+/// What users pay per dollar of cost: by user, else by model, else all the same.
+#[derive(Clone, Debug)]
+pub struct Markup {
+    /// Whoever and whatever has none of its own.
+    pub general: Factor,
+    /// Globs of models, as clients call them. Of those that match, the longest counts, and a name before a pattern.
+    pub models: BTreeMap<String, Factor>,
+}
+
+impl Markup {
+    /// What a user with this markup of their own, or none, pays for a model.
+    pub fn of(&self, user: Option<Factor>, model: &str) -> Factor {
+        user.or_else(|| closest(&self.models, model).copied())
+            .unwrap_or(self.general)
+    }
+}
+
+/// `[limits]`: how often and how much at once.
+#[derive(Clone, Debug, Default)]
+pub struct LimitsConfig {
+    /// Of each key that has none of its own.
+    pub key: Rates,
+    /// Requests a minute of a model, everybody together; globs as in [`Markup::models`].
+    pub model_rpm: BTreeMap<String, AtMost>,
+    /// Tokens a minute of a model.
+    pub model_tpm: BTreeMap<String, AtMost>,
+    /// Calls at once of a model.
+    pub model_concurrency: BTreeMap<String, AtMost>,
+}
+
+impl LimitsConfig {
+    /// The limits of a model, as clients call it.
+    pub fn of_model(&self, model: &str) -> Rates {
+        let of = |limits| closest(limits, model).copied();
+        Rates {
+            rpm: of(&self.model_rpm),
+            tpm: of(&self.model_tpm),
+            concurrency: of(&self.model_concurrency),
+        }
+    }
 }
 
 /// How the upstream wants its credential.
@@ -167,15 +264,30 @@ impl fmt::Display for OnHangup {
 }
 
 impl std::str::FromStr for OnHangup {
-    type Err = String;
+    type Err = NotOnHangup;
 
     /// Reads `drain` or `cancel`; the error names both.
-    fn from_str(text: &str) -> Result<OnHangup, String> {
+    fn from_str(text: &str) -> Result<OnHangup, NotOnHangup> {
         match text {
             "drain" => Ok(OnHangup::Drain),
             "cancel" => Ok(OnHangup::Cancel),
-            _ => Err(format!("`{text}` is neither drain nor cancel")),
+            _ => Err(NotOnHangup(text.to_owned())),
         }
+    }
+}
+
+/// A text that is neither `drain` nor `cancel`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotOnHangup(String);
+
+impl Tell for NotOnHangup {
+    fn told(&self, language: Language) -> Said {
+        let NotOnHangup(text) = self;
+        said!(
+            language,
+            en: "`{text}` is neither drain nor cancel",
+            zh: "`{text}` 既不是 drain 也不是 cancel",
+        )
     }
 }
 
@@ -198,6 +310,8 @@ pub struct UpstreamConfig {
     pub aliases: BTreeMap<String, String>,
     /// Its price list.
     pub prices: Pricing,
+    /// Which of the wire formats of text generation it speaks (both).
+    pub wire: Wires,
     /// A region that carries the uplift, such as `eu`.
     pub region: Option<String>,
     /// A proxy to reach it through (http, https, socks5).
@@ -210,6 +324,18 @@ pub struct UpstreamConfig {
     pub first_byte_timeout: Duration,
     /// Between two chunks of an answer (300 s).
     pub idle_timeout: Duration,
+    /// Upstreams of a lower number are asked first (0).
+    pub priority: u32,
+    /// Its share of the calls, beside others of the same priority (1).
+    pub weight: u32,
+    /// Calls under way at it, at most.
+    pub max_concurrency: Option<u32>,
+    /// How long it is left alone once it keeps failing (10 s).
+    pub breaker_interval: Duration,
+    /// Whether a 502 or 504 says that the call was not taken, so that it may be sent once more.
+    pub retry_gateway_errors: bool,
+    /// Whether a client's WebSocket goes on to it as one.
+    pub websocket: bool,
     /// Headers added to every request.
     pub headers: BTreeMap<String, Secret>,
 }
@@ -226,6 +352,61 @@ impl UpstreamConfig {
     }
 }
 
+/// `[events]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventsConfig {
+    /// A balance that falls below it is told; `None`: none is.
+    pub low_balance: Option<Usd>,
+    /// A budget is told as spent when so much of it is, in millionths (900,000).
+    pub spent_share_ppm: u32,
+    /// Events that may wait for a sink; of more, the oldest are lost to it (1,000,000).
+    pub max_waiting: i64,
+}
+
+/// One `[[sink]]`: where events go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkConfig {
+    /// Its name in logs, and in the database.
+    pub name: String,
+    /// Where.
+    pub target: SinkTarget,
+    /// Which events; empty: all.
+    pub types: Vec<Kind>,
+}
+
+/// Where events go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinkTarget {
+    /// They are posted.
+    Webhook {
+        /// Where to.
+        url: Url,
+        /// What they are signed with.
+        secret: Secret,
+        /// Whether that may be an address that is not of the public internet.
+        allow_private: bool,
+    },
+    /// They are appended to a file, one a line.
+    File(PathBuf),
+}
+
+impl fmt::Display for SinkTarget {
+    /// Where, without what may be secret in a URL.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SinkTarget::Webhook { url, .. } => f.write_str(&sinks::shown(url)),
+            SinkTarget::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Secret {
+    /// The bytes that a webhook's secret stands for: of base64 after `whsec_`, else its own.
+    pub fn signing_key(&self) -> Vec<u8> {
+        sinks::signing_key(self).unwrap_or_default()
+    }
+}
+
 /// `[log]`
 #[derive(Clone, Debug)]
 pub struct LogConfig {
@@ -233,6 +414,13 @@ pub struct LogConfig {
     pub format: LogFormat,
     /// A `tracing` filter, such as `info`.
     pub level: String,
+}
+
+/// `[metrics]`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MetricsConfig {
+    /// Where `/metrics` is served, if it is.
+    pub listen: Option<SocketAddr>,
 }
 
 /// How log lines look.

@@ -9,24 +9,56 @@ use rust_decimal::Decimal;
 use rust_decimal::prelude::ToPrimitive;
 
 use super::{LogFormat, UpstreamAuth};
+use crate::bilingual;
 use crate::hold;
+use crate::language::{Bilingual, Tell};
+use crate::limits::AtMost;
+use crate::money::Usd;
 use crate::pricing::{Factor, ListName};
+use crate::translate::{Wire, Wires};
 use crate::usage::Tokens;
 
 /// What is wrong with a value, and what would be right.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Problem {
-    pub(super) what: String,
-    pub(super) fix: String,
+    pub(super) what: Bilingual,
+    pub(super) fix: Bilingual,
 }
 
 pub(super) type Parsed<T> = Result<T, Problem>;
 
-pub(super) fn problem<T>(what: impl Into<String>, fix: impl Into<String>) -> Parsed<T> {
-    Err(Problem {
-        what: what.into(),
-        fix: fix.into(),
+pub(super) fn problem<T>(what: Bilingual, fix: Bilingual) -> Parsed<T> {
+    Err(Problem { what, fix })
+}
+
+/// What a value says of itself.
+pub(super) fn of_value<T>(error: &impl Tell, fix: Bilingual) -> Parsed<T> {
+    problem(Bilingual::each(|language| error.told(language)), fix)
+}
+
+/// `true`, `false`.
+pub(super) fn truth(text: &str) -> Parsed<bool> {
+    text.parse().or_else(|_| {
+        problem(
+            bilingual!(en: "`{text}` is neither true nor false", zh: "`{text}` 既不是 true 也不是 false"),
+            bilingual!(en: "write true or false", zh: "请写 true 或 false"),
+        )
     })
+}
+
+/// A whole number within bounds.
+pub(super) fn number(bounds: std::ops::RangeInclusive<u32>) -> impl Fn(&str) -> Parsed<u32> {
+    let (least, most) = bounds.into_inner();
+    move |text| match text.parse() {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => problem(
+            bilingual!(
+                en: "`{text}` is not a whole number from {least} to {most}",
+                zh: "`{text}` 不是 {least} 到 {most} 的整数",
+            ),
+            bilingual!(en: "write a number, such as {least}", zh: "请写一个数字，例如 {least}"),
+        ),
+    }
 }
 
 /// The longest wait a setting may ask for.
@@ -48,10 +80,13 @@ pub(super) fn duration(text: &str) -> Parsed<Duration> {
         .map(Duration::from_millis);
     match wait {
         Some(wait) if !wait.is_zero() && wait <= LONGEST => Ok(wait),
-        Some(_) => problem(format!("`{text}` is out of range"), "at least \"1ms\", at most \"24h\""),
+        Some(_) => problem(
+            bilingual!(en: "`{text}` is out of range", zh: "`{text}` 超出范围"),
+            bilingual!(en: "at least \"1ms\", at most \"24h\"", zh: "最少 \"1ms\"，最多 \"24h\""),
+        ),
         None => problem(
-            format!("`{text}` is not a time"),
-            "write a number with its unit: \"300ms\", \"10s\", \"5m\" or \"1h\"",
+            bilingual!(en: "`{text}` is not a time", zh: "`{text}` 不是时长"),
+            bilingual!(en: "write a number with its unit: \"300ms\", \"10s\", \"5m\" or \"1h\"", zh: "请写带单位的数字：\"300ms\"、\"10s\"、\"5m\" 或 \"1h\""),
         ),
     }
 }
@@ -68,8 +103,19 @@ pub(super) fn size(text: &str) -> Parsed<usize> {
     match (SIZES.contains(&bytes), usize::try_from(bytes)) {
         (true, Ok(bytes)) => Ok(bytes),
         _ => problem(
-            format!("`{text}` is out of range"),
-            "at least \"1KiB\", at most \"1GiB\"",
+            bilingual!(en: "`{text}` is out of range", zh: "`{text}` 超出范围"),
+            bilingual!(en: "at least \"1KiB\", at most \"1GiB\"", zh: "最少 \"1KiB\"，最多 \"1GiB\""),
+        ),
+    }
+}
+
+/// A count of connections, from 1 to a million.
+pub(super) fn connections(text: &str) -> Parsed<usize> {
+    match text.parse().ok().filter(|count| (1..=1_000_000).contains(count)) {
+        Some(count) => Ok(count),
+        None => problem(
+            bilingual!(en: "`{text}` is not a count of connections", zh: "`{text}` 不是连接数"),
+            bilingual!(en: "write a whole number from 1 to 1000000", zh: "请写 1 到 1000000 之间的整数"),
         ),
     }
 }
@@ -78,7 +124,10 @@ pub(super) fn size(text: &str) -> Parsed<usize> {
 pub(super) fn space(text: &str) -> Parsed<u64> {
     match bytes(text)? {
         bytes if bytes <= MAX_SPACE => Ok(bytes),
-        _ => problem(format!("`{text}` is out of range"), "at most \"1024GiB\""),
+        _ => problem(
+            bilingual!(en: "`{text}` is out of range", zh: "`{text}` 超出范围"),
+            bilingual!(en: "at most \"1024GiB\"", zh: "最多 \"1024GiB\""),
+        ),
     }
 }
 
@@ -96,8 +145,8 @@ fn bytes(text: &str) -> Parsed<u64> {
     match bytes {
         Some(bytes) => Ok(bytes),
         None => problem(
-            format!("`{text}` is not a size"),
-            "write \"64MiB\", \"512KiB\" or a number of bytes",
+            bilingual!(en: "`{text}` is not a size", zh: "`{text}` 不是大小"),
+            bilingual!(en: "write \"64MiB\", \"512KiB\" or a number of bytes", zh: "请写 \"64MiB\"、\"512KiB\" 或字节数"),
         ),
     }
 }
@@ -110,8 +159,8 @@ pub(super) fn listen(text: &str) -> Parsed<SocketAddr> {
     };
     numeric.parse().or_else(|_| {
         problem(
-            format!("`{text}` is not an address to listen on"),
-            "write IP:PORT: \"127.0.0.1:8080\" for this machine only, \"0.0.0.0:8080\" for all",
+            bilingual!(en: "`{text}` is not an address to listen on", zh: "`{text}` 不是可监听的地址"),
+            bilingual!(en: "write IP:PORT: \"127.0.0.1:8080\" for this machine only, \"0.0.0.0:8080\" for all", zh: "请写 IP:PORT：\"127.0.0.1:8080\" 仅限本机，\"0.0.0.0:8080\" 面向所有"),
         )
     })
 }
@@ -122,31 +171,38 @@ pub(super) fn network(text: &str) -> Parsed<IpNet> {
         .or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from))
         .or_else(|_| {
             problem(
-                format!("`{text}` is not an address range"),
-                "write \"10.0.0.0/8\" or \"192.0.2.7\"",
+                bilingual!(en: "`{text}` is not an address range", zh: "`{text}` 不是地址网段"),
+                bilingual!(en: "write \"10.0.0.0/8\" or \"192.0.2.7\"", zh: "请写 \"10.0.0.0/8\" 或 \"192.0.2.7\""),
             )
         })
 }
 
 /// A URL that other paths are put behind: http or https, a host, and neither password nor query.
 pub(super) fn base_url(text: &str) -> Parsed<String> {
-    let example = "write it like \"https://api.openai.com/v1\"";
+    let example = || bilingual!(en: "write it like \"https://api.openai.com/v1\"", zh: "请写成 \"https://api.openai.com/v1\" 这样");
     let Ok(url) = Url::parse(text) else {
-        return problem(format!("`{}` is not a URL", without_userinfo(text)), example);
+        let shown = without_userinfo(text);
+        return problem(
+            bilingual!(en: "`{shown}` is not a URL", zh: "`{shown}` 不是 URL"),
+            example(),
+        );
     };
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-        return problem("the URL is neither http:// nor https:// with a host", example);
+        return problem(
+            bilingual!(en: "the URL is neither http:// nor https:// with a host", zh: "URL 不是带主机的 http:// 或 https://"),
+            example(),
+        );
     }
     if !url.username().is_empty() || url.password().is_some() {
         return problem(
-            "the URL holds a user name or a password",
-            "take it out, and put the credential into `api_key`",
+            bilingual!(en: "the URL holds a user name or a password", zh: "URL 中含有用户名或密码"),
+            bilingual!(en: "take it out, and put the credential into `api_key`", zh: "请去掉，并把凭证写入 `api_key`"),
         );
     }
     if url.query().is_some() || url.fragment().is_some() {
         return problem(
-            "the URL holds a query or a fragment",
-            "take out what follows `?` or `#`",
+            bilingual!(en: "the URL holds a query or a fragment", zh: "URL 中含有查询或片段"),
+            bilingual!(en: "take out what follows `?` or `#`", zh: "请去掉 `?` 或 `#` 之后的部分"),
         );
     }
     let base = text.trim_end_matches('/');
@@ -155,8 +211,8 @@ pub(super) fn base_url(text: &str) -> Parsed<String> {
         .any(|end| base.ends_with(end))
     {
         return problem(
-            "the URL names an endpoint",
-            "end it before the endpoint, usually with /v1",
+            bilingual!(en: "the URL names an endpoint", zh: "URL 指明了端点"),
+            bilingual!(en: "end it before the endpoint, usually with /v1", zh: "请在端点之前结束，通常以 /v1 结尾"),
         );
     }
     Ok(base.to_owned())
@@ -169,8 +225,8 @@ pub(super) fn proxy(text: &str) -> Parsed<String> {
             Ok(text.to_owned())
         }
         _ => problem(
-            "not a proxy's URL",
-            "write it like \"http://proxy:3128\" or \"socks5://127.0.0.1:1080\"",
+            bilingual!(en: "not a proxy's URL", zh: "不是代理的 URL"),
+            bilingual!(en: "write it like \"http://proxy:3128\" or \"socks5://127.0.0.1:1080\"", zh: "请写成 \"http://proxy:3128\" 或 \"socks5://127.0.0.1:1080\" 这样"),
         ),
     }
 }
@@ -228,23 +284,38 @@ pub(super) fn name(text: &str) -> Parsed<String> {
         return Ok(text.to_owned());
     }
     problem(
-        format!("`{text}` is not a name"),
-        "use letters, digits, `-`, `_` and `.`, at most 64 of them",
+        bilingual!(en: "`{text}` is not a name", zh: "`{text}` 不是名称"),
+        bilingual!(en: "use letters, digits, `-`, `_` and `.`, at most 64 of them", zh: "请使用字母、数字、`-`、`_` 和 `.`，最多 64 个"),
     )
 }
 
 /// A price list's name.
 pub(super) fn list(text: &str) -> Parsed<ListName> {
     ListName::parse(text)
-        .or_else(|error| problem(error.to_string(), "name a price list such as \"openai\", or \"free\""))
+        .or_else(|error| of_value(&error, bilingual!(en: "name a price list such as \"openai\", or \"free\"", zh: "请写 \"openai\" 这样的价目表名称，或 \"free\"")))
+}
+
+/// An amount of money, not below zero.
+pub(super) fn amount(text: &str) -> Parsed<Usd> {
+    match text.parse::<Usd>() {
+        Ok(amount) if !amount.is_negative() => Ok(amount),
+        Ok(_) => problem(
+            bilingual!(en: "`{text}` is below zero", zh: "`{text}` 小于零"),
+            bilingual!(en: "write dollars like \"5\" or \"0.25\"", zh: "请写美元金额，如 \"5\" 或 \"0.25\""),
+        ),
+        Err(error) => of_value(
+            &error,
+            bilingual!(en: "write dollars like \"5\" or \"0.25\"", zh: "请写美元金额，如 \"5\" 或 \"0.25\""),
+        ),
+    }
 }
 
 /// A multiplier of money.
 pub(super) fn factor(text: &str) -> Parsed<Factor> {
     Factor::parse(text).or_else(|error| {
-        problem(
-            error.to_string(),
-            "write a decimal with at most six places: 1 charges what a call costs, 1.2 a fifth more",
+        of_value(
+            &error,
+            bilingual!(en: "write a decimal with at most six places: 1 charges what a call costs, 1.2 a fifth more", zh: "请写最多六位小数的数：1 按调用的成本收费，1.2 多收五分之一"),
         )
     })
 }
@@ -258,8 +329,8 @@ pub(super) fn share_ppm(text: &str) -> Parsed<u32> {
     match ppm.filter(Decimal::is_integer).and_then(|ppm| ppm.to_u32()) {
         Some(ppm @ 1..=1_000_000) => Ok(ppm),
         _ => problem(
-            format!("`{text}` is not a share"),
-            "write a decimal above 0 and at most 1, with at most six places: 0.25",
+            bilingual!(en: "`{text}` is not a share", zh: "`{text}` 不是份额"),
+            bilingual!(en: "write a decimal above 0 and at most 1, with at most six places: 0.25", zh: "请写大于 0、不超过 1、最多六位小数的数：0.25"),
         ),
     }
 }
@@ -274,10 +345,16 @@ pub(super) fn tokens(text: &str) -> Parsed<Tokens> {
     {
         Some(tokens) => Ok(tokens),
         None => problem(
-            format!("`{text}` is not a count of tokens"),
-            "write a whole number from 16, the least that upstreams take as a limit, to 1000000",
+            bilingual!(en: "`{text}` is not a count of tokens", zh: "`{text}` 不是 token 数"),
+            bilingual!(en: "write a whole number from 16, the least that upstreams take as a limit, to 1000000", zh: "请写 16（上游接受的最小上限）到 1000000 的整数"),
         ),
     }
+}
+
+/// A limit: a whole number of at least 1.
+pub(super) fn limit(text: &str) -> Parsed<AtMost> {
+    text.parse::<AtMost>()
+        .or_else(|fix| problem(bilingual!(en: "`{text}` is not a limit", zh: "`{text}` 不是限额"), fix))
 }
 
 /// `bearer` or `api-key`.
@@ -286,8 +363,21 @@ pub(super) fn auth(text: &str) -> Parsed<UpstreamAuth> {
         "bearer" => Ok(UpstreamAuth::Bearer),
         "api-key" => Ok(UpstreamAuth::ApiKey),
         _ => problem(
-            format!("`{text}` is no way to authenticate"),
-            "write \"bearer\" (Authorization: Bearer …) or \"api-key\" (as Azure does)",
+            bilingual!(en: "`{text}` is no way to authenticate", zh: "`{text}` 不是认证方式"),
+            bilingual!(en: "write \"bearer\" (Authorization: Bearer …) or \"api-key\" (as Azure does)", zh: "请写 \"bearer\"（Authorization: Bearer …）或 \"api-key\"（如 Azure）"),
+        ),
+    }
+}
+
+/// `responses+chat`, `responses` or `chat`.
+pub(super) fn wire(text: &str) -> Parsed<Wires> {
+    match text {
+        "responses+chat" => Ok(Wires::Both),
+        "responses" => Ok(Wires::Only(Wire::Responses)),
+        "chat" => Ok(Wires::Only(Wire::Chat)),
+        _ => problem(
+            bilingual!(en: "`{text}` is no wire format", zh: "`{text}` 不是线路格式"),
+            bilingual!(en: "write \"responses+chat\", \"responses\" or \"chat\": which of /responses and /chat/completions it has", zh: "请写 \"responses+chat\"、\"responses\" 或 \"chat\"：它有 /responses 与 /chat/completions 中的哪些"),
         ),
     }
 }
@@ -297,17 +387,22 @@ pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
     match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
-        _ => problem(format!("`{text}` is no log format"), "write \"text\" or \"json\""),
+        _ => problem(
+            bilingual!(en: "`{text}` is no log format", zh: "`{text}` 不是日志格式"),
+            bilingual!(en: "write \"text\" or \"json\"", zh: "请写 \"text\" 或 \"json\""),
+        ),
     }
 }
 
 /// A `tracing` filter.
 pub(super) fn log_level(text: &str) -> Parsed<String> {
-    let fix =
-        "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\", or a filter such as \"info,codex_gateway=debug\"";
+    let fix = bilingual!(en: "write \"error\", \"warn\", \"info\", \"debug\" or \"trace\", or a filter such as \"info,codex_gateway=debug\"", zh: "请写 \"error\"、\"warn\"、\"info\"、\"debug\" 或 \"trace\"，或 \"info,codex_gateway=debug\" 这样的过滤器");
     match tracing_subscriber::EnvFilter::try_new(text) {
         Ok(_) if !text.trim().is_empty() => Ok(text.to_owned()),
-        _ => problem(format!("`{text}` is no log level"), fix),
+        _ => problem(
+            bilingual!(en: "`{text}` is no log level", zh: "`{text}` 不是日志级别"),
+            fix,
+        ),
     }
 }
 
@@ -315,8 +410,8 @@ pub(super) fn log_level(text: &str) -> Parsed<String> {
 pub(super) fn glob(text: &str) -> Parsed<String> {
     if text.is_empty() {
         return problem(
-            "an empty text is not a pattern of models",
-            "write a model's name, or a pattern such as \"gpt-*\"",
+            bilingual!(en: "an empty text is not a pattern of models", zh: "空文本不是模型的模式"),
+            bilingual!(en: "write a model's name, or a pattern such as \"gpt-*\"", zh: "请写模型的名称，或 \"gpt-*\" 这样的模式"),
         );
     }
     Ok(text.to_owned())
@@ -325,6 +420,7 @@ pub(super) fn glob(text: &str) -> Parsed<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::language::Language;
 
     #[test]
     fn times_need_a_unit() {
@@ -371,7 +467,8 @@ mod tests {
             "https://x/v1/chat/completions",
         ] {
             let error = base_url(wrong).expect_err(wrong);
-            assert!(!error.what.contains("secret"), "{}", error.what);
+            let what = error.what.of(Language::English);
+            assert!(!what.contains("secret"), "{what}");
         }
     }
 

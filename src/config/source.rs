@@ -9,6 +9,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Excerpt, Show, position};
+use crate::bilingual;
+use crate::language::{Bilingual, Said};
 
 /// Where an effective value comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,18 +86,22 @@ impl Document {
             .map(|table| nodes(table.get_ref()))
             .map_err(|error| {
                 let span = error.span().unwrap_or(0..0);
-                let what = error.message().lines().next().unwrap_or("not TOML").to_owned();
+                let what = match error.message().lines().next() {
+                    // The parser's own words are what they are.
+                    Some(what) => Bilingual::each(|_| Said::verbatim(what)),
+                    None => bilingual!(en: "not TOML", zh: "不是 TOML"),
+                };
                 self.error(
                     &span,
                     Show::KeyOnly,
                     what,
-                    "correct the line; texts stand in quotes: key = \"text\"".into(),
+                    bilingual!(en: "correct the line; texts stand in quotes: key = \"text\"", zh: "请改正此行；文本要加引号：key = \"text\""),
                 )
             })
     }
 
     /// An error at a place of the file.
-    pub(super) fn error(&self, span: &Range<usize>, show: Show, what: String, fix: String) -> ConfigError {
+    pub(super) fn error(&self, span: &Range<usize>, show: Show, what: Bilingual, fix: Bilingual) -> ConfigError {
         let (line, column) = position(&self.text, span.start);
         ConfigError {
             place: format!("{}:{line}:{column}", self.path.display()),
@@ -128,6 +134,7 @@ fn node(value: &Spanned<DeValue<'_>>) -> Node {
         DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Integer(number) if number.radix() == 10 => Value::Number(number.as_str().to_owned()),
         DeValue::Float(number) => Value::Number(number.as_str().to_owned()),
+        DeValue::Boolean(truth) => Value::Text(truth.to_string()),
         DeValue::Array(values) => Value::List(values.iter().map(node).collect()),
         DeValue::Table(table) => Value::Table(nodes(table)),
         other => Value::Other(other.type_str()),

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use http::HeaderName;
 
-use super::error::{ConfigError, Show};
+use super::error::{ConfigError, Show, after};
 use super::loader::{Loader, MASK, Nodes, Table, UPSTREAM, any_text, masked, text_node};
 use super::parse::{self, Parsed, Problem};
 use super::source::{Node, Place, Value};
 use super::{Pricing, Secret, UpstreamConfig};
+use crate::bilingual;
 use crate::pricing::ListName;
 
 /// Headers that the gateway or the connection sets.
@@ -22,6 +23,9 @@ const OWN_HEADERS: [&str; 7] = [
     "connection",
 ];
 
+/// The heaviest upstream: each unit is a draw (`route::Routes::choose`).
+const MAX_WEIGHT: u32 = 100;
+
 /// The variable that makes an upstream when none is configured.
 const OPENAI_KEY: &str = "OPENAI_API_KEY";
 
@@ -31,25 +35,37 @@ impl Loader<'_> {
             return self.upstream_of_env();
         };
         let Value::List(items) = node.value else {
-            let fix = "write [[upstream]], in double brackets: there may be several";
-            self.refuse(&node.key, "`upstream` is not a list of tables".into(), fix.into());
+            let fix = bilingual!(en: "write [[upstream]], in double brackets: there may be several", zh: "请写 [[upstream]]，用双方括号：可以有多个");
+            self.refuse(
+                &node.key,
+                bilingual!(en: "`upstream` is not a list of tables", zh: "`upstream` 不是表的列表"),
+                fix,
+            );
             return Ok(Vec::new());
         };
         let mut names = BTreeSet::new();
         let mut upstreams = Vec::new();
         for item in items {
             let Value::Table(nodes) = item.value else {
-                let fix = "write [[upstream]] above the keys of each";
-                self.refuse(&item.place, "`upstream` is not a list of tables".into(), fix.into());
+                let fix = bilingual!(en: "write [[upstream]] above the keys of each", zh: "请在每个上游的键之上写 [[upstream]]");
+                self.refuse(
+                    &item.place,
+                    bilingual!(en: "`upstream` is not a list of tables", zh: "`upstream` 不是表的列表"),
+                    fix,
+                );
                 continue;
             };
-            self.refuse_unknown(None, UPSTREAM, &nodes);
+            self.refuse_unknown(None, "[[upstream]]", UPSTREAM, &nodes);
             let named = nodes.get("name");
             if let Some((Ok(name), place)) = named.map(|node| (self.scalar("name", node), node.place.clone()))
                 && !names.insert(name.clone())
             {
-                let what = format!("two upstreams are called `{name}`");
-                self.refuse(&place, what, "give each a name of its own".into());
+                let what = bilingual!(en: "two upstreams are called `{name}`", zh: "有两个上游都叫 `{name}`");
+                self.refuse(
+                    &place,
+                    what,
+                    bilingual!(en: "give each a name of its own", zh: "请给每个上游各自的名称"),
+                );
             }
             let read = self.upstream(nodes, &item.place).map(Some);
             upstreams.extend(self.or_instead(read, None));
@@ -91,6 +107,7 @@ impl Loader<'_> {
             models: self.list(table, "models", &["*"], parse::glob),
             aliases: self.aliases(table),
             prices: self.prices(table, &host, &name)?,
+            wire: self.value(table, "wire", "responses+chat", parse::wire)?,
             region: self.region(table, &host)?,
             proxy: self.proxy(table),
             ca_file: self
@@ -99,6 +116,12 @@ impl Loader<'_> {
             connect_timeout: self.value(table, "connect_timeout", "10s", parse::duration)?,
             first_byte_timeout: self.value(table, "first_byte_timeout", "600s", parse::duration)?,
             idle_timeout: self.value(table, "idle_timeout", "300s", parse::duration)?,
+            priority: self.value(table, "priority", "0", parse::number(0..=1_000))?,
+            weight: self.value(table, "weight", "1", parse::number(1..=MAX_WEIGHT))?,
+            max_concurrency: self.optional(table, "max_concurrency", parse::number(1..=1_000_000)),
+            breaker_interval: self.value(table, "breaker_interval", "10s", parse::duration)?,
+            retry_gateway_errors: self.value(table, "retry_gateway_errors", "false", parse::truth)?,
+            websocket: self.value(table, "websocket", "false", parse::truth)?,
             headers: self.headers(table),
             name,
             base_url,
@@ -120,8 +143,8 @@ impl Loader<'_> {
                 _ => "https://api.openai.com/v1",
             };
             let (what, fix) = (
-                format!("this upstream has no `{key}`"),
-                format!("add {key} = \"{example}\""),
+                bilingual!(en: "this upstream has no `{key}`", zh: "此上游没有 `{key}`"),
+                bilingual!(en: "add {key} = \"{example}\"", zh: "请添加 {key} = \"{example}\""),
             );
             return Err(self.at(place, what, fix));
         };
@@ -131,7 +154,7 @@ impl Loader<'_> {
     /// A value of which no error quotes anything: a URL may hold a password where none belongs.
     fn hidden<T>(&self, key: &str, node: &Node, parse: impl Fn(&str) -> Parsed<T>) -> Result<T, ConfigError> {
         parse(&self.scalar(key, node)?)
-            .map_err(|Problem { what, fix }| self.error(&node.key, Show::KeyOnly, format!("{key}: {what}"), fix))
+            .map_err(|Problem { what, fix }| self.error(&node.key, Show::KeyOnly, after(key, &what), fix))
     }
 
     fn api_key(&mut self, table: &mut Table) -> Option<(Secret, String)> {
@@ -181,8 +204,12 @@ impl Loader<'_> {
             let read = read.and_then(|text| self.parsed(&node, "aliases", &text, any_text).map(Some));
             match self.or_instead(read, None) {
                 Some(model) if model == alias => {
-                    let fix = "an alias is another name; the model's own needs no line".into();
-                    self.refuse(&node.place, format!("`{alias}` is an alias of itself"), fix);
+                    let fix = bilingual!(en: "an alias is another name; the model's own needs no line", zh: "别名是另一个名称；模型自己的名称不需要写");
+                    self.refuse(
+                        &node.place,
+                        bilingual!(en: "`{alias}` is an alias of itself", zh: "`{alias}` 是它自己的别名"),
+                        fix,
+                    );
                 }
                 Some(model) => drop(aliases.insert(alias, model)),
                 None => {}
@@ -203,9 +230,9 @@ impl Loader<'_> {
         for (name, node) in nodes {
             let lower = name.to_ascii_lowercase();
             if HeaderName::from_bytes(lower.as_bytes()).is_err() || OWN_HEADERS.contains(&lower.as_str()) {
-                let what = format!("the header `{name}` cannot be set here");
-                let fix = "use a header of the vendor's; a credential goes into `api_key`";
-                let error = self.error(&node.key, Show::KeyOnly, what, fix.into());
+                let what = bilingual!(en: "the header `{name}` cannot be set here", zh: "不能在此设置请求头 `{name}`");
+                let fix = bilingual!(en: "use a header of the vendor's; a credential goes into `api_key`", zh: "请使用供应商的请求头；凭证写入 `api_key`");
+                let error = self.error(&node.key, Show::KeyOnly, what, fix);
                 self.wrong.push(error);
                 continue;
             }

@@ -6,19 +6,26 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Gateway, Request};
-use crate::call::{Call, Echo, Endpoint, Reference};
+use super::choice::{self, NoChoice, Wish};
+use super::health::Turn;
+use super::{Gateway, Live, Request, Tunnelled, Upstream};
+use crate::call::{Call, CallError, Echo, Endpoint, Reference};
 use crate::config::{OnHangup, Pricing};
-use crate::hold::{self, Ask, Quote};
+use crate::endpoints::Kind as Kept;
+use crate::hold::{self, Ask, Quote, Unquoted};
+use crate::origin::Origin;
 use crate::pricing::{Factor, Kind, ListName, Price, SearchTool, Terms};
 use crate::refusal::Refusal;
-use crate::route::{self, Target};
+use crate::route::{self, Candidate, Seat, Target};
+use crate::store::idempotency::{Once, Repeat};
 use crate::store::keys::Key;
 use crate::store::ledger::{Hold, HoldRefused, PlaceHold};
 use crate::store::prices::PriceRow;
-use crate::store::{Busy, ExchangeId, Outcome, Place, StoreError};
+use crate::store::{Busy, ExchangeId, Outcome, Place, Store, StoreError, UserId};
+use crate::texts::Language;
 use crate::time::{Stopwatch, now};
 use crate::tokens::{self, Encoding};
+use crate::translate::{self, Answer, Client, Given};
 use crate::usage::Tier;
 use crate::usage::{Dialect, Tokens, Usage};
 
@@ -28,21 +35,47 @@ const MAX_INPUT: u32 = 1_050_000;
 /// Different answers and items that one call may lean on; each is looked up.
 const MAX_REFERENCES: usize = 1_000;
 
+/// A compaction of little may have as much, in tokens.
+const COMPACTION: Tokens = Tokens::saturating(4_096);
+
 /// What a legacy completion without `max_tokens` generates at OpenAI; other servers are told.
 const COMPLETION_DEFAULT: Tokens = Tokens::saturating(16);
+
+/// What a call takes up in the gateway: the memory of its body, and its place among all.
+#[derive(Debug)]
+pub(super) struct Room {
+    _memory: OwnedSemaphorePermit,
+    _among_all: OwnedSemaphorePermit,
+}
 
 /// A call with money set aside for it.
 #[derive(Debug)]
 #[must_use = "an admitted call has to be settled"]
 pub struct Admitted {
+    /// The settings it was admitted with, and ends with.
+    pub live: Arc<Live>,
     /// The client's request.
     pub call: Arc<Call>,
+    /// Who asks, as far as the client says.
+    pub origin: Origin,
+    /// As the upstream takes it: the same, or its translation. It is what the model reads, so cost goes by it.
+    pub sent: Arc<Call>,
+    /// Turns the upstream's answer into the client's, until there is one.
+    pub(super) translation: Option<Box<dyn Answer>>,
+    /// Tools that were offered and are not in the translation.
+    pub(super) left_out: Vec<String>,
     /// With which key.
     pub key: Arc<Key>,
     /// The client's headers, until they are sent on.
     pub headers: http::HeaderMap,
+    /// How it goes on to an upstream that speaks WebSocket.
+    pub(super) tunnelled: Option<Tunnelled>,
     /// Where it goes.
     pub target: Target,
+    /// Its place there, until the exchange ends.
+    pub(super) turn: Turn,
+    /// Where it would like to go, should it have to go to another.
+    pub(super) wish: Wish,
     /// What is known of its cost.
     pub priced: Priced,
     /// The money set aside, and the right to settle it.
@@ -58,15 +91,27 @@ pub struct Admitted {
     pub on_hangup: OnHangup,
     /// When the hold was taken.
     pub started_at: Timestamp,
+    /// What the gateway's own words are in.
+    pub(super) language: Language,
     pub(super) since_start: Stopwatch,
-    /// Given back when the exchange ends.
-    _memory: OwnedSemaphorePermit,
+    /// Given back when the last of the answer is handed on.
+    pub(super) room: Option<Room>,
 }
 
 impl Admitted {
     /// The exchange's id.
     pub fn id(&self) -> ExchangeId {
         self.hold.exchange
+    }
+
+    /// Whether what is sent is a translation.
+    pub(super) fn is_translated(&self) -> bool {
+        self.call.endpoint != self.sent.endpoint
+    }
+
+    /// Where it goes.
+    pub(super) fn upstream(&self) -> &Upstream {
+        &self.live.upstreams[self.target.upstream]
     }
 }
 
@@ -110,22 +155,71 @@ impl Priced {
 pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitted, Refusal> {
     let Request {
         id,
+        live,
         key,
         call,
+        origin,
+        once,
+        sealing: _,
         headers,
+        tunnelled,
+        language,
         memory,
+        place: among_all,
     } = request;
-    let (call, at) = (Arc::new(call), now());
-    let target = route(gateway, &key, &call).await?;
-    let upstream = &gateway.upstreams[target.upstream];
-    let priced = price(gateway, &call, &target, at).await?;
-    let earlier = referred(gateway, &key, &call, upstream.name()).await?;
+    if let Some(refusal) = made_before(gateway, &key, once).await {
+        return Err(refusal);
+    }
+    if key.user_suspended {
+        return Err(suspended(&key));
+    }
+    let (mut call, at) = (Arc::new(call), now());
+    let asking = Asking {
+        gateway,
+        live: &live,
+        key: &key,
+        call: &call,
+        at,
+    };
+    let (several, earlier) = asking.served().await?;
+    let seat = match several {
+        true => choice::seat(key.user_id, &call, &headers, id.0),
+        false => Seat::Any(0),
+    };
+    let Chosen {
+        target,
+        turn,
+        wish,
+        sent,
+        priced,
+    } = {
+        let sending = Sending {
+            id,
+            call: &call,
+            headers: &headers,
+            language,
+            at,
+        };
+        asking.choose(seat, earlier.upstream, sending).await?
+    };
+    let Sent {
+        call: sent,
+        translation,
+        left_out,
+    } = sent;
+    if let (Some(call), true) = (Arc::get_mut(&mut call), translation.is_some()) {
+        call.let_go_of_body();
+    }
+    let upstream = &live.upstreams[target.upstream];
     let since_start = Stopwatch::start();
     let wanted = Wanted {
         gateway,
+        live: &live,
         id,
         key: &key,
         call: &call,
+        sent: &sent,
+        once,
         target: &target,
         priced: &priced,
     };
@@ -134,32 +228,101 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
         place,
         quote,
         input,
-    } = wanted.hold(InputBound::of(&call, &priced.price, earlier)).await?;
-    let limit = Limit::of(&call, &hold, &quote);
+    } = wanted
+        .hold(InputBound::of(&sent, &priced.price, earlier.tokens))
+        .await?;
+    let limit = Limit::of(&sent, &hold, &quote);
     Ok(Admitted {
-        visible_bound: limit.visible(&call, input),
+        visible_bound: limit.visible(&sent, input),
         limit,
-        on_hangup: key.on_hangup.unwrap_or(gateway.billing.on_hangup),
-        dialect: upstream.dialect(call.endpoint),
+        on_hangup: key.on_hangup.unwrap_or(live.config.billing.on_hangup),
+        dialect: upstream.dialect(sent.endpoint),
+        live,
         call,
+        origin,
+        sent,
+        translation,
+        left_out,
         key,
         headers,
+        tunnelled,
+        language,
         target,
+        turn,
+        wish,
         priced,
         hold,
         place,
         started_at: at,
         since_start,
-        _memory: memory,
+        room: Some(Room {
+            _memory: memory,
+            _among_all: among_all,
+        }),
     })
+}
+
+/// Where a call goes that costs nothing, and a place there. All that it leans on has to be this user's.
+pub(super) async fn without_hold(
+    gateway: &Gateway,
+    live: &Live,
+    key: &Key,
+    call: &Call,
+) -> Result<(Target, Turn), Refusal> {
+    let asking = Asking {
+        gateway,
+        live,
+        key,
+        call,
+        at: now(),
+    };
+    let (_, earlier) = asking.served().await?;
+    let may = |candidate: &Candidate<'_>| earlier.upstream.is_none_or(|only| candidate.upstream == only);
+    let wish = Wish {
+        seat: Seat::Any(0),
+        home: None,
+        is_bound: false,
+    };
+    choice::choose(live, &call.model, wish, may).map_err(|none| match none {
+        NoChoice::NoneDoes(fault) => Refusal::Upstream(fault),
+        NoChoice::NoneMay => Refusal::Internal,
+    })
+}
+
+/// Whether this upstream keeps all of these for the user; the first that it does not.
+pub(super) async fn kept_at(
+    gateway: &Gateway,
+    user: UserId,
+    upstream: &str,
+    wanted: Vec<Reference>,
+) -> Result<(), Refusal> {
+    let wanted: BTreeSet<Reference> = wanted.into_iter().collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    if wanted.len() > MAX_REFERENCES {
+        return Err(Refusal::TooManyReferences { most: MAX_REFERENCES });
+    }
+    let upstream = upstream.to_owned();
+    let looked_up = gateway
+        .store
+        .blocking(move |store| made_by(store, user, &upstream, &wanted));
+    match looked_up.await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(reference)) => Err(not_yours(reference)),
+        Err(error) => Err(storage(&error)),
+    }
 }
 
 /// A call on its way to its hold.
 struct Wanted<'a> {
     gateway: &'a Gateway,
+    live: &'a Live,
     id: ExchangeId,
     key: &'a Key,
     call: &'a Arc<Call>,
+    sent: &'a Arc<Call>,
+    once: Option<Once>,
     target: &'a Target,
     priced: &'a Priced,
 }
@@ -176,10 +339,10 @@ impl Wanted<'_> {
     /// Takes the hold; a call that is too dear by its bytes is counted, and tried once more.
     async fn hold(&self, mut bound: InputBound) -> Result<Held, Refusal> {
         if bound.wants_counting(&self.priced.price) {
-            bound.count(self.call, &self.target.model).await;
+            bound.count(self.sent, &self.target.model).await;
         }
         loop {
-            let quote = bound.quote(self.call, self.priced)?;
+            let quote = bound.quote(self.sent, self.priced)?;
             match self.gateway.writer.hold(self.place(quote.clone())).await {
                 Ok(Outcome::Committed((hold, place))) => {
                     return Ok(Held {
@@ -189,8 +352,8 @@ impl Wanted<'_> {
                         input: bound.tokens,
                     });
                 }
-                Ok(Outcome::Refused(HoldRefused::Short(_))) if bound.can_be_counted() => {
-                    bound.count(self.call, &self.target.model).await;
+                Ok(Outcome::Refused(HoldRefused::Short(..))) if bound.can_be_counted() => {
+                    bound.count(self.sent, &self.target.model).await;
                 }
                 outcome => return Err(refused(outcome, self.key)),
             }
@@ -202,14 +365,16 @@ impl Wanted<'_> {
             exchange: self.id,
             user: self.key.user_id,
             key: self.key.id,
+            budgets: self.key.budgets,
             endpoint: self.call.endpoint,
             streamed: self.call.stream,
             model: self.call.model.clone(),
             priced_model: self.target.model.clone(),
-            upstream: self.gateway.upstreams[self.target.upstream].name().to_owned(),
+            upstream: self.live.upstreams[self.target.upstream].name().to_owned(),
             list: self.priced.list.clone(),
+            once: self.once,
             quote,
-            policy: self.gateway.billing.hold.clone(),
+            policy: self.live.config.billing.hold.clone(),
             now: self.priced.at,
         }
     }
@@ -234,6 +399,7 @@ impl Limit {
             (None, Some(limit)) if call.endpoint == Endpoint::Completions && call.output_limit.is_none() => {
                 Limit::Written(limit)
             }
+            (None, Some(_)) if call.endpoint.is_medium() => Limit::Models(quote.max_output),
             (None, Some(limit)) => Limit::Stated(limit),
             (None, None) => Limit::Models(quote.max_output),
         }
@@ -260,14 +426,14 @@ impl Limit {
 
 fn refused(outcome: Result<Outcome<(Hold, Place), HoldRefused>, Busy>, key: &Key) -> Refusal {
     match outcome {
-        Ok(Outcome::Refused(HoldRefused::Short(shortfall))) => Refusal::Short {
+        Ok(Outcome::Refused(HoldRefused::Short(limit, shortfall))) => Refusal::Short {
             user: key.user_name.clone(),
+            limit,
             shortfall,
         },
-        Ok(Outcome::Refused(HoldRefused::Suspended)) => Refusal::Suspended {
-            user: key.user_name.clone(),
-        },
+        Ok(Outcome::Refused(HoldRefused::Suspended)) => suspended(key),
         Ok(Outcome::Refused(HoldRefused::KeyGone)) => Refusal::BadKey,
+        Ok(Outcome::Refused(HoldRefused::Repeated(repeat))) => repeated(repeat),
         Ok(Outcome::NotCommitted(error) | Outcome::Unknown(error)) => storage(&error),
         Err(Busy::QueueFull) => Refusal::Busy,
         Err(Busy::Stopped | Busy::NoSpace | Busy::Troubled) => Refusal::Storage,
@@ -275,7 +441,33 @@ fn refused(outcome: Result<Outcome<(Hold, Place), HoldRefused>, Busy>, key: &Key
     }
 }
 
-fn storage(error: &StoreError) -> Refusal {
+/// What a call is refused as that was made before by its name, whatever else there may be against it.
+pub async fn made_before(gateway: &Gateway, key: &Key, once: Option<Once>) -> Option<Refusal> {
+    let (id, once) = (key.id, once?);
+    match gateway.store.blocking(move |store| store.repeated(id, &once)).await {
+        Ok(repeat) => repeat.map(repeated),
+        Err(error) => Some(storage(&error)),
+    }
+}
+
+fn repeated(repeat: Repeat) -> Refusal {
+    match repeat {
+        Repeat::Running(exchange) => Refusal::InProgress { exchange: exchange.0 },
+        Repeat::Done { exchange, charge } => Refusal::AlreadyDone {
+            exchange: exchange.0,
+            charge,
+        },
+        Repeat::OtherCall => Refusal::IdempotencyMismatch,
+    }
+}
+
+fn suspended(key: &Key) -> Refusal {
+    Refusal::Suspended {
+        user: key.user_name.clone(),
+    }
+}
+
+pub(super) fn storage(error: &StoreError) -> Refusal {
     tracing::error!(
         error = error as &dyn std::error::Error,
         "the books cannot be read or written"
@@ -283,124 +475,319 @@ fn storage(error: &StoreError) -> Refusal {
     Refusal::Storage
 }
 
-/// Which upstream, under which name; only what this key may use.
-async fn route(gateway: &Gateway, key: &Key, call: &Call) -> Result<Target, Refusal> {
-    if key.may_use(&call.model)
-        && let Some(target) = gateway.routes.find(&call.model)
-    {
-        return Ok(target);
-    }
-    let offered = super::offered(gateway, key, now())
-        .await
-        .map_err(|error| storage(&error))?;
-    let nearest = route::nearest(&call.model, offered.iter().map(|model| model.name.as_str())).map(str::to_owned);
-    Err(Refusal::NoModel {
-        model: call.model.clone(),
-        nearest,
-    })
+/// A call that looks for its upstream.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    gateway: &'a Gateway,
+    live: &'a Live,
+    key: &'a Key,
+    call: &'a Call,
+    at: Timestamp,
 }
 
-/// What the call is billed by; a model without a price goes no further.
-async fn price(gateway: &Gateway, call: &Call, target: &Target, at: Timestamp) -> Result<Priced, Refusal> {
-    let upstream = &gateway.upstreams[target.upstream];
-    let free = || (None, None, Arc::new(Price::free()));
-    let (list, from, price) = match upstream.pricing() {
-        Pricing::Free => free(),
-        Pricing::List(list) => {
-            let row = find_price(gateway, list, &target.model, at).await?;
-            match row.filter(|row| prices_endpoint(&row.price, call.endpoint)) {
-                Some(row) => (Some(row.list), Some(row.from), row.price),
-                None => return Err(unpriced(gateway, call, target, list, at).await),
+/// The same on its way to one.
+#[derive(Clone, Copy)]
+struct Sending<'a> {
+    id: ExchangeId,
+    call: &'a Arc<Call>,
+    headers: &'a http::HeaderMap,
+    language: Language,
+    at: Timestamp,
+}
+
+/// Where a call goes, and what follows from that.
+struct Chosen {
+    target: Target,
+    turn: Turn,
+    wish: Wish,
+    sent: Sent,
+    priced: Priced,
+}
+
+impl Sending<'_> {
+    /// The call itself, or in the only wire format that the upstream speaks.
+    async fn to(&self, upstream: &Upstream) -> Result<Sent, Unfit> {
+        let Some((to, chat_limit_field)) = upstream.translates_to(self.call.endpoint) else {
+            return Ok(Sent {
+                call: Arc::clone(self.call),
+                translation: None,
+                left_out: Vec::new(),
+            });
+        };
+        let given = Given {
+            id: self.id.0,
+            created: self.at.as_second(),
+            chat_limit_field,
+            client: client_of(self.headers),
+            language: self.language,
+        };
+        let call = Arc::clone(self.call);
+        let translated = tokio::task::spawn_blocking(move || translate::translate(&call, to, &given)).await;
+        let translation = translated
+            .map_err(|_| Unfit::Unread(Refusal::Internal))?
+            .map_err(Unfit::Untranslatable)?;
+        Ok(Sent {
+            call: Arc::new(translation.call),
+            translation: Some(translation.answer),
+            left_out: translation.left_out,
+        })
+    }
+}
+
+/// A call as its upstream takes it.
+struct Sent {
+    call: Arc<Call>,
+    translation: Option<Box<dyn Answer>>,
+    left_out: Vec<String>,
+}
+
+/// What a call leans on.
+struct Earlier {
+    /// The upstream that made it; a call that leans on nothing may go to any.
+    upstream: Option<usize>,
+    /// What of it is read again.
+    tokens: Tokens,
+}
+
+/// Why an upstream does not take a call.
+enum Unfit {
+    /// What it asks for is not to be had there.
+    Untranslatable(CallError),
+    /// Its model has no price in this list.
+    Model(ListName),
+    /// A tool has none.
+    Tool(Unquoted),
+    /// The prices cannot be read.
+    Unread(Refusal),
+}
+
+impl Asking<'_> {
+    /// Whether several upstreams serve the call, and which of them made what it leans on; only what this key may use.
+    async fn served(&self) -> Result<(bool, Earlier), Refusal> {
+        let mut candidates = self.live.routes.candidates(&self.call.model);
+        if !self.key.may_use(&self.call.model) || candidates.next().is_none() {
+            drop(candidates);
+            return Err(self.no_model().await);
+        }
+        let several = candidates.next().is_some();
+        drop(candidates);
+        Ok((several, self.referred().await?))
+    }
+
+    async fn no_model(&self) -> Refusal {
+        no_model(self.gateway, self.live, self.key, &self.call.model).await
+    }
+
+    /// Which upstream takes it, a place there, and what it is billed by. A model without a price goes no further: an upstream
+    /// that has none for it is chosen only to say so, when no other has one. So is one that cannot do what is asked.
+    async fn choose(&self, seat: Seat, only: Option<usize>, sending: Sending<'_>) -> Result<Chosen, Refusal> {
+        let mut unfit: Vec<(Target, Unfit)> = Vec::new();
+        loop {
+            let may = |candidate: &Candidate<'_>| {
+                only.is_none_or(|only| candidate.upstream == only)
+                    && unfit.iter().all(|(target, _)| target.upstream != candidate.upstream)
+            };
+            let wish = Wish::of(self.call, seat, self.live, &self.gateway.threads, may);
+            let (target, turn) = match choice::choose(self.live, &self.call.model, wish, may) {
+                Ok(chosen) => chosen,
+                Err(NoChoice::NoneDoes(fault)) => return Err(Refusal::Upstream(fault)),
+                Err(NoChoice::NoneMay) => return Err(self.refuse(unfit).await),
+            };
+            match self.fit(&target, sending).await {
+                Ok((sent, priced)) => {
+                    return Ok(Chosen {
+                        target,
+                        turn,
+                        wish,
+                        sent,
+                        priced,
+                    });
+                }
+                Err(Unfit::Unread(refusal)) => return Err(refusal),
+                Err(why) => unfit.push((target, why)),
             }
         }
+    }
+
+    /// What the first of the upstreams that do not take it says.
+    async fn refuse(&self, mut unfit: Vec<(Target, Unfit)>) -> Refusal {
+        unfit.sort_by_key(|(target, _)| target.upstream);
+        match unfit.into_iter().next() {
+            Some((target, Unfit::Model(list))) => unpriced_model(self, &target, &list).await,
+            Some((_, Unfit::Tool(tool))) => Refusal::UnpricedTool(tool),
+            Some((_, Unfit::Untranslatable(error))) => Refusal::Call(error),
+            Some((_, Unfit::Unread(refusal))) => refusal,
+            None => Refusal::Internal,
+        }
+    }
+
+    /// The call as an upstream takes it, and what it is billed by there.
+    async fn fit(&self, target: &Target, sending: Sending<'_>) -> Result<(Sent, Priced), Unfit> {
+        let sent = sending.to(&self.live.upstreams[target.upstream]).await?;
+        let priced = self.price(target, &sent.call).await?;
+        Ok((sent, priced))
+    }
+
+    /// What the call is billed by at an upstream.
+    async fn price(&self, target: &Target, call: &Call) -> Result<Priced, Unfit> {
+        let Asking { live, key, at, .. } = *self;
+        let upstream = &live.upstreams[target.upstream];
+        let free = || (None, None, Arc::new(Price::free()));
+        let (list, from, price) = match upstream.pricing() {
+            Pricing::Free => free(),
+            Pricing::List(list) => {
+                let row = self.find_price(list, &target.model).await?;
+                match row.filter(|row| prices_endpoint(&row.price, call.endpoint)) {
+                    Some(row) => (Some(row.list), Some(row.from), row.price),
+                    None => return Err(Unfit::Model(list.clone())),
+                }
+            }
+        };
+        let image_price = match (&call.tools.image_generation, upstream.pricing()) {
+            (None, _) => None,
+            (Some(_), Pricing::Free) => Some(Arc::new(Price::free())),
+            (Some(model), Pricing::List(list)) => match self.find_price(list, model).await? {
+                Some(row) if row.price.kind == Kind::Image => Some(row.price),
+                _ => return Err(Unfit::Tool(Unquoted::NoImagePrice(model.clone()))),
+            },
+        };
+        Ok(Priced {
+            list,
+            from,
+            price,
+            image_price,
+            search: if call.tools.web_search_preview {
+                SearchTool::Preview
+            } else {
+                SearchTool::Current
+            },
+            region: upstream.region().map(str::to_owned),
+            markup: live.config.billing.markup.of(key.user_markup, &call.model),
+            at,
+        })
+    }
+
+    async fn find_price(&self, list: &ListName, model: &str) -> Result<Option<PriceRow>, Unfit> {
+        let found = self.gateway.store.look_up_price(list, model, self.at).await;
+        found.map_err(|error| Unfit::Unread(storage(&error)))
+    }
+
+    /// The tokens of the answers the call leans on; each must be this user's, and all at one upstream that serves the call.
+    async fn referred(&self) -> Result<Earlier, Refusal> {
+        let Asking { live, key, call, .. } = *self;
+        if call.refers_to.is_empty() {
+            return Ok(Earlier {
+                upstream: None,
+                tokens: Tokens::ZERO,
+            });
+        }
+        let wanted: BTreeSet<Reference> = call.refers_to.iter().cloned().collect();
+        if wanted.len() > MAX_REFERENCES {
+            return Err(Refusal::TooManyReferences { most: MAX_REFERENCES });
+        }
+        let upstreams: Vec<(usize, String)> = live
+            .routes
+            .candidates(&call.model)
+            .map(|candidate| (candidate.upstream, live.upstreams[candidate.upstream].name().to_owned()))
+            .collect();
+        let user = key.user_id;
+        let looked_up = self.gateway.store.blocking(move |store| {
+            let mut missing = None;
+            for (upstream, name) in upstreams {
+                match made_by(store, user, &name, &wanted)? {
+                    Ok(tokens) => {
+                        return Ok(Ok(Earlier {
+                            upstream: Some(upstream),
+                            tokens,
+                        }));
+                    }
+                    Err(reference) => missing = missing.or(Some(reference)),
+                }
+            }
+            Ok(Err(missing.map_or(Refusal::Internal, not_yours)))
+        });
+        looked_up.await.map_err(|error: StoreError| storage(&error))?
+    }
+}
+
+/// No upstream serves the model, or the key may not use it.
+pub(super) async fn no_model(gateway: &Gateway, live: &Live, key: &Key, model: &str) -> Refusal {
+    let offered = match super::offered(gateway, live, key, now()).await {
+        Ok(offered) => offered,
+        Err(error) => return storage(&error),
     };
-    let image_price = match (&call.tools.image_generation, upstream.pricing()) {
-        (None, _) => None,
-        (Some(_), Pricing::Free) => Some(Arc::new(Price::free())),
-        (Some(model), Pricing::List(list)) => match find_price(gateway, list, model, at).await? {
-            Some(row) if row.price.kind == Kind::Image => Some(row.price),
-            _ => return Err(Refusal::UnpricedTool(format!("the image model '{model}' has no price"))),
-        },
-    };
-    Ok(Priced {
-        list,
-        from,
-        price,
-        image_price,
-        search: if call.tools.web_search_preview {
-            SearchTool::Preview
-        } else {
-            SearchTool::Current
-        },
-        region: upstream.region().map(str::to_owned),
-        markup: gateway.billing.markup,
-        at,
-    })
+    let names = offered.iter().map(|model| model.name.as_str());
+    Refusal::NoModel {
+        model: model.to_owned(),
+        nearest: route::nearest(model, names).map(str::to_owned),
+    }
+}
+
+/// The tokens of answers and items, if this upstream made all of them for the user; else the first one that it did not.
+fn made_by(
+    store: &Store,
+    user: UserId,
+    upstream: &str,
+    wanted: &BTreeSet<Reference>,
+) -> Result<Result<Tokens, Reference>, StoreError> {
+    let mut earlier = Tokens::ZERO;
+    for reference in wanted {
+        let read_again = match reference {
+            Reference::Response(id) => store.response_made_by(user, upstream, id)?.map(|row| row.usage),
+            Reference::Item(id) => store.item_made_by(user, upstream, id)?.then(|| Usage {
+                input_tokens: Tokens::MAX,
+                ..Usage::default()
+            }),
+            // What is in them is bounded by the model's largest input alone.
+            Reference::Conversation(id) => (store.keeps(user, upstream, Kept::Conversation, id)?).then(Usage::default),
+            Reference::File(id) => store.keeps(user, upstream, Kept::File, id)?.then(Usage::default),
+        };
+        let Some(usage) = read_again else {
+            return Ok(Err(reference.clone()));
+        };
+        earlier = earlier
+            .saturating_add(usage.input_tokens)
+            .saturating_add(usage.output_tokens);
+    }
+    Ok(Ok(earlier))
+}
+
+/// Codex names itself, and marks its calls with headers of its own.
+fn client_of(headers: &http::HeaderMap) -> Client {
+    let named = headers
+        .get("originator")
+        .is_some_and(|name| name.as_bytes().starts_with(b"codex"));
+    let marked = headers.keys().any(|name| name.as_str().starts_with("x-codex-"));
+    match named || marked {
+        true => Client::Codex,
+        false => Client::Other,
+    }
 }
 
 fn prices_endpoint(price: &Price, endpoint: Endpoint) -> bool {
     match price.kind {
-        Kind::Text => true,
+        Kind::Text => !endpoint.is_medium(),
         Kind::Embedding => endpoint == Endpoint::Embeddings,
-        Kind::Image => false,
+        Kind::Image => matches!(endpoint, Endpoint::ImageGenerations | Endpoint::ImageEdits),
+        Kind::Transcription => matches!(endpoint, Endpoint::Transcriptions | Endpoint::Translations),
+        Kind::Speech => endpoint == Endpoint::Speech,
     }
 }
 
-async fn find_price(
-    gateway: &Gateway,
-    list: &ListName,
-    model: &str,
-    at: Timestamp,
-) -> Result<Option<PriceRow>, Refusal> {
-    let found = gateway.store.look_up_price(list, model, at).await;
-    found.map_err(|error| storage(&error))
-}
-
-async fn unpriced(gateway: &Gateway, call: &Call, target: &Target, list: &ListName, at: Timestamp) -> Refusal {
-    let of_list = list.clone();
-    let known = gateway
+async fn unpriced_model(asking: &Asking<'_>, target: &Target, list: &ListName) -> Refusal {
+    let (of_list, at) = (list.clone(), asking.at);
+    let known = asking
+        .gateway
         .store
         .blocking(move |store| store.prices(Some(&of_list), None, at))
         .await;
     let names: Vec<String> = known.map_or_else(|_| Vec::new(), |rows| rows.into_iter().map(|row| row.model).collect());
     Refusal::Unpriced {
-        model: call.model.clone(),
+        model: asking.call.model.clone(),
         priced_as: target.model.clone(),
         list: list.to_string(),
         nearest: route::nearest(&target.model, names.iter().map(String::as_str)).map(str::to_owned),
     }
-}
-
-/// The tokens of the answers the call leans on; each must be this user's, at this upstream.
-async fn referred(gateway: &Gateway, key: &Key, call: &Call, upstream: &str) -> Result<Tokens, Refusal> {
-    if call.refers_to.is_empty() {
-        return Ok(Tokens::ZERO);
-    }
-    let wanted: BTreeSet<Reference> = call.refers_to.iter().cloned().collect();
-    if wanted.len() > MAX_REFERENCES {
-        return Err(Refusal::TooManyReferences { most: MAX_REFERENCES });
-    }
-    let (user, upstream) = (key.user_id, upstream.to_owned());
-    let looked_up = gateway.store.blocking(move |store| {
-        let mut earlier = Tokens::ZERO;
-        for reference in wanted {
-            let read_again = match &reference {
-                Reference::Response(id) => store.response_made_by(user, &upstream, id)?.map(|row| row.usage),
-                Reference::Item(id) => store.item_made_by(user, &upstream, id)?.then(|| Usage {
-                    input_tokens: Tokens::MAX,
-                    ..Usage::default()
-                }),
-            };
-            let Some(usage) = read_again else {
-                return Ok(Err(not_yours(reference)));
-            };
-            earlier = earlier
-                .saturating_add(usage.input_tokens)
-                .saturating_add(usage.output_tokens);
-        }
-        Ok(Ok(earlier))
-    });
-    looked_up.await.map_err(|error: StoreError| storage(&error))?
 }
 
 fn not_yours(reference: Reference) -> Refusal {
@@ -409,7 +796,11 @@ fn not_yours(reference: Reference) -> Refusal {
             param: "previous_response_id",
             id,
         },
-        Reference::Item(id) => Refusal::NotYours { param: "input", id },
+        Reference::Item(id) | Reference::File(id) => Refusal::NotYours { param: "input", id },
+        Reference::Conversation(id) => Refusal::NotYours {
+            param: "conversation",
+            id,
+        },
     }
 }
 
@@ -435,10 +826,11 @@ impl InputBound {
         let largest = price.max_input.or(price.context_window).unwrap_or(MAX_INPUT);
         let largest = Tokens::saturating(u64::from(largest));
         let by_bytes = tokens::bound_by_bytes(&call.input).saturating_add(earlier);
-        let (tokens, counted) = if call.reads_more_than_the_body() {
-            (largest, Counted::Final)
-        } else {
-            (by_bytes, Counted::ByBytes)
+        let (tokens, counted) = match call.endpoint.is_medium() {
+            _ if call.reads_more_than_the_body() => (largest, Counted::Final),
+            // Its text is little of what it costs.
+            true => (by_bytes, Counted::Final),
+            false => (by_bytes, Counted::ByBytes),
         };
         InputBound {
             tokens: tokens.min(largest),
@@ -470,20 +862,31 @@ impl InputBound {
         let ask = Ask {
             input: self.tokens,
             rejected: Tokens::saturating(call.input.prediction_bytes),
-            stated: stated(call),
+            // A compaction is no longer than what it compacts, and no limit can be stated for it.
+            stated: match call.endpoint {
+                Endpoint::Compact => Some(self.tokens.max(COMPACTION).min(largest_output(&priced.price))),
+                _ => stated(call),
+            },
             cache_ttl: call.cache_ttl,
             choices: call.choices,
             tools: &call.tools,
+            medium: call.medium,
         };
-        hold::quote(&ask, &priced.terms(call.tier)).map_err(|error| Refusal::UnpricedTool(error.to_string()))
+        hold::quote(&ask, &priced.terms(call.tier)).map_err(Refusal::UnpricedTool)
     }
 }
 
+/// The longest answer of a model.
+fn largest_output(price: &Price) -> Tokens {
+    Tokens::saturating(u64::from(price.max_output.unwrap_or(hold::MAX_OUTPUT)))
+}
+
 /// The output limit of a call: the client's, nothing for embeddings, OpenAI's own default for legacy completions.
-fn stated(call: &Call) -> Option<Tokens> {
+pub(super) fn stated(call: &Call) -> Option<Tokens> {
     match call.endpoint {
         Endpoint::Embeddings => Some(Tokens::ZERO),
         Endpoint::Completions => call.output_limit.or(Some(COMPLETION_DEFAULT)),
-        Endpoint::ChatCompletions | Endpoint::Responses => call.output_limit,
+        Endpoint::ChatCompletions | Endpoint::Responses | Endpoint::Compact => call.output_limit,
+        _ => Some(Tokens::ZERO),
     }
 }

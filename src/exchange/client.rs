@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Answer, Body, DRAIN, LONGEST_CALL, Last, Piece, Reply};
+use super::recorder::Recorder;
+use super::{Answer, Body, DRAIN, Declined, LONGEST_CALL, Last, Piece, Reply};
 use crate::refusal::Refusal;
-use crate::store::ledger::Closed;
 
 /// Pieces on their way to a client that reads slowly; beyond, the relay waits and with it the upstream.
 const PIECES: usize = 16;
@@ -60,12 +60,35 @@ impl Streaming {
     }
 }
 
+/// Whether the client does its part in time.
+async fn in_time(cutoff: &CancellationToken, taking: impl Future<Output = bool>) -> bool {
+    tokio::pin!(taking);
+    tokio::select! {
+        taken = timeout(STALL, &mut taking) => taken == Ok(true),
+        () = cutoff.cancelled() => timeout(LAST_STALL, &mut taking).await == Ok(true),
+    }
+}
+
+/// A whole answer, with the room that its call takes until the last of it is written.
+struct Kept<R> {
+    bytes: Bytes,
+    _room: R,
+}
+
+impl<R> AsRef<[u8]> for Kept<R> {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// The client of one exchange.
 #[derive(Debug)]
 pub(super) struct Client {
     to: To,
     deadline: Instant,
     cutoff: CancellationToken,
+    /// Takes what the client would get, also when it has left.
+    recorder: Option<Recorder>,
 }
 
 impl Client {
@@ -75,7 +98,18 @@ impl Client {
             to: To::Waiting(reply),
             deadline: Instant::now() + LONGEST_CALL,
             cutoff,
+            recorder: None,
         }
+    }
+
+    /// From here on what it gets is recorded.
+    pub(super) fn record(&mut self, recorder: Recorder) {
+        self.recorder = Some(recorder);
+    }
+
+    /// What was recorded; the rest is not.
+    pub(super) fn take_recorder(&mut self) -> Option<Recorder> {
+        self.recorder.take()
     }
 
     /// Whether nobody is there any more.
@@ -119,6 +153,9 @@ impl Client {
 
     /// Sends the head of a stream.
     pub(super) fn begin(&mut self, status: StatusCode, headers: HeaderMap) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.begin(status, &headers);
+        }
         let To::Waiting(reply) = std::mem::replace(&mut self.to, To::Gone) else {
             return self.leave();
         };
@@ -135,6 +172,9 @@ impl Client {
 
     /// Sends bytes; a client that does not take them in time is gone.
     pub(super) async fn send(&mut self, bytes: Bytes) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.take(&bytes);
+        }
         self.hand_on(Piece::Bytes(bytes)).await;
     }
 
@@ -147,27 +187,46 @@ impl Client {
             Err(TrySendError::Closed(_)) => return self.leave(),
             Err(TrySendError::Full(piece)) => piece,
         };
-        let sent = {
-            let sending = pieces.send(piece);
-            tokio::pin!(sending);
-            tokio::select! {
-                sent = timeout(STALL, &mut sending) => matches!(sent, Ok(Ok(()))),
-                () = self.cutoff.cancelled() => matches!(timeout(LAST_STALL, &mut sending).await, Ok(Ok(()))),
-            }
-        };
-        if !sent {
+        let sending = async { pieces.send(piece).await.is_ok() };
+        if !in_time(&self.cutoff, sending).await {
             self.leave();
         }
     }
 
-    /// Sends what is left after the settlement, and with it the end.
-    pub(super) async fn finish(mut self, last: Last, closed: &Closed) {
+    /// Waits until everything so far is taken; a client that does not take it in time is gone.
+    async fn catch_up(&mut self) {
+        let To::Streaming(Streaming { pieces, .. }) = &self.to else {
+            return;
+        };
+        if pieces.try_reserve_many(PIECES).is_ok() {
+            return;
+        }
+        let taking = async { pieces.reserve_many(PIECES).await.is_ok() };
+        if !in_time(&self.cutoff, taking).await {
+            self.leave();
+        }
+    }
+
+    /// Sends what is left after the settlement, and with it the end. The permit goes back when the end is all that the
+    /// client still lacks: so who makes one call after the other makes one at once, and who does not take its answer goes on
+    /// making it. The room goes back when all of the answer is handed on.
+    pub(super) async fn finish<R: Send + 'static>(mut self, last: Last, permit: impl Send, room: R) {
+        self.catch_up().await;
+        drop(permit);
         match last {
-            Last::Refusal(refusal) => self.refuse(refusal),
-            Last::Abort => self.refuse(Refusal::Internal),
+            Last::Refusal(refusal) => self.refuse(Declined { refusal, settled: true }),
+            Last::Abort => self.refuse(Declined {
+                refusal: Refusal::Internal,
+                settled: true,
+            }),
             Last::Answer(mut answer) => {
-                add_money(&mut answer.headers, closed);
                 if let To::Waiting(reply) = self.to {
+                    if let Body::Whole(bytes) = &mut answer.body {
+                        *bytes = Bytes::from_owner(Kept {
+                            bytes: std::mem::take(bytes),
+                            _room: room,
+                        });
+                    }
                     drop(reply.send(Ok(answer)));
                 }
             }
@@ -182,21 +241,75 @@ impl Client {
     }
 
     /// Refuses a client that waits for its head. A stream is torn, because it stops without its end.
-    pub(super) fn refuse(self, refusal: Refusal) {
+    pub(super) fn refuse(self, refusal: Declined) {
         if let To::Waiting(reply) = self.to {
             drop(reply.send(Err(refusal)));
         }
     }
 }
 
-/// What a unary answer cost, and what is available after it.
-fn add_money(headers: &mut HeaderMap, closed: &Closed) {
-    for (name, amount) in [
-        ("x-gateway-cost", closed.charged),
-        ("x-gateway-balance", closed.available),
-    ] {
-        if let Ok(value) = amount.to_string().parse() {
-            headers.insert(name, value);
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn waiting() -> (Client, oneshot::Receiver<Reply>) {
+        let (to_client, reply) = oneshot::channel();
+        (Client::waiting(to_client, CancellationToken::new()), reply)
+    }
+
+    #[tokio::test]
+    async fn a_permit_is_kept_until_all_but_the_end_is_taken_and_not_longer() {
+        let (mut client, reply) = waiting();
+        client.begin(StatusCode::OK, HeaderMap::new());
+        let Ok(Ok(Answer {
+            body: Body::Stream(mut pieces),
+            ..
+        })) = reply.await
+        else {
+            panic!("a stream");
+        };
+        for text in ["one", "two"] {
+            client.send(text.into()).await;
         }
+        let (permit, room) = (Arc::new(()), Arc::new(()));
+        let last = Last::Pieces(vec!["end".into()]);
+        let mut finishing = Box::pin(client.finish(last, Arc::clone(&permit), Arc::clone(&room)));
+        let is_kept = || (Arc::strong_count(&permit) == 2, Arc::strong_count(&room) == 2);
+        for text in ["one", "two"] {
+            assert!(futures_util::poll!(&mut finishing).is_pending());
+            assert_eq!(is_kept(), (true, true));
+            assert_eq!(pieces.recv().await, Some(Piece::Bytes(text.into())));
+        }
+        finishing.await;
+        assert_eq!(is_kept(), (false, false), "before the client has the end");
+        assert_eq!(pieces.recv().await, Some(Piece::Bytes("end".into())));
+        assert_eq!(pieces.recv().await, Some(Piece::End));
+    }
+
+    #[tokio::test]
+    async fn a_whole_answer_keeps_its_calls_room_until_it_is_written() {
+        let (client, reply) = waiting();
+        let answer = Answer {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Body::Whole("all of it".into()),
+        };
+        let (permit, room) = (Arc::new(()), Arc::new(()));
+        client
+            .finish(Last::Answer(answer), Arc::clone(&permit), Arc::clone(&room))
+            .await;
+        assert_eq!(Arc::strong_count(&permit), 1, "the client may call again");
+        let Ok(Ok(Answer {
+            body: Body::Whole(bytes),
+            ..
+        })) = reply.await
+        else {
+            panic!("a whole answer");
+        };
+        assert_eq!((&*bytes, Arc::strong_count(&room)), (&b"all of it"[..], 2));
+        drop(bytes);
+        assert_eq!(Arc::strong_count(&room), 1);
     }
 }

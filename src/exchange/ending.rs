@@ -4,33 +4,21 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::call::Endpoint;
+use crate::code::Code;
 use crate::meter::Reading;
-
-const BROKEN: &str = "The upstream's answer broke off. What was delivered is charged.";
-const SHUT_DOWN: &str = "The gateway is being restarted. What was delivered is charged.";
 
 /// A sign of life between two events. Comments do not reset Codex's timer; OpenAI's SDKs ignore unknown events.
 pub(super) fn keep_alive(endpoint: Endpoint) -> Bytes {
     match endpoint {
-        Endpoint::Responses => Bytes::from_static(b"data: {\"type\":\"keepalive\"}\n\n"),
+        Endpoint::Responses | Endpoint::Compact => Bytes::from_static(b"data: {\"type\":\"keepalive\"}\n\n"),
         _ => Bytes::from_static(b": keep-alive\n\n"),
     }
-}
-
-/// The upstream broke off: never `[DONE]`, never `completed`.
-pub(super) fn broken(endpoint: Endpoint, reading: &Reading, events: u64) -> Bytes {
-    error(endpoint, reading, events, "server_error", BROKEN)
-}
-
-/// The gateway stops.
-pub(super) fn shut_down(endpoint: Endpoint, reading: &Reading, events: u64) -> Bytes {
-    error(endpoint, reading, events, "server_error", SHUT_DOWN)
 }
 
 /// The output limit is reached, as the protocol tells it.
 pub(super) fn limited(endpoint: Endpoint, reading: &Reading, events: u64, choices: u32) -> Bytes {
     match endpoint {
-        Endpoint::Responses => {
+        Endpoint::Responses | Endpoint::Compact => {
             let mut response = response(reading, "incomplete");
             response["incomplete_details"] = json!({"reason": "max_output_tokens"});
             event(
@@ -62,9 +50,11 @@ fn choice(endpoint: Endpoint, index: u32) -> Value {
     choice
 }
 
-fn error(endpoint: Endpoint, reading: &Reading, events: u64, code: &str, message: &str) -> Bytes {
+/// It ends early, as this says: never `[DONE]`, never `completed`.
+pub(super) fn failed(endpoint: Endpoint, reading: &Reading, events: u64, message: &str) -> Bytes {
+    let code = Code::ServerError;
     match endpoint {
-        Endpoint::Responses => {
+        Endpoint::Responses | Endpoint::Compact => {
             let mut response = response(reading, "failed");
             response["error"] = json!({"code": code, "message": message});
             event(

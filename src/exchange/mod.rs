@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! server::proxy ─ who is calling? what is asked?          Request
+//!    │    throttle ─ may it go now?                       Permit, kept until the last of the answer goes out
 //!    └▶ start     a tracked task, so that it outlives its client
 //!         admit    price → hold      transaction 1         Admitted, or a refusal
-//!         send     to the upstream                         its head, or a fault
+//!         dispatch to an upstream, or another              its head, or a fault
 //!         relay    event → meter → client      loop        Ending
 //!         settle   usage → price → charge    transaction 2 Closed; only then the end goes out
 //! ```
@@ -14,13 +15,24 @@
 //! that breaks, a stop signal, a panic.
 
 mod admission;
+mod choice;
 mod client;
+mod dispatch;
 mod ending;
+mod health;
+mod live;
 mod offer;
 mod passage;
+mod passing;
+mod recorder;
 mod relay;
+mod roll;
 mod sending;
 mod settlement;
+mod threads;
+mod throttle;
+mod traces;
+mod tunnel;
 mod upstream;
 
 use std::future::poll_fn;
@@ -29,6 +41,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, StatusCode};
@@ -38,20 +51,40 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::call::Call;
-use crate::config::{BillingConfig, OnHangup};
+use crate::config::OnHangup;
 use crate::fail_point::{self, Point};
 use crate::meter::{End, Meter};
+use crate::metrics::Metrics;
+use crate::origin::Origin;
+use crate::recording::SealingKey;
 use crate::refusal::{Refusal, UpstreamFault};
-use crate::route::Routes;
+use crate::retry::Budget;
+use crate::store::attempts::Outcome;
+use crate::store::idempotency::Once;
 use crate::store::keys::Key;
+use crate::store::ledger::Closed;
 use crate::store::usage_log::State;
 use crate::store::{ExchangeId, Store, Writer};
+use crate::texts::Language;
 use crate::time::Stopwatch;
 
-pub use admission::Admitted;
+pub use admission::{Admitted, made_before};
 use client::Client;
+use dispatch::Said;
+pub use live::Live;
 pub use offer::{Offer, offered};
-pub use upstream::{Upstream, UpstreamError};
+pub use passing::{Carried, Coming, MAX_FILE, Passed, Passing, Rest, pass};
+use recorder::Recorder;
+pub use recorder::{RecordingMemory, Replaying};
+use roll::OnRoll;
+pub use roll::{Entry, Phase, Roll, Totals};
+pub(crate) use threads::Threads;
+pub use throttle::{Permit, Throttle, key_rates};
+use traces::Parent;
+pub use traces::Tracer;
+pub use tunnel::{Tunnel, Tunnelled};
+pub use upstream::{Probe, Upstream, UpstreamError};
+pub(crate) use upstream::{install_crypto, roots};
 
 /// No answer is passed on for longer, in all; the longest seen of reasoning models took an hour.
 pub const LONGEST_CALL: Duration = Duration::from_secs(4 * 3600);
@@ -66,18 +99,33 @@ pub struct Gateway {
     pub store: Store,
     /// Writes.
     pub writer: Writer,
-    /// Which upstream serves a model.
-    pub routes: Routes,
-    /// The upstreams, in the order of the settings.
-    pub upstreams: Vec<Upstream>,
-    /// `[billing]`
-    pub billing: BillingConfig,
-    /// The largest unary answer, in bytes.
-    pub max_response: usize,
+    /// The settings in force.
+    pub settings: ArcSwap<Live>,
+    /// What of all limits is taken.
+    pub throttle: Arc<Throttle>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Tells a collector of each exchange.
+    pub tracer: Tracer,
+    /// What recorded answers may take.
+    pub recordings: RecordingMemory,
+    /// The exchanges that run, for whoever watches.
+    pub roll: Roll,
+    /// Calls that may be sent more than once.
+    pub retries: Budget,
+    /// Threads that moved to another upstream.
+    pub(crate) threads: Threads,
     /// Counts the exchanges that run.
     pub tracker: TaskTracker,
     /// Fires when running streams have to end: a second stop signal, or the end of the drain.
     pub cutoff: CancellationToken,
+}
+
+impl Gateway {
+    /// The settings in force, to be taken once by each request.
+    pub fn live(&self) -> Arc<Live> {
+        self.settings.load_full()
+    }
 }
 
 /// A call, with who makes it.
@@ -85,14 +133,28 @@ pub struct Gateway {
 pub struct Request {
     /// The exchange's id, the answer's `x-request-id`.
     pub id: ExchangeId,
+    /// The settings that the exchange begins and ends with.
+    pub live: Arc<Live>,
     /// The key it came with, known to be good.
     pub key: Arc<Key>,
     /// What is asked.
     pub call: Call,
+    /// Who asks, as far as the client says.
+    pub origin: Origin,
+    /// The name that the client gave it, so that it is one exchange however often it comes.
+    pub once: Option<Once>,
+    /// Seals the answer, if it is to be recorded.
+    pub sealing: Option<SealingKey>,
     /// The client's headers; only those on a list go on.
     pub headers: HeaderMap,
-    /// The memory that the body takes, until the exchange ends.
+    /// How it goes on to an upstream that speaks WebSocket, if it came over one.
+    pub tunnelled: Option<Tunnelled>,
+    /// What the gateway's own words are in, should it have to put any into the stream.
+    pub language: Language,
+    /// The memory that the body takes, until the last of the answer is handed on.
     pub memory: OwnedSemaphorePermit,
+    /// Its place among all exchanges, likewise.
+    pub place: OwnedSemaphorePermit,
 }
 
 /// An answer to pass on.
@@ -125,28 +187,58 @@ pub enum Piece {
 }
 
 /// What a client gets.
-pub type Reply = Result<Answer, Refusal>;
+pub type Reply = Result<Answer, Declined>;
+
+/// A refusal in place of an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declined {
+    /// Why.
+    pub refusal: Refusal,
+    /// Whether it ends an exchange that was settled, whose line in the log tells it.
+    pub settled: bool,
+}
+
+/// Of what never became an exchange, or was not settled.
+impl From<Refusal> for Declined {
+    fn from(refusal: Refusal) -> Declined {
+        Declined {
+            refusal,
+            settled: false,
+        }
+    }
+}
 
 /// Starts an exchange. It goes on when the receiver is dropped: that is how a client leaves.
-pub fn start(gateway: &Arc<Gateway>, request: Request) -> oneshot::Receiver<Reply> {
+pub fn start(gateway: &Arc<Gateway>, request: Request, permit: Permit) -> oneshot::Receiver<Reply> {
     let (to_client, reply) = oneshot::channel();
     let client = Client::waiting(to_client, gateway.cutoff.clone());
     // On the heap at once: as a task it would be moved there in steps, five kilobytes each.
     gateway
         .tracker
-        .spawn(Box::pin(run(Arc::clone(gateway), request, client)));
+        .spawn(Box::pin(run(Arc::clone(gateway), request, permit, client)));
     reply
 }
 
-async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
+async fn run(gateway: Arc<Gateway>, mut request: Request, mut permit: Permit, mut client: Client) {
+    let (sealing, since_parsed) = (request.sealing.take(), Stopwatch::start());
     let mut admitted = match admission::admit(&gateway, request).await {
         Ok(admitted) => admitted,
-        Err(refusal) => return client.refuse(refusal),
+        Err(refusal) => {
+            gateway.roll.refused();
+            permit.has_no_hold();
+            drop(permit);
+            return client.refuse(refusal.into());
+        }
     };
+    let on_roll = gateway.roll.enter(&admitted);
     // They are parts of the buffer that the request was read into, and would keep all of it for as long as the answer.
     let headers = std::mem::take(&mut admitted.headers);
-    let mut watch = Watch::new(&admitted);
-    let answered = answer(&gateway, &admitted, headers, &mut client, &mut watch);
+    if let Some(key) = sealing {
+        client.record(Recorder::new(key, &gateway.recordings));
+    }
+    let (id, parent) = (admitted.id(), gateway.tracer.parent(&headers));
+    let mut watch = Watch::new(&admitted, &on_roll, parent, since_parsed.elapsed());
+    let answered = answer(&gateway, &mut admitted, headers, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!(exchange = %admitted.id(), "the exchange panicked; what was delivered is settled by estimate");
         Ending::failed(if watch.delivered {
@@ -155,14 +247,27 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
             Settle::Nothing
         })
     });
-    let (closed, last) = settlement::settle(&gateway, admitted, &watch, ending).await;
+    let (is_whole, room) = (ending.is_whole(), admitted.room.take());
+    let (closed, last) = settlement::settle(&gateway, admitted, &mut permit, &watch, ending).await;
     let closed = closed.and_then(|closed| match fail_point::hit(Point::Settled) {
         Ok(()) => Ok(closed),
         Err(_) => Err(Refusal::Unsettled),
     });
     match closed {
-        Ok(closed) => client.finish(last, &closed).await,
-        Err(refusal) => client.refuse(refusal),
+        Ok(closed) => {
+            let last = last.priced(&closed);
+            if let Some(recorder) = client.take_recorder()
+                && is_whole
+                && closed.is_charge()
+            {
+                recorder.keep(&gateway.writer, id, &last).await;
+            }
+            client.finish(last, permit, room).await;
+        }
+        Err(refusal) => {
+            drop(permit);
+            client.refuse(refusal.into());
+        }
     }
     if let Err(error) = fail_point::hit(Point::AfterEnd) {
         tracing::debug!(%error, "nothing is left to do");
@@ -173,36 +278,93 @@ async fn run(gateway: Arc<Gateway>, request: Request, mut client: Client) {
 #[derive(Debug)]
 pub(crate) struct Watch {
     meter: Meter,
+    /// What others see of it.
+    entry: Arc<Entry>,
     /// Events seen of a stream.
     events: u64,
     /// Whether something visible has left for the client.
     delivered: bool,
     /// Bytes of visible output that an estimate counts, where that is not all that was seen.
     counted_bytes: Option<u64>,
-    attempts: u32,
-    status: Option<StatusCode>,
+    /// Where it was sent before, without being taken.
+    earlier: Vec<Try>,
+    /// Where it was sent last.
+    last: Option<Try>,
     upstream_request_id: Option<String>,
+    /// The client's span.
+    parent: Parent,
+    /// How long the call took from its parsed body to its hold.
+    admission: Duration,
     since_start: Stopwatch,
     first_byte: Option<Duration>,
 }
 
+/// A call that was sent, and what became of it.
+#[derive(Clone, Copy, Debug)]
+struct Try {
+    /// Index into the upstreams.
+    upstream: usize,
+    outcome: Outcome,
+    status: Option<StatusCode>,
+    began: Duration,
+    took: Duration,
+}
+
 impl Watch {
-    fn new(admitted: &Admitted) -> Watch {
+    fn new(admitted: &Admitted, on_roll: &OnRoll<'_>, parent: Parent, admission: Duration) -> Watch {
         Watch {
-            meter: Meter::new(admitted.call.endpoint, admitted.dialect).with_cache_ttl(admitted.call.cache_ttl),
+            meter: Meter::new(admitted.sent.endpoint, admitted.dialect).with_cache_ttl(admitted.sent.cache_ttl),
+            entry: Arc::clone(&on_roll.entry),
             events: 0,
             delivered: false,
             counted_bytes: None,
-            attempts: 0,
-            status: None,
+            earlier: Vec::new(),
+            last: None,
             upstream_request_id: None,
+            parent,
+            admission,
             since_start: admitted.since_start,
             first_byte: None,
         }
     }
 
-    fn first_byte_now(&mut self) {
-        self.first_byte.get_or_insert_with(|| self.since_start.elapsed());
+    /// It is sent to an upstream. What another one said before is forgotten, but for the attempt.
+    fn begin(&mut self, upstream: usize) {
+        self.entry.is_sent_to(upstream);
+        self.first_byte = None;
+        self.upstream_request_id = None;
+        self.earlier.extend(self.last.replace(Try {
+            upstream,
+            outcome: dispatch::outcome(None),
+            status: None,
+            began: self.since_start.elapsed(),
+            took: Duration::ZERO,
+        }));
+    }
+
+    /// What the upstream said to it; `None`: nobody waited for that.
+    fn head(&mut self, said: Option<&Said>) {
+        let now = self.since_start.elapsed();
+        if let Some(last) = &mut self.last {
+            last.outcome = dispatch::outcome(said);
+            last.took = now.saturating_sub(last.began);
+        }
+        let Some(Ok(response)) = said else {
+            return;
+        };
+        self.entry.is(Phase::Answering);
+        self.first_byte = Some(now);
+        if let Some(last) = &mut self.last {
+            last.status = Some(response.status());
+        }
+        let id = response.headers().get("x-request-id");
+        self.upstream_request_id = id.and_then(|value| value.to_str().ok()).map(str::to_owned);
+    }
+
+    /// How often it was sent.
+    fn attempts(&self) -> u32 {
+        let attempts = self.earlier.len() + usize::from(self.last.is_some());
+        u32::try_from(attempts).unwrap_or(u32::MAX)
     }
 }
 
@@ -243,10 +405,27 @@ pub(crate) enum Last {
     Nothing,
 }
 
+impl Last {
+    /// With what a unary answer cost, and what is available after it.
+    fn priced(mut self, closed: &Closed) -> Last {
+        if let Last::Answer(Answer { headers, .. }) = &mut self {
+            for (name, amount) in [
+                ("x-gateway-cost", closed.charged),
+                ("x-gateway-balance", closed.available),
+            ] {
+                if let Ok(value) = amount.to_string().parse() {
+                    headers.insert(name, value);
+                }
+            }
+        }
+        self
+    }
+}
+
 /// Sends the call and passes the answer on, until only its end is left.
 async fn answer(
     gateway: &Gateway,
-    admitted: &Admitted,
+    admitted: &mut Admitted,
     headers: HeaderMap,
     client: &mut Client,
     watch: &mut Watch,
@@ -258,11 +437,12 @@ async fn answer(
     if fail_point::hit(Point::Held).is_err() {
         return Ending::failed(Settle::Nothing);
     }
-    let sending = gateway.upstreams[admitted.target.upstream].send(admitted, headers, watch);
-    match while_wanted(gateway, admitted, client, sending).await {
-        Ok(Ok(_)) if fail_point::hit(Point::Head).is_err() => Ending::fault(UpstreamFault::Broken),
-        Ok(Ok(response)) => relay::relay(gateway, admitted, response, client, watch).await,
-        Ok(Err(fault)) => Ending::fault(fault),
+    match dispatch::dispatch(gateway, admitted, headers, client, watch).await {
+        Ok(_) if fail_point::hit(Point::Head).is_err() => Ending::fault(UpstreamFault::Broken),
+        Ok(response) => {
+            let translation = admitted.translation.take();
+            relay::relay(gateway, admitted, response, translation, client, watch).await
+        }
         Err(ending) => ending,
     }
 }
@@ -333,12 +513,18 @@ impl Ending {
         }
     }
 
-    /// The answer came whole, but its client has left.
-    fn unread(end: End) -> Ending {
+    /// The answer came whole, but its client has left: only a recording of it leaves.
+    fn unread(end: End, last: Last) -> Ending {
         Ending {
             state: State::Left,
-            ..Ending::of(end, Last::Nothing)
+            ..Ending::of(end, last)
         }
+    }
+
+    /// Whether the answer came to an end of its own, so that it may be given once more.
+    fn is_whole(&self) -> bool {
+        let ends = matches!(self.last, Last::Answer(_) | Last::Pieces(_));
+        ends && !matches!(self.state, State::Refused | State::Broken | State::Cancelled)
     }
 
     /// The answer came whole, as its own bytes say.

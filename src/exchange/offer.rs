@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::Gateway;
+use super::{Gateway, Live};
 use crate::config::Pricing;
-use crate::pricing::{Kind, Price};
-use crate::route::Target;
+use crate::pricing::Price;
+use crate::route::{Candidate, Target};
 use crate::store::StoreError;
 use crate::store::keys::Key;
 
@@ -17,7 +17,7 @@ use crate::store::keys::Key;
 pub struct Offer {
     /// The name clients use.
     pub name: String,
-    /// Where it goes.
+    /// Where it goes first, of the upstreams that serve it.
     pub target: Target,
     /// The upstream's name.
     pub upstream: String,
@@ -28,7 +28,7 @@ pub struct Offer {
 }
 
 /// Every model that `key` may use, by name.
-pub async fn offered(gateway: &Gateway, key: &Key, at: Timestamp) -> Result<Vec<Offer>, StoreError> {
+pub async fn offered(gateway: &Gateway, live: &Live, key: &Key, at: Timestamp) -> Result<Vec<Offer>, StoreError> {
     let prices = gateway
         .store
         .blocking(move |store| store.prices(None, None, at))
@@ -37,8 +37,8 @@ pub async fn offered(gateway: &Gateway, key: &Key, at: Timestamp) -> Result<Vec<
         .iter()
         .map(|row| ((row.list.as_str(), row.model.as_str()), (&row.price, row.from)))
         .collect();
-    let aliases: Vec<String> = gateway.routes.aliases().into_iter().map(|(alias, _)| alias).collect();
-    let literal = gateway
+    let aliases = live.routes.aliases();
+    let literal = live
         .upstreams
         .iter()
         .flat_map(|upstream| upstream.models())
@@ -47,25 +47,29 @@ pub async fn offered(gateway: &Gateway, key: &Key, at: Timestamp) -> Result<Vec<
         .iter()
         .map(|row| row.model.as_str())
         .chain(literal)
-        .chain(aliases.iter().map(String::as_str));
+        .chain(aliases.into_keys());
     let free = Arc::new(Price::free());
-    let offer = |name: &str| -> Option<Offer> {
-        let target = gateway.routes.find(name).filter(|_| key.may_use(name))?;
-        let upstream = &gateway.upstreams[target.upstream];
+    // Of several upstreams, a call goes to one that has a price.
+    let of = |name: &str, candidate: Candidate<'_>| -> Option<Offer> {
+        let upstream = &live.upstreams[candidate.upstream];
         let (price, since) = match upstream.pricing() {
             Pricing::Free => (&free, None),
             Pricing::List(list) => {
-                let (price, from) = priced.get(&(list.as_str(), target.model.as_str()))?;
+                let (price, from) = priced.get(&(list.as_str(), candidate.model))?;
                 (*price, Some(*from))
             }
         };
-        (price.kind != Kind::Image).then(|| Offer {
+        Some(Offer {
             name: name.to_owned(),
             upstream: upstream.name().to_owned(),
             price: Arc::clone(price),
             since,
-            target,
+            target: candidate.target(),
         })
+    };
+    let offer = |name: &str| -> Option<Offer> {
+        let mut candidates = live.routes.candidates(name).filter(|_| key.may_use(name));
+        candidates.find_map(|candidate| of(name, candidate))
     };
     let offers: BTreeMap<&str, Offer> = names.filter_map(|name| Some((name, offer(name)?))).collect();
     Ok(offers.into_values().collect())

@@ -23,6 +23,8 @@ pub(super) struct Passage {
     usage_event: UsageEvent,
     /// The end: a terminal event and what followed it.
     end: Vec<Bytes>,
+    /// Whether a terminal event was seen; a translation may make nothing of it.
+    ends: bool,
     end_bytes: usize,
     /// Whether parts of an unfinished event have left.
     inside_event: bool,
@@ -37,6 +39,7 @@ impl Passage {
             splitter: Splitter::new(),
             usage_event,
             end: Vec::new(),
+            ends: false,
             end_bytes: 0,
             inside_event: false,
             taken_out_to_cr: false,
@@ -64,11 +67,13 @@ impl Passage {
 
     /// The bytes, when they leave now; else the end has begun, and they wait for it, or nobody asked for them.
     pub(super) fn place(&mut self, bytes: Bytes, seen: Seen, whole_event: bool) -> Option<Bytes> {
-        let bytes = self.take_out(bytes, seen)?;
-        if seen.terminal.is_some() || self.end_has_begun() {
-            self.hold_back(bytes);
+        let bytes = self.take_out(bytes, seen);
+        self.ends |= seen.terminal.is_some();
+        if self.ends {
+            bytes.into_iter().for_each(|bytes| self.hold_back(bytes));
             return None;
         }
+        let bytes = bytes?;
         self.inside_event = !whole_event;
         Some(bytes)
     }
@@ -95,13 +100,14 @@ impl Passage {
     }
 
     fn hold_back(&mut self, bytes: Bytes) {
+        self.ends = true;
         self.end_bytes += bytes.len();
         self.end.push(bytes);
     }
 
     /// Whether a terminal event was seen; everything after it belongs to the end.
     pub(super) fn end_has_begun(&self) -> bool {
-        !self.end.is_empty()
+        self.ends
     }
 
     /// How much waits for the settlement.
@@ -117,6 +123,11 @@ impl Passage {
     /// Whether what left ends with an unfinished event.
     pub(super) fn inside_event(&self) -> bool {
         self.inside_event
+    }
+
+    /// Whether a part of an event is there, and not all of it.
+    pub(super) fn event_has_begun(&self) -> bool {
+        !self.splitter.between_events()
     }
 
     /// Whether something of the gateway's own may go out now.
@@ -271,6 +282,19 @@ mod tests {
             0 => println!("fixtures absent: {}", folder.display()),
             count => println!("replayed {count} recorded streams cut at every offset"),
         }
+    }
+
+    #[test]
+    fn the_end_begins_with_a_terminal_event_that_a_translation_makes_nothing_of() {
+        let mut passage = Passage::new(UsageEvent::Passes);
+        let seen = Seen {
+            terminal: Some(crate::meter::End::Failed),
+            ..Seen::default()
+        };
+        assert_eq!(passage.place(Bytes::new(), seen, true), None);
+        assert!(passage.end_has_begun());
+        assert_eq!(passage.place("more".into(), Seen::default(), true), None);
+        assert_eq!(passage.take_end(), ["more"]);
     }
 
     #[test]

@@ -15,16 +15,20 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::client::Client;
 use super::passage::{Passage, UsageEvent};
-use super::{Admitted, Answer, Body, Ending, Gateway, Last, Settle, Watch, ending, upstream, while_wanted};
-use crate::call::{Call, Endpoint};
+use super::{Admitted, Answer as Whole, Body, Ending, Gateway, Last, Settle, Watch, ending, upstream, while_wanted};
+use crate::call::Endpoint;
 use crate::codec::{self, Coding, Decoder};
 use crate::config::OnHangup;
 use crate::fail_point::{self, Point};
 use crate::meter::{End, Reading, Seen};
 use crate::refusal::{Refusal, UpstreamFault};
+use crate::retry;
 use crate::sse::{MAX_EVENT_BYTES, Piece};
 use crate::store::usage_log::State;
+use crate::texts;
+use crate::time::now;
 use crate::tokens::{Encoding, Known};
+use crate::translate::{Answer, Close};
 use crate::usage::Tokens;
 
 /// A stream that is silent for so long gets a keep-alive; Codex gives up after 300 s without an event.
@@ -32,6 +36,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// After a terminal event an upstream closes at once; what else it sends until then belongs to the end.
 const AFTER_END: Duration = Duration::from_millis(250);
+
+/// An event that has begun to come by then (`response.failed` after `error`, with the usage) is waited for so much longer.
+const REST_OF_EVENT: Duration = Duration::from_secs(2);
 
 /// How much may follow a terminal event.
 const AFTER_END_BYTES: usize = 1 << 20;
@@ -56,6 +63,7 @@ pub(super) async fn relay(
     gateway: &Gateway,
     admitted: &Admitted,
     response: Response,
+    translation: Option<Box<dyn Answer>>,
     client: &mut Client,
     watch: &mut Watch,
 ) -> Ending {
@@ -79,19 +87,20 @@ pub(super) async fn relay(
     match coding {
         Err(()) => Ending::fault(UpstreamFault::Undecodable),
         Ok(coding) if streams => {
-            Stream::new(gateway, admitted, response, coding, client, watch)
+            Stream::new(gateway, admitted, response, coding, translation, client, watch)
                 .run()
                 .await
         }
-        Ok(coding) => whole(gateway, admitted, response, coding, client, watch).await,
+        Ok(coding) => whole(gateway, admitted, response, coding, translation, client, watch).await,
     }
 }
 
 /// The upstream refused: its own words pass, but for what a client can do nothing about.
 async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response, coding: Coding) -> Ending {
-    let of = &gateway.upstreams[admitted.target.upstream];
+    let of = admitted.upstream();
     let status = response.status();
     let headers = upstream::returned_headers(response.headers());
+    let retry_after = retry::retry_after(response.headers(), now());
     let reading = upstream::read_whole(&mut response, ERROR_BYTES, of.idle_timeout());
     let body = tokio::select! {
         read = timeout(ERROR_TIME, reading) => read.unwrap_or(Err(UpstreamFault::Broken)),
@@ -100,9 +109,9 @@ async fn refused(gateway: &Gateway, admitted: &Admitted, mut response: Response,
     let plain = decoded(coding, body.clone().unwrap_or_default(), ERROR_BYTES)
         .await
         .unwrap_or_default();
-    let last = match (of.fault(status, &plain), body) {
+    let last = match (of.fault(status, retry_after, &plain), body) {
         (Some(fault), _) | (None, Err(fault)) => Last::Refusal(Refusal::Upstream(fault)),
-        (None, Ok(body)) => Last::Answer(Answer {
+        (None, Ok(body)) => Last::Answer(Whole {
             status,
             headers,
             body: Body::Whole(body),
@@ -121,36 +130,48 @@ async fn whole(
     admitted: &Admitted,
     mut response: Response,
     coding: Coding,
+    translation: Option<Box<dyn Answer>>,
     client: &mut Client,
     watch: &mut Watch,
 ) -> Ending {
-    let idle = gateway.upstreams[admitted.target.upstream].idle_timeout();
+    let idle = admitted.upstream().idle_timeout();
     let (status, headers) = (response.status(), answer_headers(response.headers(), admitted));
-    let reading = upstream::read_whole(&mut response, gateway.max_response, idle);
+    let reading = upstream::read_whole(&mut response, admitted.live.config.server.max_response, idle);
     let body = match while_wanted(gateway, admitted, client, reading).await {
         Ok(Ok(body)) => body,
         Ok(Err(fault)) => {
+            // An image or sound that is too long to pass was made all the same.
+            let is_made = matches!(fault, UpstreamFault::TooLong) && admitted.call.endpoint.is_medium();
             return Ending {
                 state: State::Broken,
+                settle: if is_made { Settle::Usage } else { Settle::Nothing },
                 ..Ending::fault(fault)
             };
         }
         Err(ending) => return ending,
     };
-    let Some(plain) = decoded(coding, body.clone(), gateway.max_response).await else {
+    let Some(plain) = decoded(coding, body.clone(), admitted.live.config.server.max_response).await else {
         return Ending::fault(UpstreamFault::Undecodable);
     };
     watch.meter.observe_body(&plain);
-    let end = watch.meter.reading().end.unwrap_or(End::Completed);
-    if client.is_gone() {
-        return Ending::unread(end);
-    }
-    let answer = Answer {
+    let reading = watch.meter.reading();
+    let end = reading.end.unwrap_or(End::Completed);
+    let body = match translation {
+        None => body,
+        Some(mut answer) => match answer.whole(&plain, reading) {
+            Some(body) => body.into(),
+            None => return Ending::fault(UpstreamFault::Undecodable),
+        },
+    };
+    let last = Last::Answer(Whole {
         status,
         headers,
         body: Body::Whole(body),
-    };
-    Ending::of(end, Last::Answer(answer))
+    });
+    match client.is_gone() {
+        true => Ending::unread(end, last),
+        false => Ending::of(end, last),
+    }
 }
 
 /// A body in the clear, decoded off the async threads; `None` when it does not decode within the limit.
@@ -198,12 +219,13 @@ impl Alarm {
 
 /// A stream on its way.
 struct Stream<'a> {
-    gateway: &'a Gateway,
     admitted: &'a Admitted,
     response: Response,
     client: &'a mut Client,
     watch: &'a mut Watch,
     passage: Passage,
+    /// Turns what passes into the client's wire format.
+    translation: Option<Box<dyn Answer>>,
     /// `Some` when the answer came compressed; its bytes pass as they come, the meter reads what they decode to.
     decoder: Option<Decoder>,
     decoded_bytes: usize,
@@ -227,6 +249,7 @@ impl<'a> Stream<'a> {
         admitted: &'a Admitted,
         response: Response,
         coding: Coding,
+        translation: Option<Box<dyn Answer>>,
         client: &'a mut Client,
         watch: &'a mut Watch,
     ) -> Stream<'a> {
@@ -234,16 +257,16 @@ impl<'a> Stream<'a> {
         Stream {
             alarm: Alarm(Box::pin(sleep_until(now + KEEP_ALIVE))),
             cutoff: Box::pin(gateway.cutoff.clone().cancelled_owned()),
-            idle_until: now + gateway.upstreams[admitted.target.upstream].idle_timeout(),
+            idle_until: now + admitted.upstream().idle_timeout(),
             keep_alive_at: now + KEEP_ALIVE,
             end_by: None,
             left: false,
             has_begun: false,
             decoder: (coding != Coding::Identity).then(|| Decoder::new(coding, MAX_EVENT_BYTES)),
             decoded_bytes: 0,
-            passage: Passage::new(usage_event(&admitted.call)),
+            passage: Passage::new(usage_event(admitted)),
+            translation,
             limit: VisibleLimit::new(&admitted.target.model, admitted.visible_bound),
-            gateway,
             admitted,
             response,
             client,
@@ -285,11 +308,8 @@ impl<'a> Stream<'a> {
     }
 
     async fn next(&mut self) -> Step {
-        let end_by = self
-            .end_by
-            .unwrap_or(self.client.deadline())
-            .min(self.client.deadline());
-        if end_by <= Instant::now() {
+        let (end_by, at_most) = self.end_by();
+        if at_most <= Instant::now() {
             return Step::Over;
         }
         let mut wake_at = end_by.min(self.idle_until);
@@ -316,19 +336,37 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// When no more is waited for, unless it is there already; and when it is not even then.
+    fn end_by(&self) -> (Instant, Instant) {
+        let deadline = self.client.deadline();
+        let Some(end_by) = self.end_by else {
+            return (deadline, deadline);
+        };
+        let at_most = deadline.min(end_by + REST_OF_EVENT);
+        match self.passage.event_has_begun() {
+            true => (at_most, at_most),
+            false => (deadline.min(end_by), at_most),
+        }
+    }
+
     fn between_events(&self) -> bool {
-        self.decoder.is_none() && self.passage.between_events()
+        !self.passes_coded() && self.passage.between_events()
+    }
+
+    /// Whether the client gets the stream compressed, so that nothing can be put into it.
+    fn passes_coded(&self) -> bool {
+        self.decoder.is_some() && self.translation.is_none()
     }
 
     /// Passes what came; `Some` when that ends the stream.
     async fn pass(&mut self, chunk: Bytes) -> Option<Ending> {
-        let ending = match self.decoder.take() {
-            None => self.pass_events(chunk).await,
-            Some(decoder) => self.pass_coded(decoder, chunk).await,
+        self.watch.entry.came(chunk.len());
+        let ending = match (self.decoder.take(), &self.translation) {
+            (None, _) => self.pass_events(chunk).await,
+            (Some(decoder), None) => self.pass_coded(decoder, chunk).await,
+            (Some(decoder), Some(_)) => self.pass_decoded(decoder, chunk).await,
         };
-        let now = Instant::now();
-        self.idle_until = now + self.gateway.upstreams[self.admitted.target.upstream].idle_timeout();
-        self.keep_alive_at = now + KEEP_ALIVE;
+        self.idle_until = Instant::now() + self.admitted.upstream().idle_timeout();
         ending.or_else(|| (self.passage.end_bytes() > AFTER_END_BYTES).then(|| self.over()))
     }
 
@@ -358,7 +396,40 @@ impl<'a> Stream<'a> {
                 }
                 return Some(self.limited(before).await);
             }
-            self.forward(piece.bytes, seen, piece.event.is_some()).await;
+            let whole_event = piece.event.is_some() || self.translation.is_some();
+            let Some(bytes) = self.translated(piece) else {
+                return Some(self.broke());
+            };
+            self.forward(bytes, seen, whole_event).await;
+        }
+    }
+
+    /// A piece in the client's wire format: parts of an event wait for the rest of it. `None`: it is too long to be known.
+    fn translated(&mut self, piece: Piece) -> Option<Bytes> {
+        let Some(answer) = &mut self.translation else {
+            return Some(piece.bytes);
+        };
+        match piece.event {
+            Some(event) => {
+                // One that is oversized is shown, too: the translation has to know that something is lost.
+                let made = answer.event(&event, self.watch.meter.reading());
+                (!event.oversized).then(|| made.into())
+            }
+            None => Some(Bytes::new()),
+        }
+    }
+
+    /// Compressed, and translated: it leaves in the clear.
+    async fn pass_decoded(&mut self, mut decoder: Decoder, chunk: Bytes) -> Option<Ending> {
+        let plain = decoder.push(&chunk);
+        self.decoder = Some(decoder);
+        let Ok(plain) = plain else {
+            return Some(self.broke());
+        };
+        self.decoded_bytes += plain.len();
+        match self.decoded_bytes > DECODED_BYTES {
+            true => Some(self.broke()),
+            false => self.pass_events(plain).await,
         }
     }
 
@@ -392,6 +463,7 @@ impl<'a> Stream<'a> {
     fn next_piece(&mut self) -> Option<(Piece, Seen)> {
         let (piece, seen) = self.passage.next_piece(&mut self.watch.meter)?;
         self.watch.events += u64::from(piece.event.is_some());
+        self.watch.entry.has_events(self.watch.events);
         Some((piece, seen))
     }
 
@@ -399,9 +471,13 @@ impl<'a> Stream<'a> {
     async fn forward(&mut self, bytes: Bytes, seen: Seen, whole_event: bool) {
         let had_begun = self.passage.end_has_begun();
         // What waits is delivered too: a compressed answer may come in one piece with its end.
-        self.watch.delivered |= seen.delivers && !self.client.is_gone();
+        self.watch.delivered |= seen.delivers && !bytes.is_empty() && !self.client.is_gone();
         match self.passage.place(bytes, seen, whole_event) {
-            Some(bytes) => self.client.send(bytes).await,
+            Some(bytes) => {
+                self.client.send(bytes).await;
+                // Not for what came: the upstream's own signs of life may be none in the client's wire format.
+                self.keep_alive_at = Instant::now() + KEEP_ALIVE;
+            }
             None if !had_begun && self.passage.end_has_begun() => {
                 self.end_by = Some(Instant::now() + AFTER_END);
             }
@@ -411,6 +487,12 @@ impl<'a> Stream<'a> {
 
     async fn keep_alive(&mut self) {
         let before = Instant::now();
+        // OpenAI's clients take no event ahead of `response.created`.
+        let reading = self.watch.meter.reading();
+        let opening = self.translation.as_mut().map(|answer| answer.open(reading));
+        if let Some(opening) = opening.filter(|opening| !opening.is_empty()) {
+            self.client.send(opening.into()).await;
+        }
         self.client.send(ending::keep_alive(self.admitted.call.endpoint)).await;
         // The upstream's clock stands still while the client makes us wait.
         self.idle_until += before.elapsed();
@@ -422,11 +504,14 @@ impl<'a> Stream<'a> {
         while let Some((rest, seen)) = self.passage.last_piece(&mut self.watch.meter) {
             self.watch.events += u64::from(rest.event.is_some());
             self.watch.delivered |= seen.delivers && !self.client.is_gone();
-            if self.decoder.is_none() {
-                self.passage.place_last(rest.bytes, seen);
+            let Some(bytes) = self.translated(rest) else {
+                return self.broke();
+            };
+            if !self.passes_coded() {
+                self.passage.place_last(bytes, seen);
             }
         }
-        match ended_as(self.admitted.call.endpoint, self.watch.meter.reading()) {
+        match ended_as(self.admitted.sent.endpoint, self.watch.meter.reading()) {
             Some(end) => self.complete(end),
             None => self.ended_early(),
         }
@@ -442,13 +527,20 @@ impl<'a> Stream<'a> {
         ending
     }
 
-    /// It ended as its own bytes say.
+    /// It ended as its own bytes say. Where the translation could make no end of them, it makes one of its own, and never
+    /// a whole one of a failure.
     fn complete(&mut self, end: End) -> Ending {
-        let pieces = self.passage.take_end();
-        if self.client.is_gone() {
-            return Ending::unread(end);
+        let broke_off = texts::broke_off(self.admitted.language);
+        let end_of_ours = self.close(match end {
+            End::Failed => Close::Failed(&broke_off),
+            End::Completed | End::Incomplete => Close::Whole,
+        });
+        self.passage.place_last(end_of_ours, Seen::default());
+        let last = Last::Pieces(self.passage.take_end());
+        match self.client.is_gone() {
+            true => Ending::unread(end, last),
+            false => Ending::of(end, last),
         }
-        Ending::of(end, Last::Pieces(pieces))
     }
 
     /// No more is read: a terminal event was held back, there is nobody to read it for, or it takes too long.
@@ -465,11 +557,7 @@ impl<'a> Stream<'a> {
         if let Some(end) = self.watch.meter.reading().end {
             return self.complete(end);
         }
-        let error = ending::broken(
-            self.admitted.call.endpoint,
-            self.watch.meter.reading(),
-            self.watch.events,
-        );
+        let error = self.failed(&texts::broke_off(self.admitted.language));
         Ending {
             state: State::Broken,
             settle: Settle::UsageOfDelivered,
@@ -482,11 +570,7 @@ impl<'a> Stream<'a> {
         if let Some(end) = self.watch.meter.reading().end {
             return self.complete(end);
         }
-        let error = ending::shut_down(
-            self.admitted.call.endpoint,
-            self.watch.meter.reading(),
-            self.watch.events,
-        );
+        let error = self.failed(&texts::restarted(self.admitted.language));
         Ending {
             state: State::Cancelled,
             settle: Settle::UsageOfDelivered,
@@ -497,14 +581,17 @@ impl<'a> Stream<'a> {
     /// The output goes beyond the limit that the hold pays for; so many visible bytes were within it.
     async fn limited(&mut self, within: u64) -> Ending {
         self.watch.counted_bytes = Some(within);
-        let end = ending::limited(
-            self.admitted.call.endpoint,
-            self.watch.meter.reading(),
-            self.watch.events,
-            self.admitted.call.choices,
-        );
+        let as_it_came = self.translation.is_none().then(|| {
+            ending::limited(
+                self.admitted.call.endpoint,
+                self.watch.meter.reading(),
+                self.watch.events,
+                self.admitted.call.choices,
+            )
+        });
         let left = self.client.is_gone();
         self.listen_for_usage().await;
+        let end = as_it_came.unwrap_or_else(|| self.close(Close::Limited));
         if left {
             return Ending::left(Settle::Capped);
         }
@@ -534,10 +621,26 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// Says that it ends early, in the client's protocol.
+    fn failed(&mut self, message: &str) -> Bytes {
+        if self.translation.is_some() {
+            return self.close(Close::Failed(message));
+        }
+        let (endpoint, events) = (self.admitted.call.endpoint, self.watch.events);
+        ending::failed(endpoint, self.watch.meter.reading(), events, message)
+    }
+
+    /// The end of a translated stream, where the upstream's bytes brought none.
+    fn close(&mut self, how: Close<'_>) -> Bytes {
+        let reading = self.watch.meter.reading();
+        let end = self.translation.as_mut().map(|answer| answer.close(how, reading));
+        end.unwrap_or_default().into()
+    }
+
     /// Our own end of the stream. Inside an event nothing can be said: a blank line would dispatch what is there of it.
     /// Nor can anything be put into a compressed stream.
     fn last_words(&self, words: Bytes) -> Last {
-        match self.passage.inside_event() || self.decoder.is_some() {
+        match self.passage.inside_event() || self.passes_coded() {
             true => Last::Abort,
             false => Last::Pieces(vec![words]),
         }
@@ -545,8 +648,11 @@ impl<'a> Stream<'a> {
 }
 
 /// Whether the gateway asks for usage in the client's place, and takes it out of the answer again.
-fn usage_event(call: &Call) -> UsageEvent {
-    match upstream::asks_for_usage(call.endpoint) && !call.include_usage {
+fn usage_event(admitted: &Admitted) -> UsageEvent {
+    let call = &admitted.call;
+    // A translation makes events of its own.
+    let in_place = !admitted.is_translated();
+    match in_place && upstream::asks_for_usage(call.endpoint) && !call.include_usage {
         true => UsageEvent::IsTakenOut,
         false => UsageEvent::Passes,
     }
@@ -555,13 +661,19 @@ fn usage_event(call: &Call) -> UsageEvent {
 /// How a stream ended that was closed cleanly. Some vendors send no `[DONE]`: a chat stream is whole when a choice has
 /// finished or the usage has come alone. A response without its terminal event is not.
 fn ended_as(endpoint: Endpoint, reading: &Reading) -> Option<End> {
-    let whole = endpoint != Endpoint::Responses && reading.finished;
+    let whole = !endpoint.is_responses() && reading.finished;
     reading.end.or(whole.then_some(End::Completed))
 }
 
 /// The upstream's headers that may be seen, and the output limit that the hold paid for, if it lowered one.
 fn answer_headers(of_upstream: &HeaderMap, admitted: &Admitted) -> HeaderMap {
     let mut headers = upstream::returned_headers(of_upstream);
+    if admitted.is_translated() {
+        headers.remove(CONTENT_ENCODING);
+    }
+    if let Some(left_out) = left_out(admitted) {
+        headers.insert(HeaderName::from_static("x-gateway-left-out"), left_out);
+    }
     if let Some(limit) = admitted.hold.output_limit {
         headers.insert(
             HeaderName::from_static("x-gateway-output-limit"),
@@ -569,6 +681,12 @@ fn answer_headers(of_upstream: &HeaderMap, admitted: &Admitted) -> HeaderMap {
         );
     }
     headers
+}
+
+/// Tools that were offered to the model in vain.
+fn left_out(admitted: &Admitted) -> Option<HeaderValue> {
+    let tools = Some(&admitted.left_out).filter(|tools| !tools.is_empty())?;
+    HeaderValue::try_from(tools.join(", ")).ok()
 }
 
 fn stream_headers(of_upstream: &HeaderMap, admitted: &Admitted) -> HeaderMap {

@@ -1,28 +1,74 @@
-//! A call on its way to its upstream; where the crash tests interfere with it.
+//! A call on its way to its upstream: whether any of it can have left, and where the crash tests interfere with it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use reqwest::{RequestBuilder, Response};
+use reqwest::{Body, RequestBuilder, Response};
 
 use crate::fail_point::Injected;
 
-/// Sends a request with its body, and waits for the head of the answer.
-#[cfg(not(feature = "failpoints"))]
-pub(super) async fn send(request: RequestBuilder, body: Bytes) -> Result<reqwest::Result<Response>, Injected> {
-    Ok(request.body(body).send().await)
+/// Whether a connection has asked for a call's body. Before that there is none, and nothing of the call can have left.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Asked(Option<Arc<AtomicBool>>);
+
+impl Asked {
+    /// Of a body that is watched.
+    pub(super) fn watched() -> Asked {
+        Asked(Some(Arc::default()))
+    }
+
+    /// Whether it may have been asked for; always of one that is not watched.
+    pub(super) fn perhaps(&self) -> bool {
+        self.0.as_ref().is_none_or(|asked| asked.load(Ordering::Relaxed))
+    }
+
+    /// It is sent from here on.
+    pub(super) fn now(&self) {
+        if let Some(asked) = &self.0 {
+            asked.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A body that notes it here.
+    #[cfg(not(feature = "failpoints"))]
+    fn body(&self, bytes: Bytes) -> Body {
+        match &self.0 {
+            None => bytes.into(),
+            Some(_) => Body::wrap(Watched {
+                bytes: Some(bytes),
+                asked: self.clone(),
+            }),
+        }
+    }
 }
 
-/// Sends a request with its body, and waits for the head of the answer. The body is looked at by the connection when
-/// there is one, and let go of when all of it is written.
+/// Sends a request with its body, and waits for the head of the answer.
+#[cfg(not(feature = "failpoints"))]
+pub(super) async fn send(
+    request: RequestBuilder,
+    body: Bytes,
+    asked: &Asked,
+) -> Result<reqwest::Result<Response>, Injected> {
+    Ok(request.body(asked.body(body)).send().await)
+}
+
+/// Sends a request with its body, and waits for the head of the answer. The body is let go of when all of it is written.
 #[cfg(feature = "failpoints")]
-pub(super) async fn send(request: RequestBuilder, body: Bytes) -> Result<reqwest::Result<Response>, Injected> {
+pub(super) async fn send(
+    request: RequestBuilder,
+    body: Bytes,
+    asked: &Asked,
+) -> Result<reqwest::Result<Response>, Injected> {
     use crate::fail_point::{Point, hit};
 
     let (written, all_written) = tokio::sync::oneshot::channel();
     let body = Watched {
         bytes: Some(body),
+        asked: asked.clone(),
         _written: written,
     };
-    let sending = request.body(reqwest::Body::wrap(body)).send();
+    let sending = request.body(Body::wrap(body)).send();
     let mut sending = std::pin::pin!(sending);
     tokio::select! {
         answered = &mut sending => return Ok(answered),
@@ -32,13 +78,13 @@ pub(super) async fn send(request: RequestBuilder, body: Bytes) -> Result<reqwest
 }
 
 /// A body that knows when it is asked for, and when it is not needed any more.
-#[cfg(feature = "failpoints")]
 struct Watched {
     bytes: Option<Bytes>,
+    asked: Asked,
+    #[cfg(feature = "failpoints")]
     _written: tokio::sync::oneshot::Sender<()>,
 }
 
-#[cfg(feature = "failpoints")]
 impl http_body::Body for Watched {
     type Data = Bytes;
     type Error = Injected;
@@ -47,11 +93,17 @@ impl http_body::Body for Watched {
         self: std::pin::Pin<&mut Self>,
         _: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Injected>>> {
-        let Some(bytes) = self.get_mut().bytes.take() else {
+        let this = self.get_mut();
+        let Some(bytes) = this.bytes.take() else {
             return std::task::Poll::Ready(None);
         };
-        let asked = crate::fail_point::hit(crate::fail_point::Point::Connected);
-        std::task::Poll::Ready(Some(asked.map(|()| http_body::Frame::data(bytes))))
+        if let Err(failed) = crate::fail_point::hit(crate::fail_point::Point::Connected) {
+            return std::task::Poll::Ready(Some(Err(failed)));
+        }
+        if let Some(asked) = &this.asked.0 {
+            asked.store(true, Ordering::Relaxed);
+        }
+        std::task::Poll::Ready(Some(Ok(http_body::Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {

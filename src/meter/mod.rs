@@ -13,7 +13,9 @@ use crate::call::Endpoint;
 use crate::sse::Event;
 use crate::usage::{CacheTtl, Dialect, Tier, ToolTally, ToolUsage, Usage, UsageError};
 
-use wire::{Choice, Chunk, DELIVERED, Groq, Item, Json, MODEL_TEXT, Response, ResponseEvent, end_of, is_dull, object};
+use wire::{
+    Choice, Chunk, DELIVERED, Groq, Item, Json, MODEL_TEXT, Medium, Response, ResponseEvent, end_of, is_dull, object,
+};
 
 /// Visible output kept for an estimate, in bytes: more than the longest answer of any model.
 const MAX_VISIBLE_BYTES: usize = 8 * 1024 * 1024;
@@ -33,6 +35,18 @@ pub enum End {
     Incomplete,
     /// `response.failed`, `error` inside a 200.
     Failed,
+}
+
+/// Whether OpenAI's clients take an `error` member for an error: what Python takes for false is none.
+pub fn is_error(error: &Value) -> bool {
+    match error {
+        Value::Null | Value::Bool(false) => false,
+        Value::Bool(true) => true,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(members) => !members.is_empty(),
+    }
 }
 
 /// What one event means to the relay.
@@ -179,7 +193,8 @@ impl Meter {
                 self.reading.end.get_or_insert(End::Completed);
                 return Seen::end(End::Completed);
             }
-            Some(data) if self.endpoint == Endpoint::Responses => self.response_event(name, data),
+            Some(data) if self.endpoint.is_medium() => self.medium_event(name, data),
+            Some(data) if self.endpoint.is_responses() => self.response_event(name, data),
             Some(data) => self.chunk(name, data),
             None => oversized_or_empty(event, name),
         };
@@ -189,7 +204,9 @@ impl Meter {
 
     /// Looks at a unary body. One that is no JSON object is not an answer, and leaves the reading's end open.
     pub fn observe_body(&mut self, body: &[u8]) {
-        self.reading.end = if self.endpoint == Endpoint::Responses {
+        self.reading.end = if self.endpoint.is_medium() {
+            Some(self.whole_medium(body))
+        } else if self.endpoint.is_responses() {
             object(body).map(|response| self.whole_response(&response))
         } else {
             object(body).map(|chunk| self.read_chunk(&chunk).terminal.unwrap_or(End::Completed))
@@ -234,6 +251,60 @@ impl Meter {
             terminal,
             usage_only: alone && terminal.is_none(),
             delivers,
+        }
+    }
+
+    /// An event of a stream of images, sound or text that was heard.
+    fn medium_event(&mut self, name: &str, data: &[u8]) -> Seen {
+        let Some(event) = object::<Medium<'_>>(data) else {
+            return Seen::default();
+        };
+        let kind = event.kind.text().unwrap_or(Cow::Borrowed(name));
+        self.medium_usage(event.usage);
+        let shown = self.reading.show_all([event.delta]);
+        let terminal = match &*kind {
+            _ if event.error.is_error() => Some(End::Failed),
+            "error" => Some(End::Failed),
+            "transcript.text.done" | "speech.audio.done" => Some(End::Completed),
+            "image_generation.completed" | "image_edit.completed" => Some(End::Completed),
+            _ => None,
+        };
+        Seen {
+            terminal,
+            usage_only: false,
+            delivers: shown || kind.ends_with(".delta") || kind.ends_with(".partial_image"),
+        }
+    }
+
+    /// A whole answer: a document with its usage, or sound. A transcription that is long tells how long it was beside it.
+    fn whole_medium(&mut self, body: &[u8]) -> End {
+        let Some(answer) = object::<Medium<'_>>(body) else {
+            return End::Completed;
+        };
+        self.medium_usage(answer.usage);
+        if self.reading.usage.is_none()
+            && let Some(duration) = answer.duration.read::<Value>()
+        {
+            self.reading.usage = Usage::of_duration(&duration).ok();
+        }
+        self.reading.show_all([answer.text]);
+        match answer.error.is_error() {
+            true => End::Failed,
+            false => End::Completed,
+        }
+    }
+
+    fn medium_usage(&mut self, told: Json<'_>) {
+        let value: Value = told.read().unwrap_or_default();
+        let usage = match self.endpoint {
+            Endpoint::ImageGenerations | Endpoint::ImageEdits => Usage::of_images(&value),
+            Endpoint::Speech => Usage::of_speech(&value),
+            _ => Usage::of_sound(&value),
+        };
+        match usage {
+            Ok(Some(usage)) => self.reading.usage = Some(usage),
+            Ok(None) => {}
+            Err(problem) => self.reading.usage_problem = Some(problem),
         }
     }
 

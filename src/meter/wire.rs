@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{End, Reading};
+use super::{End, Reading, is_error};
 use crate::usage::ToolCall;
 
 /// The terminal events of the Responses API.
@@ -113,10 +114,9 @@ impl<'a> Json<'a> {
         self.0.is_some()
     }
 
-    /// Whether OpenAI's clients take it, an `error` member, for an error.
+    /// Whether it, an `error` member, is one.
     pub(super) fn is_error(self) -> bool {
-        self.0
-            .is_some_and(|error| !matches!(error.get(), "false" | "\"\"" | "0" | "{}" | "[]"))
+        self.read::<Value>().is_some_and(|error| is_error(&error))
     }
 }
 
@@ -132,6 +132,20 @@ pub(super) struct Chunk<'a> {
     pub(super) usage: Json<'a>,
     /// A [`Groq`].
     pub(super) x_groq: Json<'a>,
+    pub(super) error: Json<'a>,
+}
+
+/// An event or a whole answer of the image and audio endpoints.
+#[derive(Default, Deserialize)]
+#[serde(default, bound(deserialize = "'de: 'a"))]
+pub(super) struct Medium<'a> {
+    #[serde(rename = "type")]
+    pub(super) kind: Json<'a>,
+    pub(super) usage: Json<'a>,
+    /// Of a transcription, in seconds.
+    pub(super) duration: Json<'a>,
+    pub(super) text: Json<'a>,
+    pub(super) delta: Json<'a>,
     pub(super) error: Json<'a>,
 }
 

@@ -40,13 +40,12 @@ pub const CATALOGUE: &str = include_str!("catalogue.json");
 
 /// The dated price list inside the binary, and the day it was compiled.
 pub fn catalogue() -> Result<(String, Vec<CatalogueRow>), PriceError> {
-    let doc: CatalogueDoc<'_> =
-        serde_json::from_str(CATALOGUE).map_err(|e| PriceError(format!("the catalogue does not parse: {e}")))?;
+    let doc: CatalogueDoc<'_> = serde_json::from_str(CATALOGUE).map_err(|e| PriceError::Catalogue(e.to_string()))?;
     let row = |row: CatalogueDocRow<'_>| -> Result<CatalogueRow, PriceError> {
         let midnight = row
             .from
             .to_zoned_datetime(TimeZone::UTC)
-            .map_err(|e| PriceError(e.to_string()))?;
+            .map_err(|e| PriceError::Catalogue(e.to_string()))?;
         Ok(CatalogueRow {
             list: ListName::parse(row.list)?,
             model: row.model.to_owned(),

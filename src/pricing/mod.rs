@@ -10,7 +10,7 @@
 //!  "regional_uplift":"1.1","fees":{"web_search":"10"},"max_input":922000,"max_output":128000}
 //! ```
 //!
-//! Rates are dollars per million tokens, fees dollars per thousand calls. A step prices the *whole* call once its
+//! Rates are dollars per million tokens (`seconds` and `characters`: of these), fees dollars per thousand calls. A step prices the *whole* call once its
 //! input is above the threshold. A class without a rate falls back as its vendor documents it: a tier to the standard
 //! tier, cached and written input to input, audio and reasoning to the plain class.
 
@@ -119,8 +119,25 @@ pub enum Kind {
     Text,
     /// Embeddings: nothing is generated.
     Embedding,
-    /// The model behind the `image_generation` tool.
+    /// Images: by an endpoint of its own, or behind the `image_generation` tool.
     Image,
+    /// Hears a recording: by the token, or by the second.
+    Transcription,
+    /// Speaks: by the token, or by the character.
+    Speech,
+}
+
+impl Kind {
+    /// The name in JSON documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Text => "text",
+            Kind::Embedding => "embedding",
+            Kind::Image => "image",
+            Kind::Transcription => "transcription",
+            Kind::Speech => "speech",
+        }
+    }
 }
 
 /// All rates of a model in one list from a date on.
@@ -160,7 +177,7 @@ pub struct Price {
 impl Price {
     /// Reads the JSON that the catalogue and the database hold, and checks that it can price every call of its kind.
     pub fn from_json(text: &str) -> Result<Price, PriceError> {
-        let mut price: Price = serde_json::from_str(text).map_err(|e| PriceError(format!("not a price: {e}")))?;
+        let mut price: Price = serde_json::from_str(text).map_err(|e| PriceError::Unreadable(e.to_string()))?;
         price.steps.sort_by_key(|step| step.above);
         for card in price.tiers.values_mut() {
             card.steps.sort_by_key(|step| step.above);
@@ -179,9 +196,16 @@ impl Price {
         let zero = |class: Class| (class, Rate::ZERO);
         Price {
             kind: Kind::Text,
-            rates: [Class::Input, Class::Output, Class::ImageTextInput, Class::ImageOutput]
-                .map(zero)
-                .into(),
+            rates: [
+                Class::Input,
+                Class::Output,
+                Class::ImageTextInput,
+                Class::ImageOutput,
+                Class::Seconds,
+                Class::Characters,
+            ]
+            .map(zero)
+            .into(),
             steps: Vec::new(),
             tiers: BTreeMap::new(),
             off_peak: None,
@@ -198,12 +222,13 @@ impl Price {
             Kind::Text => &[Class::Input, Class::Output],
             Kind::Embedding => &[Class::Input],
             Kind::Image => &[Class::ImageTextInput, Class::ImageOutput],
+            Kind::Transcription if self.rates.contains_key(&Class::Seconds) => &[],
+            Kind::Speech if self.rates.contains_key(&Class::Characters) => &[],
+            Kind::Transcription | Kind::Speech => &[Class::Input, Class::Output],
         };
         for class in wanted {
             if !self.rates.contains_key(class) {
-                return Err(PriceError(format!(
-                    "the price has no rate for {class}; write 0 if it is free"
-                )));
+                return Err(PriceError::NoRate(*class));
             }
         }
         let hours = self
@@ -212,13 +237,11 @@ impl Price {
             .flat_map(|off| &off.windows)
             .flat_map(|window| &window.hours);
         if let Some(wrong) = hours.into_iter().find(|hours| span(hours).is_none()) {
-            return Err(PriceError(format!(
-                "{wrong:?} are no hours; write them like 00:00-06:30"
-            )));
+            return Err(PriceError::Hours(wrong.clone()));
         }
         for class in self.fees.keys() {
             if !class.is_fee() {
-                return Err(PriceError(format!("{class} is not a fee; it belongs into rates")));
+                return Err(PriceError::NotAFee(*class));
             }
         }
         self.fees.values().try_for_each(|fee| fee.per_thousand().map(drop))
@@ -397,7 +420,7 @@ impl Bill {
 
 /// Usage to money. What was used without a rate costs nothing and is named. Fails when the amount does not fit.
 pub fn bill(usage: &Usage, terms: &Terms<'_>) -> Result<Bill, PriceError> {
-    let too_large = || PriceError("the amount does not fit".into());
+    let too_large = || PriceError::TooLarge;
     let at = At {
         tier: terms.tier,
         input: usage.input_tokens,
@@ -450,22 +473,30 @@ fn line(class: Class, quantity: u64, rate: Rate) -> Line {
     }
 }
 
+/// The tokens that were used, each once by what it was, whatever it is billed as.
+pub fn tokens(usage: &Usage) -> impl Iterator<Item = (Class, u64)> {
+    by_class(usage, usage.reasoning_tokens.get(), Class::WebSearch).filter(|(class, _)| class.is_token())
+}
+
 /// What was used, by the class it is billed as: every token once.
 fn quantities(usage: &Usage, terms: &Terms<'_>) -> impl Iterator<Item = (Class, u64)> {
-    let has = |class: Class| terms.price.rates.contains_key(&class);
-    let details = usage.cached_tokens.get()
-        + usage.cache_write_tokens.get()
-        + usage.cache_write_12h_tokens.get()
-        + usage.audio_input_tokens.get();
-    let reasoning = if has(Class::ReasoningOutput) {
-        usage.reasoning_tokens.get()
-    } else {
-        0
+    let reasoning = match terms.price.rates.contains_key(&Class::ReasoningOutput) {
+        true => usage.reasoning_tokens.get(),
+        false => 0,
     };
     let search = match terms.search {
         SearchTool::Current => Class::WebSearch,
         SearchTool::Preview => Class::WebSearchPreview,
     };
+    by_class(usage, reasoning, search)
+}
+
+/// What was used, with so much of the output as reasoning of its own class, and searches as this one.
+fn by_class(usage: &Usage, reasoning: u64, search: Class) -> impl Iterator<Item = (Class, u64)> {
+    let details = usage.cached_tokens.get()
+        + usage.cache_write_tokens.get()
+        + usage.cache_write_12h_tokens.get()
+        + usage.audio_input_tokens.get();
     let images = usage.tools.image_gen.clone().unwrap_or_default();
     [
         (Class::Input, usage.input_tokens.get().saturating_sub(details)),
@@ -489,6 +520,8 @@ fn quantities(usage: &Usage, terms: &Terms<'_>) -> impl Iterator<Item = (Class, 
         (Class::ImageInput, images.image_input_tokens.get()),
         (Class::ImageTextOutput, images.text_output_tokens.get()),
         (Class::ImageOutput, images.image_output_tokens.get()),
+        (Class::Seconds, u64::from(usage.seconds)),
+        (Class::Characters, u64::from(usage.characters)),
     ]
     .into_iter()
     .filter(|(_, quantity)| *quantity > 0)
@@ -538,7 +571,7 @@ mod tests {
     #[test]
     fn every_price_of_the_catalogue_prices_its_kind() {
         let (as_of, rows) = catalogue().expect("the catalogue parses");
-        assert_eq!(as_of, "2026-11-23");
+        assert_eq!(as_of, "2026-11-28");
         assert!(rows.len() > 350, "{}", rows.len());
         for row in rows {
             let price = Price::from_json(&row.price).unwrap_or_else(|e| panic!("{} {}: {e}", row.list, row.model));

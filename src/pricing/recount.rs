@@ -10,9 +10,7 @@ pub fn recompute(lines: &[Line], uplift: Option<&str>, markup: &str) -> Result<(
     for given in lines {
         let (class, rate) = (given.class, Rate::parse(&given.rate)?);
         if *given != line(class, given.quantity, rate) {
-            return Err(PriceError(format!(
-                "the amount of {class} is not its quantity at its rate"
-            )));
+            return Err(PriceError::Amount(class));
         }
         let lifted = if class.is_lifted() { uplift } else { Factor::ONE };
         let add = |sum: Exact, markup: Factor| {
@@ -20,12 +18,12 @@ pub fn recompute(lines: &[Line], uplift: Option<&str>, markup: &str) -> Result<(
                 .times(given.quantity)
                 .and_then(|amount| sum.plus(amount))
         };
-        let too_large = || PriceError("the amount does not fit".into());
+        let too_large = || PriceError::TooLarge;
         cost = add(cost, Factor::ONE).ok_or_else(too_large)?;
         charge = add(charge, markup).ok_or_else(too_large)?;
     }
     let rounded = cost.round().zip(charge.round());
-    rounded.ok_or_else(|| PriceError("the amount does not fit".into()))
+    rounded.ok_or(PriceError::TooLarge)
 }
 
 /// The lines of a receipt as the user pays them: uplift and markup are in each rate, so that the amounts add up to the
@@ -39,7 +37,7 @@ pub fn charged(lines: &[Line], uplift: Option<&str>, markup: &str) -> Result<Vec
             let unit = i128::from(Rate::parse(&given.rate)?.0) * i128::from(lifted.0) * i128::from(markup.0);
             let amount = unit
                 .checked_mul(i128::from(given.quantity))
-                .ok_or_else(|| PriceError("the amount does not fit".into()))?;
+                .ok_or(PriceError::TooLarge)?;
             Ok(Line {
                 class: given.class,
                 quantity: given.quantity,

@@ -5,7 +5,9 @@ use std::fmt;
 use rust_decimal::Decimal;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::money::Usd;
+use crate::language::{Language, Said, Tell};
+use crate::money::{ParseUsdError, Usd};
+use crate::said;
 
 /// Units of an [`Exact`] in a nano-dollar: millionths of a rate × millionths of an uplift × millionths of a markup.
 pub(super) const EXACT_PER_NANO: i128 = 1_000_000_000_000_000_000;
@@ -15,8 +17,91 @@ pub(super) const ONE: u64 = 1_000_000;
 
 /// What is wrong with a price, or with a number in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct PriceError(pub String);
+#[error("{}", self.told(Language::English))]
+pub enum PriceError {
+    /// It cannot be read, as the parser says.
+    Unreadable(String),
+    /// The catalogue cannot be read, as the parser says.
+    Catalogue(String),
+    /// A class without a rate.
+    NoRate(Class),
+    /// What are no hours.
+    Hours(String),
+    /// A class of tokens among the fees.
+    NotAFee(Class),
+    /// A text that is no rate.
+    Rate(String, ParseUsdError),
+    /// A rate that is negative or too large.
+    RateRange(String),
+    /// A fee that is too large.
+    FeeRange,
+    /// A text that is no factor.
+    Factor(String),
+    /// A text that is no name of a price list.
+    ListName(String),
+    /// A line of a receipt that is not its quantity at its rate.
+    Amount(Class),
+    /// An amount that does not fit.
+    TooLarge,
+}
+
+impl Tell for PriceError {
+    fn told(&self, language: Language) -> Said {
+        match self {
+            PriceError::Unreadable(why) => said!(language, en: "not a price: {why}", zh: "不是价格：{why}"),
+            PriceError::Catalogue(why) => said!(
+                language,
+                en: "the catalogue does not parse: {why}",
+                zh: "无法解析目录：{why}",
+            ),
+            PriceError::NoRate(class) => said!(
+                language,
+                en: "the price has no rate for {class}; write 0 if it is free",
+                zh: "价格缺少 {class} 的费率；如果免费请写 0",
+            ),
+            PriceError::Hours(hours) => said!(
+                language,
+                en: "{hours:?} are no hours; write them like 00:00-06:30",
+                zh: "{hours:?} 不是时段；请写成 00:00-06:30 这样",
+            ),
+            PriceError::NotAFee(class) => said!(
+                language,
+                en: "{class} is not a fee; it belongs into rates",
+                zh: "{class} 不是费用；它属于 rates",
+            ),
+            PriceError::Rate(text, why) => {
+                let why = why.told(language);
+                said!(language, en: "the rate {text:?} is {why}", zh: "费率 {text:?}：{why}")
+            }
+            PriceError::RateRange(text) => said!(
+                language,
+                en: "the rate {text:?} is not between 0 and 100000 dollars per million",
+                zh: "费率 {text:?} 不在每百万 0 到 100000 美元之间",
+            ),
+            PriceError::FeeRange => said!(
+                language,
+                en: "a fee is above 100 dollars per thousand calls",
+                zh: "费用超过每千次调用 100 美元",
+            ),
+            PriceError::Factor(text) => said!(
+                language,
+                en: "{text:?} is not a factor: write it like 1.04, at most six decimals, at most 1000",
+                zh: "{text:?} 不是系数：请写成 1.04 这样，最多六位小数，不超过 1000",
+            ),
+            PriceError::ListName(text) => said!(
+                language,
+                en: "{text:?} is not a name for a price list: letters, digits, '.', '_' and '-', at most 64, and not 'free'",
+                zh: "{text:?} 不是价目表的名称：字母、数字、'.'、'_' 和 '-'，最多 64 个，且不能是 'free'",
+            ),
+            PriceError::Amount(class) => said!(
+                language,
+                en: "the amount of {class} is not its quantity at its rate",
+                zh: "{class} 的金额不等于数量乘以费率",
+            ),
+            PriceError::TooLarge => said!(language, en: "the amount does not fit", zh: "金额超出范围"),
+        }
+    }
+}
 
 /// Nano-dollars per million units (tokens, or calls of a tool): `2.5` dollars per million is 2,500,000,000.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,18 +115,12 @@ impl Rate {
 
     /// Reads dollars per million units: at most nine decimals, at most 100,000, not negative.
     pub fn parse(text: &str) -> Result<Rate, PriceError> {
-        let usd: Usd = text
-            .parse()
-            .map_err(|e| PriceError(format!("the rate {text:?} is {e}")))?;
+        let usd: Usd = text.parse().map_err(|why| PriceError::Rate(text.to_owned(), why))?;
         u64::try_from(usd.nanos())
             .ok()
             .filter(|nanos| *nanos <= Rate::MAX)
             .map(Rate)
-            .ok_or_else(|| {
-                PriceError(format!(
-                    "the rate {text:?} is not between 0 and 100000 dollars per million"
-                ))
-            })
+            .ok_or_else(|| PriceError::RateRange(text.to_owned()))
     }
 
     /// What the user pays per million units: exact, in dollars.
@@ -53,7 +132,7 @@ impl Rate {
         Some(self.0 * 1000)
             .filter(|nanos| *nanos <= Rate::MAX)
             .map(Rate)
-            .ok_or_else(|| PriceError("a fee is above 100 dollars per thousand calls".into()))
+            .ok_or(PriceError::FeeRange)
     }
 }
 
@@ -86,11 +165,7 @@ impl Factor {
 
     /// Reads a decimal between 0 and 1000 with at most six decimals.
     pub fn parse(text: &str) -> Result<Factor, PriceError> {
-        let wrong = || {
-            PriceError(format!(
-                "{text:?} is not a factor: write it like 1.04, at most six decimals, at most 1000"
-            ))
-        };
+        let wrong = || PriceError::Factor(text.to_owned());
         let usd: Usd = text.parse().map_err(|_| wrong())?;
         let nanos = u64::try_from(usd.nanos()).map_err(|_| wrong())?;
         if text.starts_with('$') || nanos % 1000 != 0 || nanos / 1000 > 1000 * ONE {
@@ -132,9 +207,7 @@ impl ListName {
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         if !fits || text == "free" {
-            return Err(PriceError(format!(
-                "{text:?} is not a name for a price list: letters, digits, '.', '_' and '-', at most 64, and not 'free'"
-            )));
+            return Err(PriceError::ListName(text.to_owned()));
         }
         Ok(ListName(text.to_owned()))
     }
@@ -178,11 +251,13 @@ pub enum Class {
     ImageInput,
     ImageTextOutput,
     ImageOutput,
+    Seconds,
+    Characters,
 }
 
 impl Class {
     /// All classes, in the order of a receipt.
-    pub const ALL: [Class; 16] = [
+    pub const ALL: [Class; 18] = [
         Class::Input,
         Class::CachedInput,
         Class::CacheWrite,
@@ -199,6 +274,8 @@ impl Class {
         Class::ImageInput,
         Class::ImageTextOutput,
         Class::ImageOutput,
+        Class::Seconds,
+        Class::Characters,
     ];
 
     /// The name in JSON documents and receipts.
@@ -220,6 +297,8 @@ impl Class {
             Class::ImageInput => "image_input",
             Class::ImageTextOutput => "image_text_output",
             Class::ImageOutput => "image_output",
+            Class::Seconds => "seconds",
+            Class::Characters => "characters",
         }
     }
 
@@ -238,13 +317,20 @@ impl Class {
             | Class::FileSearch
             | Class::Container
             | Class::ImageTextInput
-            | Class::ImageOutput => None,
+            | Class::ImageOutput
+            | Class::Seconds
+            | Class::Characters => None,
         }
     }
 
     /// Whether a regional uplift applies: to the tokens of the model itself.
     pub const fn is_lifted(self) -> bool {
-        !self.is_fee() && !self.is_image()
+        self.is_token() && !self.is_image()
+    }
+
+    /// Whether tokens are counted.
+    pub const fn is_token(self) -> bool {
+        !self.is_fee() && !matches!(self, Class::Seconds | Class::Characters)
     }
 
     /// Whether the image model of `image_generation` is paid.
@@ -312,6 +398,42 @@ impl Exact {
 /// Millionths of nano-dollars as dollars, exact.
 pub(super) fn exact_usd(millionths: i128) -> String {
     Decimal::try_from_i128_with_scale(millionths, 15).map_or_else(|_| String::new(), |usd| usd.normalize().to_string())
+}
+
+#[cfg(test)]
+mod texts {
+    use super::*;
+    use crate::language::agreement::{agree, samples};
+
+    #[test]
+    fn what_is_wrong_with_a_price_is_told_in_every_language() {
+        let text = || "1.5x".to_owned();
+        for error in samples!(PriceError {
+            PriceError::Unreadable(_) => PriceError::Unreadable(text()),
+            PriceError::Catalogue(_) => PriceError::Catalogue(text()),
+            PriceError::NoRate(_) => PriceError::NoRate(Class::CacheWrite12h),
+            PriceError::Hours(_) => PriceError::Hours(text()),
+            PriceError::NotAFee(_) => PriceError::NotAFee(Class::Input),
+            PriceError::Rate(..) => PriceError::Rate(text(), ParseUsdError::NotDecimal),
+            PriceError::RateRange(_) => PriceError::RateRange(text()),
+            PriceError::FeeRange => PriceError::FeeRange,
+            PriceError::Factor(_) => PriceError::Factor(text()),
+            PriceError::ListName(_) => PriceError::ListName(text()),
+            PriceError::Amount(_) => PriceError::Amount(Class::Input),
+            PriceError::TooLarge => PriceError::TooLarge,
+        }) {
+            let [en, zh] = Language::ALL.map(|language| error.told(language));
+            agree(&en, &zh);
+        }
+        for error in samples!(ParseUsdError {
+            ParseUsdError::NotDecimal => ParseUsdError::NotDecimal,
+            ParseUsdError::TooFine => ParseUsdError::TooFine,
+            ParseUsdError::TooLarge => ParseUsdError::TooLarge,
+        }) {
+            let [en, zh] = Language::ALL.map(|language| error.told(language));
+            agree(&en, &zh);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderName, Method, Uri, Version};
 use http::header::{AUTHORIZATION, CONTENT_ENCODING, EXPECT, HOST, TRANSFER_ENCODING};
 use percent_encoding::percent_decode_str;
 
-use crate::refusal::Refusal;
+use crate::refusal::{Ambiguity, Refusal};
 
 /// Headers of which the first line would count and another be overlooked.
 const SINGLE: [HeaderName; 3] = [AUTHORIZATION, HeaderName::from_static("api-key"), CONTENT_ENCODING];
@@ -29,72 +29,72 @@ pub(super) fn check(head: &Parts) -> Result<(), Refusal> {
         .map_err(Refusal::Malformed)
 }
 
-fn method(method: &Method) -> Result<(), &'static str> {
+fn method(method: &Method) -> Result<(), Ambiguity> {
     match *method {
-        Method::CONNECT | Method::TRACE => Err("this is no proxy, and takes neither CONNECT nor TRACE"),
+        Method::CONNECT | Method::TRACE => Err(Ambiguity::Proxy),
         _ => Ok(()),
     }
 }
 
 /// Exactly one `Host`, which an absolute target has to agree with (RFC 9112 §3.2). HTTP/1.0 knows none: load balancers
 /// ask for `/healthz` like that.
-fn host(headers: &HeaderMap, uri: &Uri, version: Version) -> Result<(), &'static str> {
+fn host(headers: &HeaderMap, uri: &Uri, version: Version) -> Result<(), Ambiguity> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
         (Some(host), None) => host.to_str().unwrap_or_default(),
         (None, _) if version == Version::HTTP_10 && uri.authority().is_none() => return Ok(()),
-        (None, _) => return Err("it has no Host"),
-        (Some(_), Some(_)) => return Err("it has more than one Host"),
+        (None, _) => return Err(Ambiguity::NoHost),
+        (Some(_), Some(_)) => return Err(Ambiguity::Hosts),
     };
     if host.contains('@') || host.parse::<Authority>().is_err() {
-        return Err("its Host is not the name of a host");
+        return Err(Ambiguity::NotAHost);
     }
     match (uri.scheme_str(), uri.authority()) {
         (None, None) => Ok(()),
         (Some("http" | "https"), Some(target)) if target.as_str().eq_ignore_ascii_case(host) => Ok(()),
-        _ => Err("its target names another server than its Host"),
+        _ => Err(Ambiguity::OtherServer),
     }
 }
 
 /// No path that somebody else might normalise to another one.
-fn path(path: &str) -> Result<(), &'static str> {
+fn path(path: &str) -> Result<(), Ambiguity> {
     if !path.starts_with('/') {
-        return Err("its target is not a path");
+        return Err(Ambiguity::NotAPath);
     }
     let plain: Vec<u8> = percent_decode_str(path).collect();
     if plain.iter().any(|byte| byte.is_ascii_control() || *byte == b'\\') {
-        return Err("its path has a control character or a backslash");
+        return Err(Ambiguity::Control);
     }
     if plain.windows(2).any(|pair| pair == b"//") {
-        return Err("its path has // (does the base URL end in a slash?)");
+        return Err(Ambiguity::DoubleSlash);
     }
     if plain
         .split(|byte| *byte == b'/')
         .any(|part| matches!(part, b"." | b".."))
     {
-        return Err("its path has . or .. in it");
+        return Err(Ambiguity::Dots);
     }
     // A model's name may have slashes of its own, which clients write like that.
     let names_a_model = path.starts_with("/v1/models/") || path.starts_with("/models/");
     if !names_a_model && path.to_ascii_lowercase().contains("%2f") {
-        return Err("its path has an encoded slash");
+        return Err(Ambiguity::EncodedSlash);
     }
     Ok(())
 }
 
-fn headers(headers: &HeaderMap) -> Result<(), &'static str> {
+fn headers(headers: &HeaderMap) -> Result<(), Ambiguity> {
     if SINGLE.iter().any(|name| headers.get_all(name).iter().nth(1).is_some()) {
-        return Err("it has more than one Authorization, api-key or Content-Encoding");
+        return Err(Ambiguity::Repeated);
     }
     let is = |name: HeaderName, only: &str| {
         let mut values = headers.get_all(name).iter();
         values.all(|value| value.as_bytes().eq_ignore_ascii_case(only.as_bytes()))
     };
     if !is(TRANSFER_ENCODING, "chunked") || headers.get_all(TRANSFER_ENCODING).iter().nth(1).is_some() {
-        return Err("its Transfer-Encoding is not just chunked");
+        return Err(Ambiguity::TransferCoding);
     }
     if !is(EXPECT, "100-continue") {
-        return Err("it expects something other than 100-continue");
+        return Err(Ambiguity::Expectation);
     }
     Ok(())
 }

@@ -1,43 +1,66 @@
 //! The server: settings to a running gateway; its listener, its routes and its graceful stop.
 
+mod accept;
 pub mod auth;
+mod failures;
 mod guard;
+mod http1;
+mod metrics;
 pub mod models;
 mod offer;
+mod passing;
 mod payer;
 mod proxy;
+mod rates;
 mod refusal;
+mod reload;
+mod rollup;
 mod routes;
+mod source;
 mod stall;
+pub mod status;
 mod sweep;
+mod tags;
+mod tls;
 mod touch;
+mod websocket;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
+use axum::http::{HeaderValue, Request, Response, StatusCode};
 use axum_server::Handle;
-use http::header::CONTENT_TYPE;
-use ipnet::IpNet;
+use http::header::{CONNECTION, CONTENT_TYPE};
 use tokio::net::TcpSocket;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::accept::{Bounds, Doors, Excess, Gate};
+use self::http1::Http1Only;
+use self::refusal::Refused;
+pub use self::tls::TlsError;
+use self::tls::{Certificate, renew_regularly};
+use crate::bilingual;
 use crate::call::Endpoint;
-use crate::config::{Config, Pricing, UpstreamConfig};
-use crate::exchange::{Gateway, Upstream, UpstreamError};
-use crate::pricing::ListName;
+use crate::config::{Config, UpstreamConfig};
+use crate::events::{self, Outbox, Sink, SinkError};
+use crate::exchange::{Gateway, Live, RecordingMemory, Roll, Threads, Throttle, Tracer, Upstream, UpstreamError};
+use crate::metrics::Metrics;
 use crate::refusal::Refusal;
-use crate::route::{Catalogue, Routes, Served};
+use crate::retry::Budget;
+use crate::store::ledger::Swept;
 use crate::store::{ExchangeId, OpenError, Outcome, ServerLock, Store, StoreError};
 use crate::time;
+pub use reload::TakenIn;
 use routes::Route;
 
 /// Request heads larger than this are refused (Codex sends some 4 KiB).
@@ -71,9 +94,24 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The address for the metrics cannot be had.
+    #[error("cannot listen on {addr} for [metrics]")]
+    Metrics {
+        /// Which.
+        addr: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// An upstream's settings cannot be used.
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
+    /// A sink's settings cannot be used.
+    #[error(transparent)]
+    Sink(#[from] SinkError),
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The books cannot be mended.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -86,26 +124,38 @@ pub enum StartError {
 #[derive(Debug)]
 pub(crate) struct App {
     gateway: Arc<Gateway>,
-    trusted_proxies: Vec<IpNet>,
-    max_body: usize,
-    body_timeout: Duration,
     body_memory: proxy::BodyMemory,
+    websockets: websocket::WebSockets,
+    /// Calls that run, also those whose clients have left: as many as connections.
+    exchanges: Arc<Semaphore>,
+    failures: failures::Failures,
     stopping: AtomicBool,
     used_keys: touch::UsedKeys,
     turns: payer::Turns,
+    tries: payer::Tries,
+    tags: tags::Tags,
+}
+
+/// A request that came: which, from where, and the settings that it is answered by.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    id: ExchangeId,
+    peer: SocketAddr,
+    live: Arc<Live>,
 }
 
 /// A running server.
 #[derive(Debug)]
 pub struct Server {
     addr: SocketAddr,
+    scheme: &'static str,
     app: Arc<App>,
     handle: Handle<SocketAddr>,
-    drain_timeout: Duration,
     tasks: TaskTracker,
     background: CancellationToken,
     writer_tasks: TaskTracker,
     serving: JoinHandle<std::io::Result<()>>,
+    metrics: Option<metrics::Listener>,
     lock: ServerLock,
 }
 
@@ -114,9 +164,14 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     if config.upstreams.is_empty() {
         return Err(StartError::NoUpstream);
     }
-    let upstreams = config.upstreams.iter().map(upstream).collect::<Result<Vec<_>, _>>()?;
+    let upstreams = reload::upstreams(&config)?;
+    let sinks = config.sinks.iter().map(|sink| Sink::new(sink, store.path()));
+    let sinks = sinks.collect::<Result<Vec<_>, _>>()?;
+    let certificate = config.server.tls.clone().map(Certificate::read).transpose()?;
     let lock = ServerLock::acquire(store.path())?;
     store.whole()?;
+    let names: Vec<&str> = sinks.iter().map(Sink::name).collect();
+    store.open_sinks(&names, &config.events)?;
     let writer_tasks = TaskTracker::new();
     let writer = store.start_writer(&writer_tasks, config.disk);
     close_interrupted(&store).await?;
@@ -126,48 +181,92 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     };
     let listener = bind(config.server.listen).map_err(listen)?;
     let addr = listener.local_addr().map_err(listen)?;
-    lock.set_note(&format!("http://{addr}"))?;
+    let metrics = config.metrics.listen.map(metrics::bind).transpose()?;
+    let bounds = Bounds::of(&config.server);
+    let scheme = config.server.scheme();
+    let address = format!("{scheme}://{addr}");
+    let socket = status_socket(&store);
+    lock.set_note(&address, socket.as_ref().and_then(status::Socket::elsewhere))?;
+    let header_timeout = config.server.header_timeout;
+    let max_waiting = config.events.max_waiting;
     let gateway = Arc::new(Gateway {
-        routes: Routes::new(config.upstreams.iter().map(served)),
-        upstreams,
+        settings: ArcSwap::from_pointee(Live::new(config, upstreams)),
         store,
         writer,
-        billing: config.billing,
-        max_response: config.server.max_response,
+        throttle: Arc::new(Throttle::default()),
+        metrics: Arc::new(Metrics::new(time::now())),
+        tracer: Tracer::start(),
+        recordings: RecordingMemory::default(),
+        roll: Roll::default(),
+        retries: Budget::default(),
+        threads: Threads::default(),
         tracker: TaskTracker::new(),
         cutoff: CancellationToken::new(),
     });
+    let body_memory = proxy::BodyMemory::default();
     let app = Arc::new(App {
         gateway,
-        trusted_proxies: config.server.trusted_proxies,
-        max_body: config.server.max_body,
-        body_timeout: config.server.body_timeout,
-        body_memory: proxy::BodyMemory::default(),
+        websockets: websocket::WebSockets::new(&body_memory),
+        body_memory,
+        exchanges: Arc::new(Semaphore::new(bounds.all)),
+        failures: failures::Failures::default(),
         stopping: AtomicBool::new(false),
         used_keys: touch::UsedKeys::default(),
         turns: payer::Turns::default(),
+        tries: payer::Tries::default(),
+        tags: tags::Tags::default(),
     });
     let handle = Handle::new();
     let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn(sweep::sweep_regularly(Arc::clone(&app), background.clone()));
-    let serving = tasks.spawn(serve(
-        listener,
-        config.server.header_timeout,
-        handle.clone(),
-        Arc::clone(&app),
-    ));
+    tasks.spawn(rollup::roll_up_regularly(Arc::clone(&app), background.clone()));
+    let watched = status::Watched::new(&app, &handle, address);
+    tasks.spawn(status::serve(watched, socket, background.clone()));
+    let outbox = Outbox {
+        store: app.gateway.store.clone(),
+        writer: app.gateway.writer.clone(),
+        max_waiting,
+    };
+    for sink in sinks {
+        tasks.spawn(events::deliver(sink, outbox.clone(), background.clone()));
+    }
+    drop(outbox);
+    let metrics = metrics.map(|bound| bound.serve(Arc::clone(&app), &tasks));
+    if let Some(certificate) = &certificate {
+        tasks.spawn(renew_regularly(certificate.clone(), background.clone()));
+    }
+    let doors = Doors {
+        router: Router::new().fallback(dispatch).with_state(Arc::clone(&app)),
+        gate: Arc::new(Gate::new(bounds)),
+        gateway: Arc::clone(&app.gateway),
+    };
+    let serving = tasks.spawn(serve(listener, certificate, header_timeout, handle.clone(), doors));
     Ok(Server {
         lock,
         addr,
+        scheme,
         app,
         handle,
-        drain_timeout: config.server.drain_timeout,
         tasks,
         background,
         writer_tasks,
         serving,
+        metrics,
     })
+}
+
+/// Where the status is asked for; without it the server serves all the same.
+fn status_socket(store: &Store) -> Option<status::Socket> {
+    let opened = status::Socket::open(store.path());
+    opened
+        .inspect_err(|error| {
+            tracing::warn!(
+                error = error as &dyn std::error::Error,
+                "`gateway status` will not find this server"
+            );
+        })
+        .ok()
 }
 
 /// Listens, without blocking.
@@ -185,56 +284,68 @@ fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
 /// Accepts connections until the handle says stop.
 async fn serve(
     listener: std::net::TcpListener,
+    certificate: Option<Certificate>,
     header_timeout: Duration,
     handle: Handle<SocketAddr>,
-    app: Arc<App>,
+    doors: Doors,
 ) -> std::io::Result<()> {
-    let router = Router::new().fallback(dispatch).with_state(app);
+    let noted = accept::Seldom::default();
     let mut server = axum_server::from_tcp(listener)?
-        .acceptor(stall::Acceptor)
         .handle(handle)
-        .http1_only()
-        .first_request_timeout(header_timeout);
+        .first_request_timeout(header_timeout)
+        .accept_error_handler(move |peer, error| match peer {
+            Some(peer) => tracing::debug!(%peer, %error, "a connection is closed"),
+            None => {
+                if let Some(times) = noted.once() {
+                    tracing::warn!(%error, times, "connections cannot be accepted");
+                }
+            }
+        });
     server
         .http_builder()
         .http1()
         .header_read_timeout(KEPT_ALIVE.max(header_timeout))
         .max_buf_size(MAX_HEAD_BYTES)
         .timer(hyper_util::rt::TokioTimer::new());
-    server
-        .serve(router.into_make_service_with_connect_info::<SocketAddr>())
-        .await
+    match certificate {
+        None => server.acceptor(Http1Only(accept::Acceptor)).serve(doors).await,
+        Some(certificate) => {
+            let acceptor = certificate.acceptor(header_timeout);
+            server.acceptor(Http1Only(acceptor)).serve(doors).await
+        }
+    }
 }
 
-fn upstream(config: &UpstreamConfig) -> Result<Upstream, UpstreamError> {
+/// An upstream as it is configured, with the connections of the same one before it, if they lead the same way.
+///
+/// # Errors
+/// Its `ca_file`, its proxy or its credential cannot be used.
+pub fn upstream(config: &UpstreamConfig, before: Option<&Upstream>) -> Result<Upstream, UpstreamError> {
     let ca = match &config.ca_file {
         None => None,
-        Some(path) => Some(std::fs::read(path).map_err(|error| UpstreamError {
-            name: config.name.clone(),
-            what: format!("ca_file {} cannot be read: {error}", path.display()),
+        Some(path) => Some(std::fs::read(path).map_err(|error| {
+            let path = path.display();
+            UpstreamError {
+                name: config.name.clone(),
+                what: bilingual!(en: "ca_file {path} cannot be read: {error}", zh: "无法读取 ca_file {path}：{error}"),
+            }
         })?),
     };
-    Upstream::new(config, ca.as_deref())
-}
-
-fn served(config: &UpstreamConfig) -> Served {
-    let openai = config.prices == Pricing::List(ListName::openai());
-    Served {
-        models: config.models.clone(),
-        aliases: config.aliases.clone(),
-        catalogue: if openai { Catalogue::OpenAi } else { Catalogue::Other },
-    }
+    Upstream::new(config, ca, before)
 }
 
 /// Releases the holds of a process that died: their clients cannot have had the end of an answer.
 async fn close_interrupted(store: &Store) -> Result<(), StoreError> {
     match store.blocking(|store| store.release_interrupted(time::now())).await {
-        Outcome::Committed(0) | Outcome::Refused(()) => Ok(()),
-        Outcome::Committed(count) => {
-            tracing::warn!(
-                count,
-                "calls were interrupted when the server died; their holds are released"
-            );
+        Outcome::Refused(()) => Ok(()),
+        Outcome::Committed(Swept { released: count, stuck }) => {
+            if count > 0 {
+                tracing::warn!(
+                    count,
+                    "calls were interrupted when the server died; their holds are released"
+                );
+            }
+            sweep::tell_of_stuck(&stuck);
             Ok(())
         }
         Outcome::NotCommitted(error) | Outcome::Unknown(error) => Err(error),
@@ -247,9 +358,19 @@ impl Server {
         self.addr
     }
 
-    /// `http://ADDR`
+    /// `http://ADDR`, or `https://ADDR`
     pub fn base_url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("{}://{}", self.scheme, self.addr)
+    }
+
+    /// Reads and writes the books beside the calls.
+    pub fn store(&self) -> &Store {
+        &self.app.gateway.store
+    }
+
+    /// Where the metrics are, if they are anywhere: `http://ADDR/metrics`
+    pub fn metrics_url(&self) -> Option<String> {
+        self.metrics.as_ref().map(metrics::Listener::url)
     }
 
     /// Waits until no exchange runs.
@@ -285,20 +406,30 @@ impl Server {
         self.app.stopping.store(true, Ordering::SeqCst);
         let tracker = &self.app.gateway.tracker;
         tracker.close();
+        let websockets = &self.app.websockets;
+        websockets.leave();
         self.handle.graceful_shutdown(None);
         let cutoff = &self.app.gateway.cutoff;
+        let drain_timeout = self.app.gateway.live().config.server.drain_timeout;
         tokio::select! {
             () = tracker.wait() => {}
-            () = tokio::time::sleep(self.drain_timeout) => cutoff.cancel(),
+            () = tokio::time::sleep(drain_timeout) => cutoff.cancel(),
             () = cutoff.cancelled() => {}
         }
         self.app.gateway.writer.stop_retrying();
         tracker.wait().await;
-        let flushed = tokio::time::timeout(FLUSH, self.serving).await;
+        let leaving = async { tokio::join!(self.serving, websockets.closed()) };
+        let flushing = tokio::time::timeout(FLUSH, leaving);
+        let (flushed, ()) = tokio::join!(flushing, self.app.gateway.tracer.stop());
         if flushed.is_err() {
             self.handle.shutdown();
+            websockets.tear();
+            websockets.closed().await;
         }
         self.background.cancel();
+        if let Some(metrics) = self.metrics {
+            metrics.stop();
+        }
         self.tasks.close();
         self.tasks.wait().await;
         drop(self.app);
@@ -317,8 +448,12 @@ async fn dispatch(
 ) -> Response<Body> {
     let id = ExchangeId(uuid::Uuid::now_v7());
     let (head, body) = request.into_parts();
+    let accepted = refusal::accepted(&head.headers);
     if let Err(refusal) = guard::check(&head) {
-        return identified(refusal::respond(&refusal, None, id), id);
+        return identified(
+            refusal::respond(&app.gateway.metrics, &refusal.into(), accepted, None, id),
+            id,
+        );
     }
     let path = head.uri.path().to_owned();
     let below = path
@@ -328,91 +463,79 @@ async fn dispatch(
     // Codex reads what comes from below /responses, too.
     let told_as =
         Endpoint::from_path(below).or_else(|| below.starts_with("/responses/").then_some(Endpoint::Responses));
-    let answered = match routes::find(&head.method, below) {
-        Ok(Some((route, part))) => answer(&app, id, peer, route, part, head, body).await,
-        Ok(None) => Err(unknown(&head.method, &path, below)),
-        Err(refusal) => Err(refusal),
-    };
-    identified(
-        answered.unwrap_or_else(|refusal| refusal::respond(&refusal, told_as, id)),
+    let arrival = Arrival {
         id,
-    )
+        peer,
+        live: app.gateway.live(),
+    };
+    let excess = head.extensions.get::<Excess>().copied();
+    let answered = match (routes::find(&head.method, below), excess) {
+        (Ok(Some((route @ (Route::Health | Route::Ready), part))), _) | (Ok(Some((route, part))), None) => {
+            answer(&app, &arrival, route, part, head, body).await
+        }
+        (_, Some(excess)) => Err(excess.refusal().into()),
+        (Ok(None), None) => Err(Refusal::NoRoute {
+            endpoint: format!("{} {path}", head.method),
+        }
+        .into()),
+        (Err(refusal), None) => Err(refusal.into()),
+    };
+    let mut response =
+        answered.unwrap_or_else(|refused| refusal::respond(&app.gateway.metrics, &refused, accepted, told_as, id));
+    if excess.is_some() {
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    identified(response, id)
 }
 
 async fn answer(
     app: &Arc<App>,
-    id: ExchangeId,
-    peer: SocketAddr,
+    arrival: &Arrival,
     route: Route,
     part: &str,
     head: Parts,
     body: Body,
-) -> Result<Response<Body>, Refusal> {
+) -> Result<Response<Body>, Refused> {
     match route {
         Route::Health => Ok(plain(StatusCode::OK, "ok\n")),
         Route::Ready => Ok(ready(app)),
         Route::OpenApi => Ok(typed(OPENAPI.into(), "application/json")),
-        Route::Call(endpoint) => proxy::call(app, id, endpoint, peer, head.headers, body).await,
-        Route::Upgrade => Err(Refusal::UpgradeRequired),
-        Route::Models => offer::list(app, peer, &head.headers).await,
-        Route::Model => offer::show(app, peer, &head.headers, part).await,
-        Route::Payer(view) => payer::answer(app, view, peer, &head, part).await,
+        Route::Call(endpoint) => proxy::call(app, arrival, endpoint, head.headers, body).await,
+        Route::Upgrade => websocket::open(app, arrival, head).await,
+        Route::Models => offer::list(app, arrival, &head.headers).await,
+        Route::Model => offer::show(app, arrival, &head.headers, part).await,
+        Route::Payer(view) => payer::answer(app, view, arrival, &head, part).await,
+        Route::Redeem => payer::redeem(app, arrival, &head, body).await,
+        Route::Free(free) => passing::pass(app, arrival, (free, part), head, body).await,
+        Route::Refused => Err(Refusal::NotSupported {
+            endpoint: format!("{} {}", head.method, head.uri.path()),
+        }
+        .into()),
     }
 }
 
 fn identified(mut response: Response<Body>, id: ExchangeId) -> Response<Body> {
+    // An answer that is given once more has that of its exchange.
     if let Ok(id) = id.to_string().parse() {
-        response.headers_mut().insert("x-request-id", id);
+        response.headers_mut().entry("x-request-id").or_insert(id);
     }
     response
 }
 
-/// OpenAI's other endpoints: what they cost cannot be metered here.
-const NOT_METERED: [&str; 24] = [
-    "agents",
-    "assistants",
-    "audio",
-    "batches",
-    "chat",
-    "containers",
-    "conversations",
-    "decisions",
-    "embeddings",
-    "evals",
-    "files",
-    "fine_tuning",
-    "images",
-    "live",
-    "moderations",
-    "organization",
-    "realtime",
-    "responses",
-    "skills",
-    "threads",
-    "uploads",
-    "vector_stores",
-    "videos",
-    "completions",
-];
-
-fn unknown(method: &Method, path: &str, below: &str) -> Refusal {
-    let endpoint = format!("{method} {path}");
-    let first = below.trim_start_matches('/').split('/').next().unwrap_or("");
-    if NOT_METERED.contains(&first) {
-        Refusal::NotSupported { endpoint }
-    } else {
-        Refusal::NoRoute { endpoint }
-    }
-}
-
 fn ready(app: &App) -> Response<Body> {
-    if app.stopping.load(Ordering::SeqCst) {
-        return plain(StatusCode::SERVICE_UNAVAILABLE, "not ready: the server is stopping\n");
-    }
-    match app.gateway.writer.problem() {
+    match not_ready(app) {
         Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         None => plain(StatusCode::OK, "ready\n"),
     }
+}
+
+/// Why no calls are taken, if they are not.
+fn not_ready(app: &App) -> Option<String> {
+    if app.stopping.load(Ordering::SeqCst) {
+        return Some("the server is stopping".to_owned());
+    }
+    app.gateway.writer.problem()
 }
 
 fn typed(body: Body, media: &'static str) -> Response<Body> {

@@ -9,6 +9,7 @@ use std::cmp::Reverse;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::money::Usd;
 use crate::usage::Tokens;
 
 /// What Codex is told when its own instructions are not used: they belong to tools that other upstreams do not have.
@@ -96,8 +97,30 @@ pub struct Offered {
     pub max_output: Option<Tokens>,
 }
 
-/// The document of `GET /v1/models`.
-pub fn document(models: &[Offered]) -> Value {
+/// The document of `GET /v1/models`, and its `ETag`, which Codex keeps beside its copy. What the picker shows as the balance
+/// plays no part in the tag, hence the `W/`: Codex asks anew when another model or price is offered, not after every call.
+pub fn document(models: &[Offered], available: Usd) -> (Value, String) {
+    let mut document = catalogue(models);
+    let tag = format!("W/{}", etag(document.to_string().as_bytes()));
+    for entry in document["models"].as_array_mut().into_iter().flatten() {
+        let priced = entry["description"].as_str().unwrap_or_default();
+        entry["description"] = json!(format!("Balance {} · {priced}", cents(available)));
+    }
+    (document, tag)
+}
+
+/// Whole cents, rounded down: nobody is shown more than there is.
+fn cents(amount: Usd) -> String {
+    let cents = amount.nanos().div_euclid(10_000_000);
+    let sign = if cents < 0 { "-" } else { "" };
+    format!(
+        "{sign}${}.{:02}",
+        cents.unsigned_abs() / 100,
+        cents.unsigned_abs() % 100
+    )
+}
+
+fn catalogue(models: &[Offered]) -> Value {
     let mut ordered: Vec<&Offered> = models.iter().collect();
     ordered.sort_by(|a, b| order(a).cmp(&order(b)));
     let data: Vec<Value> = ordered.iter().map(|model| one(model)).collect();
@@ -126,7 +149,7 @@ pub fn one(model: &Offered) -> Value {
     Value::Object(object)
 }
 
-/// The `ETag` of a body: Codex keeps it beside its copy of the list.
+/// The `ETag` of a body.
 pub fn etag(body: &[u8]) -> String {
     let digest = Sha256::digest(body);
     let hex: String = digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
@@ -245,7 +268,7 @@ mod tests {
 
     #[test]
     fn an_entry_has_every_key_that_codex_requires() {
-        let document = document(&[offered("gpt-6.1-sol"), offered("deepseek-chat")]);
+        let document = catalogue(&[offered("gpt-6.1-sol"), offered("deepseek-chat")]);
         for model in document["models"].as_array().expect("models") {
             for key in REQUIRED {
                 assert!(!model[key].is_null(), "{key}");
@@ -255,14 +278,14 @@ mod tests {
 
     #[test]
     fn an_agent_always_has_instructions() {
-        let document = document(&[offered("gpt-6.1-sol")]);
+        let document = catalogue(&[offered("gpt-6.1-sol")]);
         let text = document["models"][0]["base_instructions"].as_str().expect("text");
         assert!(text.contains("apply_patch") && text.len() > 1_000);
     }
 
     #[test]
     fn openai_clients_find_their_form_in_the_same_document() {
-        let document = document(&[offered("gpt-6.1-sol")]);
+        let document = catalogue(&[offered("gpt-6.1-sol")]);
         assert_eq!(document["object"], "list");
         assert_eq!(
             document["data"][0],
@@ -277,7 +300,7 @@ mod tests {
             purpose: Purpose::Other,
             ..offered("text-embedding-3-small")
         };
-        let document = document(&[offered("a-model"), embeds, offered("gpt-5.5"), offered("gpt-6.1-sol")]);
+        let document = catalogue(&[offered("a-model"), embeds, offered("gpt-5.5"), offered("gpt-6.1-sol")]);
         assert_eq!(slugs(&document), ["gpt-6.1-sol", "gpt-5.5", "a-model"]);
         assert_eq!(document["data"].as_array().map(Vec::len), Some(4));
         assert_eq!(document["models"][0]["priority"], 1);
@@ -290,14 +313,14 @@ mod tests {
             created: 1_800_000_000,
             ..offered("new")
         };
-        let document = document(&[offered("old"), newer]);
+        let document = catalogue(&[offered("old"), newer]);
         assert_eq!(slugs(&document), ["new", "old"]);
         assert_eq!(document["models"][1]["visibility"], "list");
     }
 
     #[test]
     fn only_models_that_reason_are_asked_to() {
-        let document = document(&[offered("gpt-6.1-sol"), offered("deepseek-chat")]);
+        let document = catalogue(&[offered("gpt-6.1-sol"), offered("deepseek-chat")]);
         assert_eq!(document["models"][0]["default_reasoning_level"], "medium");
         assert_eq!(document["models"][1]["supported_reasoning_levels"], json!([]));
         assert!(document["models"][1]["default_reasoning_level"].is_null());
@@ -314,6 +337,28 @@ mod tests {
             ..offered("x")
         };
         assert_eq!(description(&free), "free, by openai");
+    }
+
+    #[test]
+    fn the_picker_shows_the_balance_and_the_tag_does_not_follow_it() {
+        let models = [offered("gpt-6.1-sol")];
+        let of = |nanos| document(&models, Usd::from_nanos(nanos));
+        let (shown, tag) = of(4_879_999_999);
+        let text = shown["models"][0]["description"].as_str().expect("text");
+        assert_eq!(
+            text,
+            "Balance $4.87 · $1.25 in · $0.125 cached · $10 out per 1M tokens, by openai"
+        );
+        assert!(tag.starts_with("W/\"") && tag == of(1).1);
+        let dearer = Offered {
+            rates: None,
+            ..offered("gpt-6.1-sol")
+        };
+        assert_ne!(document(&[dearer], Usd::ZERO).1, tag);
+        assert_eq!(
+            (cents(Usd::from_nanos(-1)), cents(Usd::ZERO)),
+            ("-$0.01".into(), "$0.00".into())
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `GET /v1/models`: what this key may use, in OpenAI's form and Codex's at once.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
@@ -9,68 +9,100 @@ use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 use super::models::{self, Offered, Purpose, Rates, Speaks};
-use super::{App, auth};
-use crate::exchange::{self, Offer};
+use super::refusal::Refused;
+use super::{App, Arrival, auth};
+use crate::exchange::{self, Live, Offer};
+use crate::money::Usd;
 use crate::pricing::{Class, Kind};
 use crate::refusal::Refusal;
 use crate::route;
+use crate::store::StoreError;
 use crate::store::keys::Key;
 use crate::time::now;
 use crate::usage::Tokens;
 
 /// All models.
-pub(super) async fn list(app: &App, peer: SocketAddr, headers: &HeaderMap) -> Result<Response<Body>, Refusal> {
-    let key = auth::authenticate(app, peer, headers).await?;
-    let offered = offered(app, &key).await?;
-    Ok(respond(headers, &models::document(&offered)))
+pub(super) async fn list(app: &App, arrival: &Arrival, headers: &HeaderMap) -> Result<Response<Body>, Refused> {
+    let key = auth::authenticate(app, arrival, headers).await?;
+    let refused = Refused::to(auth::language(&key));
+    let (document, tag) = look(app, &arrival.live, &key).await.map_err(&refused)?;
+    Ok(respond(headers, &document, &tag))
+}
+
+/// The list for a key and its tag, which is noted.
+pub(super) async fn look(app: &App, live: &Arc<Live>, key: &Key) -> Result<(Value, String), Refusal> {
+    let generation = app.gateway.store.generation();
+    let offered = offered(app, live, key).await?;
+    let (document, tag) = models::document(&offered, available(app, key).await?);
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        app.tags.note(key, tag, generation, live);
+    }
+    Ok((document, tag))
 }
 
 /// One model.
 pub(super) async fn show(
     app: &App,
-    peer: SocketAddr,
+    arrival: &Arrival,
     headers: &HeaderMap,
     name: &str,
-) -> Result<Response<Body>, Refusal> {
-    let key = auth::authenticate(app, peer, headers).await?;
+) -> Result<Response<Body>, Refused> {
+    let key = auth::authenticate(app, arrival, headers).await?;
     let name = percent_decode_str(name).decode_utf8_lossy();
-    let offered = offered(app, &key).await?;
+    let refused = Refused::to(auth::language(&key));
+    let offered = offered(app, &arrival.live, &key).await.map_err(&refused)?;
     match offered.iter().find(|model| model.name == name) {
-        Some(model) => Ok(respond(headers, &models::one(model))),
+        Some(model) => {
+            let document = models::one(model);
+            let tag = models::etag(document.to_string().as_bytes());
+            Ok(respond(headers, &document, &tag))
+        }
         None => {
             let names = offered.iter().map(|model| model.name.as_str());
             let nearest = route::nearest(&name, names).map(str::to_owned);
-            Err(Refusal::NoModel {
+            Err(refused(Refusal::NoModel {
                 model: name.into_owned(),
                 nearest,
-            })
+            }))
         }
     }
 }
 
-async fn offered(app: &App, key: &Key) -> Result<Vec<Offered>, Refusal> {
-    let offers = exchange::offered(&app.gateway, key, now()).await.map_err(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, "prices cannot be read");
-        Refusal::Storage
-    })?;
-    Ok(offers.iter().map(|offer| described(app, offer)).collect())
+async fn offered(app: &App, live: &Live, key: &Key) -> Result<Vec<Offered>, Refusal> {
+    let offers = exchange::offered(&app.gateway, live, key, now())
+        .await
+        .map_err(|error| unreadable(&error))?;
+    Ok(offers.iter().map(|offer| described(live, key, offer)).collect())
 }
 
-fn described(app: &App, offer: &Offer) -> Offered {
+/// What the key's user can spend.
+async fn available(app: &App, key: &Key) -> Result<Usd, Refusal> {
+    let user = key.user_id.to_string();
+    let found = app.gateway.store.blocking(move |store| store.find_user(&user)).await;
+    let user = found.map_err(|error| unreadable(&error))?;
+    Ok(user.map_or(Usd::ZERO, |user| user.available()))
+}
+
+fn unreadable(error: &StoreError) -> Refusal {
+    tracing::error!(error = error as &dyn std::error::Error, "the books cannot be read");
+    Refusal::Storage
+}
+
+fn described(live: &Live, key: &Key, offer: &Offer) -> Offered {
     let price = &offer.price;
-    let markup = app.gateway.billing.markup;
+    let markup = live.config.billing.markup.of(key.user_markup, &offer.name);
     let rate = |class: Class| price.rates.get(&class).map(|rate| rate.charged(markup));
     let tokens = |count: Option<u32>| count.map(|count| Tokens::saturating(u64::from(count)));
     Offered {
         name: offer.name.clone(),
         created: offer.since.map_or(0, |since| since.as_second()),
         owned_by: offer.upstream.clone(),
-        purpose: if price.kind == Kind::Embedding {
-            Purpose::Other
-        } else {
+        purpose: if price.kind == Kind::Text {
             Purpose::Answers
+        } else {
+            Purpose::Other
         },
-        speaks: Speaks::of(app.gateway.upstreams[offer.target.upstream].base_url()),
+        speaks: Speaks::of(live.upstreams[offer.target.upstream].base_url()),
         rates: rate(Class::Input).map(|input| Rates {
             input,
             cached_input: rate(Class::CachedInput),
@@ -81,20 +113,19 @@ fn described(app: &App, offer: &Offer) -> Offered {
     }
 }
 
-fn respond(headers: &HeaderMap, document: &Value) -> Response<Body> {
-    let body = document.to_string();
-    let tag = models::etag(body.as_bytes());
+fn respond(headers: &HeaderMap, document: &Value, tag: &str) -> Response<Body> {
     let known = headers
         .get(IF_NONE_MATCH)
         .is_some_and(|known| known.as_bytes() == tag.as_bytes());
-    let mut response = Response::new(if known { Body::empty() } else { Body::from(body) });
+    let body = || Body::from(document.to_string());
+    let mut response = Response::new(if known { Body::empty() } else { body() });
     if known {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     }
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
+    if let Ok(tag) = HeaderValue::from_str(tag) {
         response.headers_mut().insert(ETAG, tag);
     }
     response

@@ -1,42 +1,65 @@
 //! Billed endpoints: authenticate, read, parse, start the exchange, and pass on what it says.
 
-use std::net::SocketAddr;
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Response;
 use bytes::Bytes;
 use futures_util::stream;
-use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use http_body_util::BodyExt;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Full};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{App, auth};
+use super::refusal::{self, Refused};
+use super::{App, Arrival, auth, rates, tags};
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, DecodeError};
-use crate::exchange::{self, Answer, Piece};
+use crate::config::ServerConfig;
+use crate::exchange::{self, Answer, Declined, Live, Piece, Replaying, Tunnelled};
 use crate::fail_point::{self, Point};
-use crate::refusal::Refusal;
-use crate::store::ExchangeId;
+use crate::key::GatewayKey;
+use crate::limits::Standing;
+use crate::origin::Origin;
+use crate::recording::{Recording, SealingKey};
+use crate::refusal::{Refusal, Unreadable};
+use crate::store::idempotency::Once;
+use crate::store::keys::Key;
+use crate::store::{ExchangeId, StoreError};
+use crate::texts::Language;
+use crate::time::now;
+
+/// The name that a client gives to a call, so that it is one exchange however often it comes.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Bodies above this are parsed off the async threads.
-const PARSE_INLINE: usize = 256 * 1024;
+pub(super) const PARSE_INLINE: usize = 256 * 1024;
 
 /// Request bodies held in memory by all calls together: a few small compressed ones unfold to as much.
-const BODY_MEMORY: usize = 512 * 1024 * 1024;
+pub(super) const BODY_MEMORY: usize = 512 * 1024 * 1024;
 
 /// What a permit stands for.
-const BODY_UNIT: usize = 4096;
+pub(super) const BODY_UNIT: usize = 4096;
+
+/// The longest name that a client may give to a call, in characters.
+const MAX_NAME: usize = 255;
+
+/// How much longer a body may take for each MiB of it that has come: some 100 KiB a second.
+const TIME_OF_MIB: Duration = Duration::from_secs(10);
 
 /// How long a body waits for the memory to unfold in.
 const MEMORY_WAIT: Duration = Duration::from_secs(5);
 
 /// The memory that request bodies may take, from the first byte to the settlement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct BodyMemory(Arc<Semaphore>);
 
 impl Default for BodyMemory {
@@ -47,7 +70,7 @@ impl Default for BodyMemory {
 
 impl BodyMemory {
     /// Takes room for so many bytes, if it is there.
-    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
+    pub(super) fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
         Arc::clone(&self.0)
             .try_acquire_many_owned(units(bytes))
             .map_err(|_| Refusal::Busy)
@@ -63,57 +86,182 @@ impl BodyMemory {
     }
 }
 
-fn units(bytes: usize) -> u32 {
+pub(super) fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(BODY_UNIT).max(1)).unwrap_or(u32::MAX)
 }
 
 /// One call to a billed endpoint.
 pub(super) async fn call(
     app: &Arc<App>,
-    id: ExchangeId,
+    arrival: &Arrival,
     endpoint: Endpoint,
-    peer: SocketAddr,
     headers: HeaderMap,
     body: Body,
-) -> Result<Response<Body>, Refusal> {
-    // From here on a stop waits for this call.
-    let _running = app.gateway.tracker.token();
+) -> Result<Response<Body>, Refused> {
+    let asked = ask(app, arrival, endpoint, headers).await?;
+    let of_user = asked.of_user();
+    let codex = tags::is_codex(&asked.headers).then(|| Arc::clone(&asked.key));
+    let mut standing = Standing::default();
+    match of_key(app, asked, body, &mut standing).await {
+        Ok(made) => {
+            let mut response = respond(made);
+            rates::tell(&standing, response.headers_mut());
+            if let Some(key) = codex {
+                tags::tell(app, &key, &arrival.live, response.headers_mut());
+            }
+            Ok(response)
+        }
+        Err(declined) => Err(Refused::by(declined, of_user).with(standing)),
+    }
+}
+
+/// A call whose key is known to be good, and whose body is still to come.
+pub(super) struct Asked {
+    id: ExchangeId,
+    live: Arc<Live>,
+    endpoint: Endpoint,
+    key: Arc<Key>,
+    headers: HeaderMap,
+    language: Language,
+    place: OwnedSemaphorePermit,
+    /// A stop waits for it.
+    _running: TaskTrackerToken,
+}
+
+/// Who is calling, and whether there is a place for one more call.
+pub(super) async fn ask(
+    app: &Arc<App>,
+    arrival: &Arrival,
+    endpoint: Endpoint,
+    headers: HeaderMap,
+) -> Result<Asked, Refusal> {
+    let running = app.gateway.tracker.token();
     if app.stopping.load(Ordering::SeqCst) {
         return Err(Refusal::ShuttingDown);
     }
-    let key = auth::authenticate(app, peer, &headers).await?;
-    if key.user_suspended {
-        return Err(Refusal::Suspended {
-            user: key.user_name.clone(),
-        });
+    let place = Arc::clone(&app.exchanges).try_acquire_owned();
+    let place = place.map_err(|_| Refusal::Full)?;
+    let key = auth::authenticate(app, arrival, &headers).await?;
+    Ok(Asked {
+        id: arrival.id,
+        live: Arc::clone(&arrival.live),
+        endpoint,
+        language: Language::choose(auth::language(&key), refusal::accepted(&headers)),
+        key,
+        headers,
+        place,
+        _running: running,
+    })
+}
+
+impl Asked {
+    /// The language that its user has set.
+    pub(super) fn of_user(&self) -> Option<Language> {
+        auth::language(&self.key)
     }
-    fail_point::hit(Point::Authenticated).map_err(|_| Refusal::Internal)?;
+
+    /// The name that its client gives it. Who comes with one may have made the call before, and is told first what became
+    /// of it; else a suspended user is refused here.
+    pub(super) fn named(&self) -> Result<Option<String>, Refusal> {
+        let name = name(&self.headers)?;
+        if self.key.user_suspended && name.is_none() {
+            let user = self.key.user_name.clone();
+            return Err(Refusal::Suspended { user });
+        }
+        fail_point::hit(Point::Authenticated).map_err(|_| Refusal::Internal)?;
+        Ok(name)
+    }
+}
+
+/// What a call was answered by.
+pub(super) enum Made {
+    /// Its exchange.
+    Answer(Answer),
+    /// What was recorded of the exchange before it that has its name, and the memory that takes.
+    Again(Recording, Replaying),
+}
+
+/// The answer; and what is left of the rate limits, once that is known.
+async fn of_key(app: &Arc<App>, asked: Asked, body: Body, standing: &mut Standing) -> Result<Made, Declined> {
+    let name = asked.named()?;
+    let server = &asked.live.config.server;
     let (body, memory) = tokio::select! {
-        read = timeout(app.body_timeout, read(app, &headers, body)) => read.map_err(|_| Refusal::BodyLost)??,
-        () = app.gateway.cutoff.cancelled() => return Err(Refusal::ShuttingDown),
+        read = read(&app.body_memory, server, &asked.headers, body) => read?,
+        () = app.gateway.cutoff.cancelled() => return Err(Refusal::ShuttingDown.into()),
     };
-    let call = parse(endpoint, body).await?;
+    make(app, asked, name, body, memory, None, standing).await
+}
+
+/// The answer to a call that is here.
+pub(super) async fn make(
+    app: &Arc<App>,
+    asked: Asked,
+    name: Option<String>,
+    body: Bytes,
+    memory: OwnedSemaphorePermit,
+    tunnelled: Option<Tunnelled>,
+    standing: &mut Standing,
+) -> Result<Made, Declined> {
+    let Asked {
+        id,
+        live,
+        endpoint,
+        key,
+        headers,
+        language,
+        place,
+        _running,
+    } = asked;
+    let records = name.is_some() && live.config.billing.record_answers;
+    let secret = records.then(|| auth::presented(&headers)).transpose()?;
+    let form = form(endpoint, &headers);
+    let (call, once) = parse(endpoint, form, body, name).await?;
+    let gateway = &app.gateway;
+    let (permit, left) = gateway.throttle.admit(&live.config.limits, &key, &call);
+    *standing = left;
+    let permit = match permit {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            // Who comes with a name is told first what became of the call that had it.
+            let before = exchange::made_before(gateway, &key, once).await;
+            let refusal = before.unwrap_or(refusal);
+            return replay(app, secret, &refusal).await.ok_or(refusal.into());
+        }
+    };
     let request = exchange::Request {
         id,
+        live,
         key,
+        origin: Origin::of_request(&headers, &call),
         call,
+        once,
+        sealing: secret.as_ref().and_then(|secret| SealingKey::of(secret, id.0)),
         headers,
+        tunnelled,
+        language,
         memory,
+        place,
     };
-    match exchange::start(&app.gateway, request).await {
-        Ok(reply) => Ok(respond(reply?)),
+    match exchange::start(gateway, request, permit).await {
+        Ok(Ok(answer)) => Ok(Made::Answer(answer)),
+        Ok(Err(declined)) => replay(app, secret, &declined.refusal).await.ok_or(declined),
         // The exchange itself died, with or without a charge.
-        Err(_) => Err(Refusal::Unsettled),
+        Err(_) => Err(Refusal::Unsettled.into()),
     }
 }
 
 /// The body, decompressed, within the limit; and the memory it takes.
-async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
-    let limit = app.max_body;
+pub(super) async fn read(
+    room: &BodyMemory,
+    server: &ServerConfig,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+    let limit = server.max_body;
     let coding = match headers.get(CONTENT_ENCODING).map(|value| value.to_str()) {
         None => Coding::Identity,
-        Some(Ok(name)) => Coding::parse(name).map_err(|error| Refusal::Coding(error.to_string()))?,
-        Some(Err(_)) => return Err(Refusal::Coding("Content-Encoding is not readable".into())),
+        Some(Ok(name)) => Coding::parse(name).map_err(|error| Refusal::Coding(error.into()))?,
+        Some(Err(_)) => return Err(Refusal::Coding(Unreadable::Header)),
     };
     let length = headers
         .get(CONTENT_LENGTH)
@@ -121,11 +269,11 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<(Bytes, Owne
     if length.is_some_and(|length| length > limit) {
         return Err(Refusal::TooLarge { limit });
     }
-    let (bytes, memory) = collect(&app.body_memory, body, limit).await?;
+    let (bytes, memory) = collect(room, body, limit, server.body_timeout).await?;
     if coding == Coding::Identity {
         return Ok((bytes, memory));
     }
-    let mut unfolded = app.body_memory.wait(limit).await?;
+    let mut unfolded = room.wait(limit).await?;
     let plain = decode(coding, bytes, limit).await?;
     // What was set aside for the most it could have been goes back.
     let rest = unfolded
@@ -135,10 +283,31 @@ async fn read(app: &App, headers: &HeaderMap, body: Body) -> Result<(Bytes, Owne
     Ok((plain, unfolded))
 }
 
-/// The body as it comes, and the memory that it takes by and by.
-async fn collect(memory: &BodyMemory, mut body: Body, limit: usize) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
+/// The body as it comes, and the memory that it takes by and by. What has come of it gives it more time: a long one may
+/// come slowly, and one that trickles may not.
+async fn collect(
+    memory: &BodyMemory,
+    mut body: Body,
+    limit: usize,
+    patience: Duration,
+) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
     let (mut taken, mut frames, mut length) = (memory.take(1)?, Vec::new(), 0);
-    while let Some(frame) = body.frame().await {
+    let started = Instant::now();
+    let mut timer = pin!(sleep_until(started + patience));
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = body.frame() => frame,
+            () = &mut timer => {
+                let until = started + patience + time_of(length);
+                if until <= timer.deadline() {
+                    return Err(Refusal::BodyLost);
+                }
+                timer.as_mut().reset(until);
+                continue;
+            }
+        };
+        let Some(frame) = frame else { break };
         let Ok(data) = frame.map_err(|_| Refusal::BodyLost)?.into_data() else {
             continue;
         };
@@ -158,37 +327,148 @@ async fn collect(memory: &BodyMemory, mut body: Body, limit: usize) -> Result<(B
     Ok((frames.concat().into(), taken))
 }
 
+/// The time that bytes of a body have.
+pub(super) fn time_of(bytes: usize) -> Duration {
+    let kibs = u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
+    TIME_OF_MIB * kibs / 1024
+}
+
 async fn decode(coding: Coding, bytes: Bytes, limit: usize) -> Result<Bytes, Refusal> {
     let decoded = tokio::task::spawn_blocking(move || codec::decode(coding, bytes, limit)).await;
     decoded.map_err(|_| Refusal::Internal)?.map_err(|error| match error {
         DecodeError::TooLarge => Refusal::TooLarge { limit },
-        DecodeError::Broken => Refusal::Coding(error.to_string()),
+        DecodeError::Broken => Refusal::Coding(Unreadable::Broken),
     })
 }
 
-async fn parse(endpoint: Endpoint, body: Bytes) -> Result<Call, Refusal> {
-    if body.len() <= PARSE_INLINE {
-        return Call::parse(endpoint, body).map_err(Refusal::Call);
+/// The name that the client gives to the call.
+fn name(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let (Some(value), others) = (values.next(), values.next()) else {
+        return Ok(None);
+    };
+    let name = value.to_str().unwrap_or_default();
+    let printable = name.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    match others {
+        None if printable && (1..=MAX_NAME).contains(&name.len()) => Ok(Some(name.to_owned())),
+        _ => Err(Refusal::IdempotencyKey),
     }
-    let parsed = tokio::task::spawn_blocking(move || Call::parse(endpoint, body)).await;
-    parsed.map_err(|_| Refusal::Internal)?.map_err(Refusal::Call)
 }
 
-fn respond(answer: Answer) -> Response<Body> {
-    let body = match answer.body {
-        exchange::Body::Whole(bytes) => Body::from(bytes),
-        exchange::Body::Stream(pieces) => Body::from_stream(stream::unfold(Some(pieces), next_piece)),
+/// The content type of a call that comes as a form.
+fn form(endpoint: Endpoint, headers: &HeaderMap) -> Option<String> {
+    let kind = headers.get(CONTENT_TYPE)?.to_str().ok()?;
+    let is_form = kind
+        .get(..19)
+        .is_some_and(|start| start.eq_ignore_ascii_case("multipart/form-data"));
+    (endpoint.takes_forms() && is_form).then(|| kind.to_owned())
+}
+
+/// The call, and what it is when it has a name.
+async fn parse(
+    endpoint: Endpoint,
+    form: Option<String>,
+    body: Bytes,
+    name: Option<String>,
+) -> Result<(Call, Option<Once>), Refusal> {
+    let inline = body.len() <= PARSE_INLINE;
+    let parse = move || {
+        let once = name.map(|name| Once::new(&name, endpoint, &body));
+        let call = match form {
+            Some(content_type) => Call::parse_form(endpoint, &content_type, body),
+            None => Call::parse(endpoint, body),
+        };
+        Ok((call.map_err(Refusal::Call)?, once))
+    };
+    if inline {
+        return parse();
+    }
+    tokio::task::spawn_blocking(parse)
+        .await
+        .map_err(|_| Refusal::Internal)?
+}
+
+/// The answer of the exchange that has the call's name, if it was recorded.
+async fn replay(app: &App, secret: Option<GatewayKey>, refusal: &Refusal) -> Option<Made> {
+    let (Some(secret), Refusal::AlreadyDone { exchange, .. }) = (secret, refusal) else {
+        return None;
+    };
+    let exchange = *exchange;
+    let Some(mut room) = app.gateway.recordings.room() else {
+        tracing::debug!(%exchange, "there is no memory to give the answer again");
+        return None;
+    };
+    let opened = app.gateway.store.blocking(move |store| {
+        let sealed = store.recording(ExchangeId(exchange), now())?;
+        Ok(sealed.map(|sealed| SealingKey::of(&secret, exchange).and_then(|key| key.open(sealed))))
+    });
+    let mut recording: Recording = match opened.await {
+        Ok(Some(Some(recording))) => recording,
+        Ok(None) => return None,
+        Ok(Some(None)) => {
+            tracing::error!(%exchange, "the recording of the answer cannot be opened");
+            return None;
+        }
+        Err(error) => {
+            let error: StoreError = error;
+            tracing::error!(%exchange, error = &error as &dyn std::error::Error, "the recording of the answer cannot be read");
+            return None;
+        }
+    };
+    room.shrink(recording.body.len());
+    let headers = &mut recording.headers;
+    headers.insert("idempotent-replayed", HeaderValue::from_static("true"));
+    headers.insert("x-request-id", exchange.to_string().parse().ok()?);
+    Some(Made::Again(recording, room))
+}
+
+/// An answer that is given again, with the memory it takes until its client has it.
+struct Replay {
+    whole: Full<Bytes>,
+    _room: Replaying,
+}
+
+impl http_body::Body for Replay {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.whole).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.whole.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.whole.size_hint()
+    }
+}
+
+fn respond(made: Made) -> Response<Body> {
+    let (status, headers, body) = match made {
+        Made::Answer(Answer { status, headers, body }) => {
+            let body = match body {
+                exchange::Body::Whole(bytes) => Body::from(bytes),
+                exchange::Body::Stream(pieces) => Body::from_stream(stream::unfold(Some(pieces), next_piece)),
+            };
+            (status, headers, body)
+        }
+        Made::Again(Recording { status, headers, body }, room) => {
+            let whole = Full::new(body);
+            (status, headers, Body::new(Replay { whole, _room: room }))
+        }
     };
     let mut response = Response::new(body);
-    *response.status_mut() = answer.status;
-    *response.headers_mut() = answer.headers;
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
     response
 }
 
 /// A stream that stops without its end must not look as if it had ended well: its connection is torn down.
 #[derive(Debug, thiserror::Error)]
 #[error("the stream was torn")]
-struct Torn;
+pub(super) struct Torn;
 
 async fn next_piece(
     pieces: Option<mpsc::Receiver<Piece>>,
@@ -226,12 +506,32 @@ mod tests {
     #[tokio::test]
     async fn a_body_takes_the_memory_that_has_come_of_it() {
         let memory = BodyMemory::default();
-        let (bytes, taken) = collect(&memory, Body::from(vec![b' '; 10_000]), 10_000)
+        let (bytes, taken) = collect(&memory, Body::from(vec![b' '; 10_000]), 10_000, Duration::ZERO)
             .await
             .expect("it fits");
         assert_eq!((bytes.len(), taken.num_permits()), (10_000, 3));
-        let refused = collect(&memory, Body::from(vec![b' '; 10_001]), 10_000).await;
+        let refused = collect(&memory, Body::from(vec![b' '; 10_001]), 10_000, Duration::ZERO).await;
         assert_eq!(refused.err(), Some(Refusal::TooLarge { limit: 10_000 }));
+    }
+
+    #[tokio::test]
+    async fn a_body_has_more_time_for_what_has_come_and_one_that_trickles_has_not() {
+        let patience = Duration::from_millis(40);
+        let body = move |piece: usize| {
+            let pieces = stream::unfold(0, move |sent| async move {
+                tokio::time::sleep(patience / 4).await;
+                (sent < 12).then(|| (Ok::<_, Infallible>(Bytes::from(vec![b' '; piece])), sent + 1))
+            });
+            Body::from_stream(pieces)
+        };
+        let (memory, limit) = (BodyMemory::default(), 16 << 20);
+        let (bytes, _) = collect(&memory, body(1 << 20), limit, patience)
+            .await
+            .expect("it comes");
+        assert_eq!(bytes.len(), 12 << 20);
+        let trickles = collect(&memory, body(1), limit, patience).await;
+        assert_eq!(trickles.err(), Some(Refusal::BodyLost));
+        assert_eq!(time_of(3 << 20), Duration::from_secs(30));
     }
 
     #[tokio::test]

@@ -1,10 +1,11 @@
-//! What is served: the one table that decides the route of a request. `openapi.json` documents its rows, and a test
-//! holds one against the other.
+//! What is served: the paths of the gateway's own, and OpenAI's by the table of [`endpoints`]. `openapi.json` documents
+//! all of them but those that are refused, and a test holds one against the other.
 
 use axum::http::Method;
 
 use super::payer::View;
 use crate::call::Endpoint;
+use crate::endpoints::{self, Free, Service};
 use crate::refusal::Refusal;
 
 /// What a request is answered by.
@@ -18,7 +19,11 @@ pub(super) enum Route {
     OpenApi,
     /// A billed call.
     Call(Endpoint),
-    /// A WebSocket, which is not spoken.
+    /// A request that costs nothing and is passed on.
+    Free(Free),
+    /// An endpoint whose cost cannot be metered here.
+    Refused,
+    /// Responses over a WebSocket.
     Upgrade,
     /// What a key may use.
     Models,
@@ -26,29 +31,26 @@ pub(super) enum Route {
     Model,
     /// What a key may read of itself.
     Payer(View),
+    /// A code that becomes credit.
+    Redeem,
 }
 
-/// Every route: its method, its path below `/v1` (the same without), and what answers. A last part in braces takes any
-/// text; a model's name may have slashes in it.
-const ROUTES: [(Method, &str, Route); 19] = [
+/// The routes of the gateway's own: method, path below `/v1` (the same without), and what answers. A last part in braces
+/// takes any text; a model's name may have slashes in it.
+const ROUTES: [(Method, &str, Route); 18] = [
     (Method::GET, "/healthz", Route::Health),
     (Method::GET, "/readyz", Route::Ready),
     (Method::GET, "/openapi.json", Route::OpenApi),
-    (Method::POST, "/responses", Route::Call(Endpoint::Responses)),
     (Method::GET, "/responses", Route::Upgrade),
-    (
-        Method::POST,
-        "/chat/completions",
-        Route::Call(Endpoint::ChatCompletions),
-    ),
-    (Method::POST, "/completions", Route::Call(Endpoint::Completions)),
-    (Method::POST, "/embeddings", Route::Call(Endpoint::Embeddings)),
     (Method::GET, "/models", Route::Models),
     (Method::GET, "/models/{model}", Route::Model),
     (Method::GET, "/gateway/me", Route::Payer(View::Me)),
     (Method::GET, "/gateway/requests", Route::Payer(View::Requests)),
     (Method::GET, "/gateway/requests/{id}", Route::Payer(View::Request)),
     (Method::GET, "/gateway/usage", Route::Payer(View::Usage)),
+    (Method::GET, "/gateway/sessions", Route::Payer(View::Sessions)),
+    (Method::GET, "/gateway/sessions/{id}", Route::Payer(View::Session)),
+    (Method::POST, "/gateway/redeem", Route::Redeem),
     (
         Method::GET,
         "/dashboard/billing/subscription",
@@ -76,23 +78,80 @@ const ROUTES: [(Method, &str, Route); 19] = [
     ),
 ];
 
+/// The methods that a path takes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Methods {
+    get: bool,
+    post: bool,
+    delete: bool,
+}
+
+impl Methods {
+    fn add(&mut self, method: &Method) {
+        self.get |= *method == Method::GET;
+        self.post |= *method == Method::POST;
+        self.delete |= *method == Method::DELETE;
+    }
+
+    /// As `Allow` names them; `None`: there is no such path.
+    fn allowed(self) -> Option<&'static str> {
+        match (self.get, self.post, self.delete) {
+            (false, false, false) => None,
+            (true, false, false) => Some("GET, HEAD"),
+            (false, true, false) => Some("POST"),
+            (false, false, true) => Some("DELETE"),
+            (true, true, false) => Some("GET, HEAD, POST"),
+            (true, false, true) => Some("GET, HEAD, DELETE"),
+            (false, true, true) => Some("POST, DELETE"),
+            (true, true, true) => Some("GET, HEAD, POST, DELETE"),
+        }
+    }
+}
+
 /// The route of a request, and the part of its path that stands for the braces. `None`: there is no such path.
 ///
 /// # Errors
 /// [`Refusal::Method`], when the path takes another method.
 pub(super) fn find<'p>(method: &Method, below: &'p str) -> Result<Option<(Route, &'p str)>, Refusal> {
-    let mut allowed = None;
+    // Most requests are calls, and need not be looked for among all rows.
+    if *method == Method::POST
+        && let Some(endpoint) = Endpoint::from_path(below)
+    {
+        return Ok(Some((Route::Call(endpoint), "")));
+    }
+    let mut methods = Methods::default();
+    let is_asked = |takes: &Method| method == takes || *method == Method::HEAD && *takes == Method::GET;
     for (takes, path, route) in &ROUTES {
         let Some(part) = matched(path, below) else { continue };
-        let head_of_get = *method == Method::HEAD && *takes == Method::GET && *route != Route::Upgrade;
-        if method == takes || head_of_get {
+        // A WebSocket is no method that a client could be told of.
+        if *route == Route::Upgrade {
+            if method == takes {
+                return Ok(Some((*route, part)));
+            }
+            continue;
+        }
+        if is_asked(takes) {
             return Ok(Some((*route, part)));
         }
-        if *route != Route::Upgrade {
-            allowed = Some(if *takes == Method::GET { "GET, HEAD" } else { "POST" });
-        }
+        methods.add(takes);
     }
-    allowed.map_or(Ok(None), |allowed| Err(Refusal::Method { allowed }))
+    for row in &endpoints::TABLE {
+        let Some(part) = row.takes(below) else { continue };
+        let route = match row.service {
+            Service::Billed(endpoint) => Route::Call(endpoint),
+            Service::Free(free) => Route::Free(free),
+            // Of a path that is served, other methods are another matter.
+            Service::Refused if methods.allowed().is_some() => continue,
+            Service::Refused => return Ok(Some((Route::Refused, ""))),
+        };
+        if is_asked(&row.method) {
+            return Ok(Some((route, part)));
+        }
+        methods.add(&row.method);
+    }
+    methods
+        .allowed()
+        .map_or(Ok(None), |allowed| Err(Refusal::Method { allowed }))
 }
 
 fn matched<'p>(path: &str, below: &'p str) -> Option<&'p str> {
@@ -111,6 +170,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::endpoints::Kind;
 
     /// `GET /v1/models`, with the paths that are no part of the API where everybody looks for them.
     fn documented_as(method: &Method, path: &str, route: Route) -> String {
@@ -129,10 +189,12 @@ mod tests {
                 methods.map(move |method| format!("{} {path}", method.to_uppercase()))
             })
             .collect();
-        let routed = ROUTES
+        let own = ROUTES
             .iter()
             .map(|(method, path, route)| documented_as(method, path, *route));
-        assert_eq!(documented, routed.collect());
+        let served = endpoints::TABLE.iter().filter(|row| row.service != Service::Refused);
+        let of_openai = served.map(|row| format!("{} /v1{}", row.method, row.path));
+        assert_eq!(documented, own.chain(of_openai).collect());
         assert_eq!(document["info"]["version"], env!("CARGO_PKG_VERSION"));
     }
 
@@ -145,6 +207,26 @@ mod tests {
         assert_eq!(to(&get, "/responses"), Ok(Some(Route::Upgrade)));
         assert_eq!(to(&head, "/responses"), takes("POST"));
         assert_eq!(to(&post, "/gateway/me"), takes("GET, HEAD"));
+        assert_eq!(
+            to(&get, "/responses/input_tokens"),
+            Ok(Some(Route::Free(Free::Read(Kind::Response))))
+        );
+        assert_eq!(to(&Method::PUT, "/files/f"), takes("GET, HEAD, DELETE"));
+        assert_eq!(to(&Method::PUT, "/files"), takes("GET, HEAD, POST"));
+        assert_eq!(to(&post, "/organization/costs"), takes("GET, HEAD"));
+        assert_eq!(
+            find(&get, "/files/f/content"),
+            Ok(Some((Route::Free(Free::Read(Kind::File)), "f")))
+        );
+        for refused in [
+            "/batches",
+            "/files/f/other",
+            "/chat/completions/c",
+            "/organization",
+            "/uploads/u/parts",
+        ] {
+            assert_eq!(to(&get, refused), Ok(Some(Route::Refused)), "{refused}");
+        }
         assert_eq!(find(&get, "/models/a/b%2Fc"), Ok(Some((Route::Model, "a/b%2Fc"))));
         for nowhere in [
             "/",
@@ -152,7 +234,7 @@ mod tests {
             "/gateway",
             "/gateway/requests/",
             "/gateway/requests/a/b",
-            "/organization",
+            "/filesystem",
         ] {
             assert_eq!(to(&get, nowhere), Ok(None), "{nowhere}");
         }

@@ -3,34 +3,17 @@
 //! hyper has a time for a head and none for an answer, so that a client which asks for a large one and reads none of
 //! it would keep its memory and its connection for as long as it liked.
 
-use std::future::{Future, Ready, ready};
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum_server::accept::Accept;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 /// How long a client may take nothing of what is written to it; streams wait as long for theirs.
 const STALL: Duration = Duration::from_secs(60);
-
-/// Accepts connections: small writes leave at once, and stalled ones do not wait for ever.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Acceptor;
-
-impl<S> Accept<TcpStream, S> for Acceptor {
-    type Stream = Impatient<TcpStream>;
-    type Service = S;
-    type Future = Ready<io::Result<(Impatient<TcpStream>, S)>>;
-
-    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        let accepted = stream.set_nodelay(true);
-        ready(accepted.map(|()| (Impatient::new(stream, STALL), service)))
-    }
-}
 
 /// A stream whose writes fail once its other end has taken nothing for a while.
 #[derive(Debug)]
@@ -39,15 +22,36 @@ pub(super) struct Impatient<S> {
     patience: Duration,
     /// Since a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
+    /// Until then there is something to read.
+    closing: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Impatient<S> {
-    fn new(stream: S, patience: Duration) -> Impatient<S> {
+    /// For a client that may stay.
+    pub(super) fn new(stream: S) -> Impatient<S> {
+        Impatient::with(stream, STALL)
+    }
+
+    /// For one that has to be done with what it asks and with taking the answer in this time each.
+    pub(super) fn for_at_most(stream: S, time: Duration) -> Impatient<S> {
+        Impatient {
+            closing: Some(Box::pin(sleep(time))),
+            ..Impatient::with(stream, time)
+        }
+    }
+
+    fn with(stream: S, patience: Duration) -> Impatient<S> {
         Impatient {
             stream,
             patience,
             waiting: None,
+            closing: None,
         }
+    }
+
+    /// The stream itself.
+    pub(super) fn get_ref(&self) -> &S {
+        &self.stream
     }
 
     /// What came of a write; a failure when it has waited for too long.
@@ -64,7 +68,14 @@ impl<S> Impatient<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
+        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        match &mut self.closing {
+            Some(closing) if read.is_pending() => {
+                let over = |()| Err(io::Error::new(io::ErrorKind::TimedOut, "the client asks nothing"));
+                closing.as_mut().poll(context).map(over)
+            }
+            _ => read,
+        }
     }
 }
 
@@ -108,9 +119,21 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_takes_nothing_is_not_waited_for() {
         let (ours, theirs) = duplex(1_000);
-        let mut impatient = Impatient::new(ours, Duration::from_millis(50));
+        let mut impatient = Impatient::with(ours, Duration::from_millis(50));
         let written = timeout(Duration::from_secs(20), impatient.write_all(&[b'x'; 5_000])).await;
         let error = written.expect("it is not waited for").expect_err("nobody reads");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(theirs);
+    }
+
+    #[tokio::test]
+    async fn one_that_may_not_stay_is_closed_when_it_asks_nothing() {
+        let (ours, mut theirs) = duplex(1_000);
+        let mut guest = Impatient::for_at_most(ours, Duration::from_millis(50));
+        theirs.write_all(b"half").await.expect("it is written");
+        assert_eq!(guest.read(&mut [0; 10]).await.expect("bytes"), 4);
+        let read = timeout(Duration::from_secs(20), guest.read(&mut [0; 10])).await;
+        let error = read.expect("it is not waited for").expect_err("it is closed");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         drop(theirs);
     }
@@ -119,7 +142,7 @@ mod tests {
     async fn a_client_that_takes_little_is_waited_for() {
         let (ours, mut theirs) = duplex(1_000);
         let patience = Duration::from_millis(1_500);
-        let mut impatient = Impatient::new(ours, patience);
+        let mut impatient = Impatient::with(ours, patience);
         let slow = async {
             let mut taken = 0;
             while taken < 9_000 {

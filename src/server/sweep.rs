@@ -1,4 +1,5 @@
-//! Looks for holds that no running call owns, and releases them. There should be none.
+//! Looks for holds that no running call owns, and releases them. There should be none. Forgets recorded answers that are
+//! given out no more.
 //!
 //! How long a hold has been open is measured here, by a clock that only goes forward: the machine's own may be set to
 //! another day, and then running calls would look overdue.
@@ -11,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::App;
 use crate::exchange::LONGEST_CALL;
+use crate::store::ledger::{LONGEST_HOLD, Swept};
 use crate::store::{ExchangeId, StoreError};
 use crate::time::{self, Stopwatch};
 
 /// Holds that are open for longer belong to no running call: waiting for the head, the longest answer and the drain
 /// are shorter.
-const AGE: Duration = Duration::from_secs(2 * LONGEST_CALL.as_secs());
+const AGE: Duration = LONGEST_HOLD;
+const _: () = assert!(AGE.as_secs() >= 2 * LONGEST_CALL.as_secs());
 
 /// How often such holds are looked for.
 const EVERY: Duration = Duration::from_secs(600);
@@ -45,14 +48,34 @@ pub(super) async fn sweep_regularly(app: Arc<App>, stop: CancellationToken) {
             () = tokio::time::sleep(EVERY) => {}
         }
         match sweep(&app, &mut seen).await {
-            Ok(0) => {}
-            Ok(count) => tracing::error!(count, "holds were open that no call owned; they are released"),
+            Ok(Swept { released, stuck }) => {
+                if released > 0 {
+                    tracing::error!(
+                        count = released,
+                        "holds were open that no call owned; they are released"
+                    );
+                }
+                tell_of_stuck(&stuck);
+            }
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "open holds cannot be swept"),
+        }
+        if let Err(error) = app.gateway.writer.forget_recordings(time::now()).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "old recordings cannot be forgotten"
+            );
         }
     }
 }
 
-async fn sweep(app: &App, seen: &mut Seen) -> Result<usize, StoreError> {
+/// Names the holds that cannot be released. Everybody else's calls do not wait for them.
+pub(super) fn tell_of_stuck(stuck: &[(ExchangeId, String)]) {
+    for (exchange, error) in stuck {
+        tracing::error!(%exchange, error, "a hold that no call owns cannot be released, and its money stays set aside: see `gateway ledger verify`");
+    }
+}
+
+async fn sweep(app: &App, seen: &mut Seen) -> Result<Swept, StoreError> {
     let open = app.gateway.store.blocking(|store| store.open_holds()).await?;
     let overdue = seen.overdue(&open, AGE);
     app.gateway.writer.sweep(overdue, time::now()).await

@@ -25,6 +25,11 @@ pub enum Item {
         /// JSON text.
         arguments: String,
     },
+    /// What takes the place of all that was said before, in so many tokens that only the upstream can read.
+    Compaction {
+        /// Tokens that are billed and not shown.
+        tokens: u64,
+    },
     /// A custom tool to call, with its free-form input. Chat has these as functions.
     Custom {
         /// Its name.
@@ -131,6 +136,7 @@ fn reasoning_tokens(item: &Item) -> u64 {
 fn visible_tokens(request: &Request, item: &Item) -> u64 {
     match item {
         Item::Reasoning { .. } => 0,
+        Item::Compaction { tokens } => *tokens,
         Item::Text(text) => request.count(text),
         Item::Function { name, arguments } => request.count(name) + request.count(arguments),
         Item::Custom { name, input } => request.count(name) + request.count(input),
@@ -151,7 +157,7 @@ fn cut(request: &Request, items: Vec<Item>, limit: u64) -> (Vec<Item>, bool) {
         match item {
             Item::Text(text) => kept.push(Item::Text(first_tokens(request, &text, left))),
             Item::Reasoning { summary, .. } => kept.push(Item::Reasoning { tokens: left, summary }),
-            Item::Function { .. } | Item::Custom { .. } => {}
+            Item::Function { .. } | Item::Custom { .. } | Item::Compaction { .. } => {}
         }
         return (kept, true);
     }
@@ -444,6 +450,7 @@ impl<'a> Response<'a> {
             Item::Text(_) => "msg",
             Item::Function { .. } => "fc",
             Item::Custom { .. } => "ctc",
+            Item::Compaction { .. } => "cmp",
         };
         format!("{prefix}_{}_{number}", self.id)
     }
@@ -481,6 +488,9 @@ impl<'a> Response<'a> {
                 "id": id, "type": "custom_tool_call", "status": status, "call_id": call_id,
                 "name": name, "input": input,
             }),
+            Item::Compaction { .. } => {
+                json!({"id": id, "type": "compaction", "encrypted_content": format!("simulated-{}", self.id)})
+            }
         }
     }
 
@@ -548,6 +558,7 @@ impl<'a> Response<'a> {
             Item::Custom { input, .. } => {
                 self.input_events(&place, "response.custom_tool_call_input", "input", input, events);
             }
+            Item::Compaction { .. } => {}
         }
         events.push((
             json!({"type": "response.output_item.done", "output_index": number, "item": done}),
@@ -641,6 +652,42 @@ pub fn embeddings(request: &Request) -> Script {
         input,
         ..ServedUsage::default()
     })
+}
+
+/// Tokens of every compaction.
+const COMPACTED: u64 = 50;
+
+/// A conversation made shorter: what the user said last, and the rest of it sealed.
+pub fn compaction(request: &Request) -> Script {
+    let (said, _) = request.prompt();
+    let id = format!("{:x}{:04x}", request.at.as_microsecond(), request.id);
+    let usage = ServedUsage {
+        input: request.input_tokens(),
+        cached: request.cached_tokens(),
+        output: COMPACTED,
+        tier: Some(request.tier().to_owned()),
+        ..ServedUsage::default()
+    };
+    let body = json!({
+        "id": format!("resp_{id}"),
+        "object": "response.compaction",
+        "created_at": request.at.as_second(),
+        "output": [
+            {"id": format!("msg_{id}"), "type": "message", "role": "user", "status": "completed",
+             "content": [{"type": "input_text", "text": said}]},
+            {"id": format!("cmp_{id}"), "type": "compaction", "encrypted_content": "c2VhbGVk"},
+        ],
+        "usage": {
+            "input_tokens": usage.input,
+            "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
+            "output_tokens": usage.output,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage.input + usage.output,
+        },
+    });
+    let mut script = Script::json(StatusCode::OK, &body).using(usage);
+    script.response_id = Some(format!("resp_{id}"));
+    script
 }
 
 /// The vector (1, 0) as little-endian 32-bit floats in base64, which OpenAI's clients ask for.

@@ -6,9 +6,12 @@
 
 pub mod answer;
 mod connection;
+mod form;
+mod media;
 pub mod playwright;
 mod request;
 mod script;
+mod shelf;
 
 pub use request::{Request, Wire};
 pub use script::{Gate, Script, ServedUsage, Step};

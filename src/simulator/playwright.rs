@@ -23,9 +23,15 @@
 //! | `broken-json` | an answer that is no JSON |
 //! | `huge` | one event, or one body, of 33 MiB |
 //!
+//! Images are drawn, texts spoken and recordings heard (`media.rs`), always the same ones.
+//!
+//! Files, conversations and the answers themselves are kept, and moderations and counts of input answered
+//! (`shelf.rs`).
+//!
 //! Codex, and whoever declares its tools, is served by what it says: `run a tool` or `run a command` runs a command
 //! (the one in backticks, else `echo hi-from-tool`), `apply_patch` creates the file named before it (`create hello.txt
-//! with apply_patch`, with the text in backticks, else `hello`). What follows a tool's output is a text.
+//! with apply_patch`, with the text in backticks, else `hello`). What follows a tool's output is a text; a
+//! `compaction_trigger` at the end of the input is answered by a `compaction` item.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,9 +40,10 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, Item, Limit, Pieces, embeddings};
+use super::answer::{Answer, Item, Limit, Pieces, compaction, embeddings};
 use super::script::{Gate, Script, Step};
-use super::{Playwright, Request, Wire};
+use super::shelf::Shelf;
+use super::{Playwright, Request, Wire, media};
 
 /// Hidden tokens of the play `reasoning`.
 const REASONING_TOKENS: u64 = 64;
@@ -98,7 +105,11 @@ pub struct Pace {
 
 /// The standard playwright at this pace.
 pub fn standard(pace: Pace) -> Playwright {
-    Arc::new(move |request| paced(write(request, pace), pace))
+    let shelf = Shelf::default();
+    Arc::new(move |request| {
+        let kept = shelf.answer(request).or_else(|| media::answer(request));
+        paced(kept.unwrap_or_else(|| write(request, pace)), pace)
+    })
 }
 
 fn paced(script: Script, pace: Pace) -> Script {
@@ -115,6 +126,7 @@ fn paced(script: Script, pace: Pace) -> Script {
 fn write(request: &Request, pace: Pace) -> Script {
     match (request.method == Method::POST, request.wire()) {
         (true, Some(Wire::Embeddings)) => fault(request, &play_of(request)).unwrap_or_else(|| embeddings(request)),
+        (true, Some(Wire::Compact)) => fault(request, &play_of(request)).unwrap_or_else(|| compaction(request)),
         (true, Some(_)) => generate(request, pace),
         (false, None) if request.route().starts_with("/models") => models(request),
         _ => Script::error(
@@ -235,6 +247,14 @@ fn huge(request: &Request) -> Script {
 
 /// What the model makes, and whether it obeys the limit.
 fn plot(request: &Request, play: &str, pace: Pace) -> (Vec<Item>, Limit) {
+    let input = request.json["input"].as_array();
+    if input
+        .and_then(|items| items.last())
+        .is_some_and(|last| last["type"] == "compaction_trigger")
+    {
+        let tokens = REASONING_TOKENS;
+        return (vec![Item::Compaction { tokens }], Limit::Obeyed);
+    }
     if let Some(call) = tool_call(request, play) {
         return (vec![call], Limit::Obeyed);
     }
@@ -354,7 +374,8 @@ fn instance(schema: &Value) -> Value {
 fn tool_call(request: &Request, play: &str) -> Option<Item> {
     let (said, since) = request.prompt();
     let tools = request.tools();
-    if tools.is_empty() || since.iter().any(|item| tool_output(item).is_some()) {
+    let is_done = |item: &Value| tool_output(item).is_some() || item["type"] == "compaction";
+    if tools.is_empty() || since.iter().any(is_done) {
         return None;
     }
     let find = |name: &str| tools.iter().find(|tool| name_of(tool) == name);

@@ -34,6 +34,7 @@ pub struct Request {
 pub enum Wire {
     ChatCompletions,
     Responses,
+    Compact,
     Completions,
     Embeddings,
 }
@@ -77,6 +78,7 @@ impl Request {
         match self.route() {
             "/chat/completions" => Some(Wire::ChatCompletions),
             "/responses" => Some(Wire::Responses),
+            "/responses/compact" => Some(Wire::Compact),
             "/completions" => Some(Wire::Completions),
             "/embeddings" => Some(Wire::Embeddings),
             _ => None,

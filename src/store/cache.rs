@@ -59,6 +59,11 @@ impl Caches {
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Another number whenever the database changed under what is kept.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
     /// A key, as far as it is kept. Unknown ones are kept, too.
     pub(super) fn known_key(&self, hash: &KeyHash) -> Option<Option<Arc<Key>>> {
         self.known(&self.keys, hash)

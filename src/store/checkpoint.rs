@@ -1,6 +1,9 @@
 //! Checkpoints: what was committed moves from the log into the database, on a thread of its own.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -17,11 +20,18 @@ const CHECKPOINT: Duration = Duration::from_secs(10);
 /// and after so many operations (about 8 MiB of log).
 const CHECKPOINT_AFTER: usize = 1_000;
 
-/// Pages of log (4 KiB each) beyond which a checkpoint makes the writer wait, so that the log begins anew: 64 MiB.
-const LOG_LIMIT: i64 = 16_384;
+/// Pages of log (4 KiB each) beyond which the writer begins it anew: 32 MiB. What is written until then, and while short
+/// readers are in the way, stays below 64 MiB; while one reads on for minutes, as a backup does, the log grows.
+const LOG_LIMIT: i64 = 8_192;
 
-/// How long such a checkpoint waits for readers; the writer waits as long.
+/// How long the writer waits for readers then,
 const CHECKPOINT_WAIT: Duration = Duration::from_millis(100);
+
+/// and how long when the log has grown on to 48 MiB all the same.
+const LONGER_WAIT: Duration = Duration::from_secs(1);
+
+/// By how much it has to have grown before a reader that did not leave is waited for once more.
+const NEXT_TRY: i64 = LOG_LIMIT / 4;
 
 /// The thread that moves what was committed from the log into the database, off the commit path.
 #[derive(Default)]
@@ -29,21 +39,26 @@ pub(super) struct Checkpoints {
     wake: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
     since: usize,
+    /// Pages of a log that is to begin anew; 0: it is short enough. Under steady load it never ends by itself, and only
+    /// the writer can be sure to find the lock free.
+    too_long: Arc<AtomicI64>,
+    /// Pages of the log when a reader was last waited for in vain.
+    in_vain: Cell<i64>,
 }
 
 impl Checkpoints {
     /// Starts the thread.
     pub(super) fn start(store: &Store) -> Result<Checkpoints, StoreError> {
-        let conn = connection::open_writable(store.path())
-            .and_then(|conn| conn.busy_timeout(CHECKPOINT_WAIT).map(|()| conn))
-            .map_err(during("opening the connection for checkpoints"))?;
+        let conn = connection::open_writable(store.path()).map_err(during("opening the connection for checkpoints"))?;
         let mark = MarkFile::open(store.path())?;
         mark::raise(&conn, store.path())?;
         pairing::note(store.path(), &mark);
         let (wake, woken) = mpsc::sync_channel(1);
+        let too_long = Arc::new(AtomicI64::new(0));
+        let told = Arc::clone(&too_long);
         let thread = thread::Builder::new()
             .name("checkpoints".to_owned())
-            .spawn(move || run_checkpoints(&conn, &mark, &woken))
+            .spawn(move || run_checkpoints(&conn, &mark, &woken, &told))
             .map_err(|e| StoreError {
                 context: "starting the checkpoints".to_owned(),
                 source: Some(Box::new(e)),
@@ -52,7 +67,29 @@ impl Checkpoints {
             wake: Some(wake),
             thread: Some(thread),
             since: 0,
+            too_long,
+            in_vain: Cell::default(),
         })
+    }
+
+    /// Begins a log that is too long anew, on the writer's connection, between two transactions.
+    pub(super) fn shorten(&self, conn: &Connection, mark: &MarkFile) {
+        let pages = self.too_long.swap(0, Ordering::Relaxed);
+        let in_vain = self.in_vain.get();
+        // A shorter one has begun anew since.
+        if pages == 0 || (in_vain..in_vain + NEXT_TRY).contains(&pages) {
+            return;
+        }
+        let wait = if pages > LOG_LIMIT * 3 / 2 {
+            LONGER_WAIT
+        } else {
+            CHECKPOINT_WAIT
+        };
+        match connection::waiting(conn, wait, || checkpoint(conn, mark, "RESTART")) {
+            Ok(Moved { log, .. }) if log < 0 => self.too_long.store(pages, Ordering::Relaxed),
+            Ok(Moved { all_moved, .. }) => self.in_vain.set(if all_moved { 0 } else { pages }),
+            Err(error) => tracing::warn!(%error, "the log could not be begun anew"),
+        }
     }
 
     /// Counts operations; after enough of them a checkpoint is due.
@@ -76,6 +113,8 @@ impl Checkpoints {
             wake: Some(wake),
             thread: Some(thread::spawn(move || thread(woken))),
             since: 0,
+            too_long: Arc::default(),
+            in_vain: Cell::default(),
         }
     }
 
@@ -88,20 +127,20 @@ impl Checkpoints {
     }
 }
 
-fn run_checkpoints(conn: &Connection, mark: &MarkFile, woken: &Receiver<()>) {
+fn run_checkpoints(conn: &Connection, mark: &MarkFile, woken: &Receiver<()>, too_long: &AtomicI64) {
     while !matches!(woken.recv_timeout(CHECKPOINT), Err(RecvTimeoutError::Disconnected)) {
         // Without checkpoints the log would grow for ever: a panic of one must not end the others.
-        if catch_unwind(AssertUnwindSafe(|| move_on(conn, mark))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| move_on(conn, mark, too_long))).is_err() {
             tracing::error!("a checkpoint panicked");
         }
     }
 }
 
-fn move_on(conn: &Connection, mark: &MarkFile) {
+fn move_on(conn: &Connection, mark: &MarkFile, too_long: &AtomicI64) {
     mark.sync();
-    if checkpoint(conn, mark, "PASSIVE").log > LOG_LIMIT {
-        // Under steady load the log never ends by itself: hold the writer up for once.
-        checkpoint(conn, mark, "RESTART");
+    let pages = checkpoint(conn, mark, "PASSIVE").log;
+    if pages > LOG_LIMIT {
+        too_long.store(pages, Ordering::Relaxed);
     }
 }
 
@@ -144,6 +183,69 @@ pub(super) fn checkpoint(conn: &Connection, mark: &MarkFile, mode: &str) -> Move
 mod tests {
     use super::super::testing::*;
     use super::*;
+
+    #[test]
+    fn a_log_that_is_too_long_begins_anew_under_whoever_writes() {
+        let desk = Desk::new();
+        let mark = MarkFile::open(&desk.path()).expect("opened");
+        let ours = || connection::open_writable(&desk.path()).expect("opened");
+        let (writer, other, waits) = (ours(), ours(), ours());
+        let checkpoints = Checkpoints::default();
+        let write = |bytes: usize| {
+            writer
+                .execute_batch(&format!(
+                    "CREATE TABLE IF NOT EXISTS ballast (a); INSERT INTO ballast VALUES (zeroblob({bytes}))"
+                ))
+                .expect("written");
+        };
+        let log = || checkpoint(&other, &mark, "PASSIVE").log;
+        let reader = desk.raw();
+        write(33 << 20);
+        // As under load: something is written after what a checkpoint moves.
+        reader.execute_batch("BEGIN; SELECT * FROM users").expect("it reads");
+        write(1);
+        move_on(&other, &mark, &checkpoints.too_long);
+        write(1);
+        assert!(log() > LOG_LIMIT, "it goes on");
+        // While another one is under way it stays due.
+        thread::scope(|scope| {
+            let its_mark = MarkFile::open(&desk.path()).expect("opened");
+            let waiting = scope.spawn(move || while checkpoint(&waits, &its_mark, "FULL").log < 0 {});
+            while log() >= 0 {
+                thread::yield_now();
+            }
+            checkpoints.shorten(&writer, &mark);
+            assert!(checkpoints.too_long.load(Ordering::Relaxed) > LOG_LIMIT);
+            reader.execute_batch("COMMIT").expect("it has read");
+            waiting.join().expect("no panic");
+            write(1);
+        });
+        checkpoints.shorten(&writer, &mark);
+        write(1);
+        assert!(log() < 100, "it has begun anew");
+    }
+
+    #[test]
+    fn a_reader_that_stays_is_not_waited_for_again_before_the_log_has_grown() {
+        let desk = Desk::new();
+        let mark = MarkFile::open(&desk.path()).expect("opened");
+        let (writer, reader) = (connection::open_writable(&desk.path()).expect("opened"), desk.raw());
+        reader.execute_batch("BEGIN; SELECT * FROM users").expect("it reads");
+        desk.user("ada", "1");
+        let checkpoints = Checkpoints::default();
+        let waited_at = |pages| {
+            checkpoints.too_long.store(pages, Ordering::Relaxed);
+            checkpoints.shorten(&writer, &mark);
+            checkpoints.in_vain.get()
+        };
+        let first = LOG_LIMIT + 1;
+        assert_eq!(waited_at(first), first);
+        assert_eq!(waited_at(first + NEXT_TRY - 1), first, "it is not waited for");
+        assert_eq!(waited_at(first + NEXT_TRY), first + NEXT_TRY);
+        assert_eq!(waited_at(first), first, "a shorter log is another one");
+        reader.execute_batch("COMMIT").expect("it has read");
+        assert_eq!(waited_at(first + NEXT_TRY), 0);
+    }
 
     #[test]
     fn what_a_checkpoint_did_not_move_is_not_noted_as_moved() {

@@ -8,16 +8,21 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::attempts::Outcome;
 use super::digest::Hash;
 use super::keys::Key;
 use super::usage_log::{Basis, State};
 use super::users::UserStatus;
-use super::{ExchangeId, KeyId, UserId};
+use super::{CodeId, ExchangeId, KeyId, UserId};
+use crate::budget::Period;
 use crate::call::Endpoint;
 use crate::config::OnHangup;
 use crate::fail_point::Injected;
+use crate::limits::AtMost;
 use crate::money::Usd;
-use crate::pricing::ListName;
+use crate::origin::{Client, Kind, Label};
+use crate::pricing::{Factor, ListName};
+use crate::texts::Language;
 use crate::usage::Tier;
 use crate::usage::Tokens;
 
@@ -70,6 +75,7 @@ macro_rules! id_column {
 id_column!(UserId);
 id_column!(KeyId);
 id_column!(ExchangeId);
+id_column!(CodeId);
 
 impl ToSql for Usd {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
@@ -160,7 +166,9 @@ words!(
     UserStatus, "a status",
     Active => UserStatus::Active.name(), Suspended => UserStatus::Suspended.name(),
 );
+words!(Language, "a language", English => Language::English.name(), Chinese => Language::Chinese.name());
 words!(OnHangup, "what a hang-up does", Drain => "drain", Cancel => "cancel");
+words!(Period, "a budget's period", Total => Period::Total.name(), Day => Period::Day.name(), Month => Period::Month.name());
 words!(Basis, "a usage's basis", Reported => "reported", Estimated => "estimated");
 words!(Tier, "a tier",
     Standard => Tier::Standard.name(), Flex => Tier::Flex.name(), Priority => Tier::Priority.name(),
@@ -168,13 +176,63 @@ words!(Tier, "a tier",
 );
 words!(Endpoint, "an endpoint",
     ChatCompletions => Endpoint::ChatCompletions.path(), Responses => Endpoint::Responses.path(),
+    Compact => Endpoint::Compact.path(),
     Completions => Endpoint::Completions.path(), Embeddings => Endpoint::Embeddings.path(),
+    ImageGenerations => Endpoint::ImageGenerations.path(), ImageEdits => Endpoint::ImageEdits.path(),
+    Speech => Endpoint::Speech.path(), Transcriptions => Endpoint::Transcriptions.path(),
+    Translations => Endpoint::Translations.path(),
+);
+words!(Outcome, "what became of an attempt",
+    Answered => Outcome::Answered.name(), Refused => Outcome::Refused.name(),
+    Unreachable => Outcome::Unreachable.name(), Timeout => Outcome::Timeout.name(),
+    Broken => Outcome::Broken.name(), Abandoned => Outcome::Abandoned.name(),
+);
+words!(Kind, "what a call was for",
+    Turn => Kind::Turn.name(), Title => Kind::Title.name(), Compaction => Kind::Compaction.name(),
+    Review => Kind::Review.name(), Prewarm => Kind::Prewarm.name(), SubAgent => Kind::SubAgent.name(),
 );
 words!(State, "how an exchange ended",
     Completed => State::Completed.name(), Incomplete => State::Incomplete.name(), Refused => State::Refused.name(),
     Failed => State::Failed.name(), Broken => State::Broken.name(), Limited => State::Limited.name(),
     Left => State::Left.name(), Cancelled => State::Cancelled.name(), Interrupted => State::Interrupted.name(),
 );
+
+impl FromSql for Label {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Label> {
+        Label::new(value.as_str()?).ok_or_else(|| unreadable("a client's id"))
+    }
+}
+
+impl FromSql for Client {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Client> {
+        Client::parse(value.as_str()?).ok_or_else(|| unreadable("a client's name"))
+    }
+}
+
+impl ToSql for Factor {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.to_string()))
+    }
+}
+
+impl FromSql for Factor {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Factor> {
+        Factor::parse(value.as_str()?).map_err(|_| unreadable("a markup"))
+    }
+}
+
+impl ToSql for AtMost {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.get()))
+    }
+}
+
+impl FromSql for AtMost {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<AtMost> {
+        let limit = u32::try_from(value.as_i64()?).ok().and_then(AtMost::new);
+        limit.ok_or_else(|| unreadable("a limit"))
+    }
+}
 
 impl FromSql for ListName {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<ListName> {
@@ -316,5 +374,6 @@ mod tests {
         all_words_come_back::<Tier>();
         all_words_come_back::<Endpoint>();
         all_words_come_back::<State>();
+        all_words_come_back::<Kind>();
     }
 }

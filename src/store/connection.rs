@@ -44,6 +44,10 @@ const OWNER_ONLY: u32 = 0o600;
 /// Connections that read, at most.
 pub(super) const READERS: u32 = 8;
 
+/// The page cache of each of them, in KiB. They look up single rows, which the system has in memory; larger ones fill in the
+/// course of hours, and look like a leak.
+const READER_CACHE: i64 = 512;
+
 /// How long a reader's connection is waited for; the callers are bounded to as many as there are connections.
 const READER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -105,7 +109,7 @@ pub(super) fn open(path: &Path, create: Create, loss: Loss) -> Result<Connection
 }
 
 /// What is said of a database that a newer release made, with the backup of ours that lies beside it.
-fn too_new(path: &Path, found: i64) -> OpenError {
+pub(super) fn too_new(path: &Path, found: i64) -> OpenError {
     let ours = (1..=VERSION).rev().map(|version| migrate::backup_path(path, version));
     OpenError::TooNew {
         path: path.to_owned(),
@@ -158,7 +162,10 @@ pub(super) fn version_of(conn: &Connection) -> rusqlite::Result<Option<i64>> {
 pub(super) fn readers(path: &Path) -> r2d2::Pool<SqliteConnectionManager> {
     let manager = SqliteConnectionManager::file(path)
         .with_flags(OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-        .with_init(|conn| only_read(conn));
+        .with_init(|conn| {
+            only_read(conn)?;
+            conn.pragma_update(None, "cache_size", -READER_CACHE)
+        });
     r2d2::Pool::builder()
         .max_size(READERS)
         .min_idle(Some(0))
@@ -209,6 +216,14 @@ fn set_up(conn: &Connection) -> rusqlite::Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_ATTACH_WRITE, false)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS);
     conn.execute_batch(SETTINGS)
+}
+
+/// Does something that waits for locks of others no longer than `wait`.
+pub(super) fn waiting<T>(conn: &Connection, wait: Duration, act: impl FnOnce() -> T) -> rusqlite::Result<T> {
+    conn.busy_timeout(wait)?;
+    let done = act();
+    conn.busy_handler(Some(wait_a_millisecond))?;
+    Ok(done)
 }
 
 /// Asked after each try; on a machine with much to do a millisecond is longer than that, so tries are not counted.

@@ -10,8 +10,8 @@
 //! | digest | domain | fields |
 //! |---|---|---|
 //! | `holds.hash` | `codex-gateway hold 1` | the columns in [`HOLD`](super::ledger::HOLD_COLUMNS), in that order |
-//! | `usage_logs.row_hash` | `codex-gateway usage 1` | the columns in [`USAGE`](super::usage_log::USAGE_COLUMNS), in that order; then `hold_hash` (the hold's `hash`), `hold_state` (its state) |
-//! | `ledger_entries.hash` | `codex-gateway entry 1` | `previous_hash` (the user's entry before it; for the first one 32 zero bytes), the columns in [`ENTRY`](super::entries::ENTRY_COLUMNS), in that order; then `usage_hash` (the `row_hash` of a charge's usage row, else NULL) |
+//! | `usage_logs.row_hash` | `codex-gateway usage 1` | the columns in [`USAGE`](super::usage_log::USAGE_COLUMNS), in that order; then `hold_hash` (the hold's `hash`), `hold_state` (its state); then those of the columns in [`ORIGIN`](super::usage_log::ORIGIN_COLUMNS) that are not NULL, in that order |
+//! | `ledger_entries.hash` | `codex-gateway entry 1` | `previous_hash` (the user's entry before it; for the first one 32 zero bytes), the columns in [`ENTRY`](super::entries::ENTRY_COLUMNS), in that order; then `usage_hash` (the `row_hash` of a charge's usage row, else NULL); then `refunds`, only in a refund |
 //! | a seal ([`Seal`](super::seal::Seal)) | `codex-gateway seal 1` | `sequence` (the number of the last entry it covers, or 0); then, for each user in the order of ids who has entries up to it, `user_id` and `head_hash` (the `hash` of the newest of them) |
 //!
 //! So an entry covers all entries of its user before it, its usage row, and, through it, its hold;
@@ -72,6 +72,13 @@ impl Digest {
         };
         self.pending.push(kind);
         self.sized(bytes);
+    }
+
+    /// Adds a field that is only there when it has a value.
+    pub(super) fn field_if_any(&mut self, name: &str, value: ValueRef<'_>) {
+        if value != ValueRef::Null {
+            self.field(name, value);
+        }
     }
 
     /// Adds cells, in their order.

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::audit::{self, Act};
 use super::columns::{Micros, names_and_marks, text, to_the_microsecond};
 use super::digest::{Cells, Digest, GENESIS, Hash};
+use super::events;
 use super::users::{self, User};
 use super::{Actor, ExchangeId, Outcome, Store, StoreError, UserId};
 use crate::money::Usd;
@@ -26,7 +27,7 @@ pub struct Entry {
     pub seq: i64,
     /// Whose.
     pub user: UserId,
-    /// `credit`, `adjustment`, `charge`.
+    /// `credit`, `adjustment`, `charge`, `refund`.
     pub kind: String,
     /// Signed: charges are negative.
     pub amount: Usd,
@@ -34,6 +35,8 @@ pub struct Entry {
     pub balance_after: Usd,
     /// The exchange it charges for.
     pub exchange: Option<ExchangeId>,
+    /// The exchange whose charge it gives back.
+    pub refunds: Option<ExchangeId>,
     /// The operator's reference; the same one credits once.
     pub reference: Option<String>,
     /// The operator's note.
@@ -81,7 +84,8 @@ pub enum CreditRefused {
     TooLarge,
 }
 
-/// What is hashed of an entry, between the hash before it and the usage row's.
+/// What is hashed of an entry, between the hash before it and the usage row's. Behind that one comes `refunds`, where
+/// there is one.
 pub(super) const ENTRY_COLUMNS: [&str; 9] = [
     "seq",
     "user_id",
@@ -103,6 +107,7 @@ pub(super) fn entry(row: &Row<'_>) -> rusqlite::Result<Entry> {
         amount: row.get("amount_nanos")?,
         balance_after: row.get("balance_after_nanos")?,
         exchange: row.get("exchange_id")?,
+        refunds: row.get("refunds")?,
         reference: row.get("reference")?,
         note: row.get("note")?,
         at: row.get::<_, Micros>("at")?.0,
@@ -117,6 +122,7 @@ pub(super) struct NewEntry<'a> {
     pub(super) amount: Usd,
     pub(super) balance_after: Usd,
     pub(super) exchange: Option<ExchangeId>,
+    pub(super) refunds: Option<ExchangeId>,
     pub(super) usage_hash: Option<Hash>,
     pub(super) reference: Option<&'a str>,
     pub(super) note: Option<&'a str>,
@@ -126,7 +132,7 @@ pub(super) struct NewEntry<'a> {
 /// Writes an entry: its cells, its hash. Triggers see that it fits on the balance and move the balance with it; the CHECK
 /// of `users` sees that what is available does not become negative.
 pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
-    let (names, marks) = names_and_marks(&ENTRY_COLUMNS, &["hash"]);
+    let (names, marks) = names_and_marks(&ENTRY_COLUMNS, &["hash", "refunds"]);
     format!("INSERT INTO ledger_entries ({names}) VALUES ({marks})")
 });
 
@@ -136,21 +142,27 @@ pub(super) struct Tip {
     pub(super) next: i64,
     /// The hash of the user's newest entry.
     pub(super) head: Option<Hash>,
+    /// Whether others are told of it.
+    pub(super) is_told: bool,
 }
 
-fn tip(tx: &Connection, user: UserId) -> rusqlite::Result<Tip> {
-    tx.prepare_cached(
-        "SELECT (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), head_hash FROM users WHERE id = ?1",
-    )?
-    .query_row([user], |row| {
+/// Where it belongs now.
+pub(super) fn tip(tx: &Connection, user: UserId) -> rusqlite::Result<Tip> {
+    tx.prepare_cached(&TIP)?.query_row([user], |row| {
         Ok(Tip {
             next: row.get(0)?,
             head: row.get(1)?,
+            is_told: row.get(2)?,
         })
     })
 }
 
-/// Appends an entry; a trigger moves the balance with it.
+static TIP: LazyLock<String> = LazyLock::new(|| {
+    let told = events::ANY;
+    format!("SELECT (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), head_hash, {told} FROM users WHERE id = ?1")
+});
+
+/// Appends an entry; a trigger moves the balance with it. Whoever is told of such things is, by the same transaction.
 pub(super) fn append(tx: &Connection, new: &NewEntry<'_>, tip: &Tip) -> rusqlite::Result<Entry> {
     let cells = Cells(vec![
         ("seq", ValueRef::Integer(tip.next)),
@@ -175,21 +187,28 @@ pub(super) fn append(tx: &Connection, new: &NewEntry<'_>, tip: &Tip) -> rusqlite
             .as_ref()
             .map_or(ValueRef::Null, |hash| ValueRef::Blob(hash)),
     );
+    let refunds = new.refunds.as_ref().map_or(ValueRef::Null, ExchangeId::value);
+    digest.field_if_any("refunds", refunds);
     let hash = digest.finish();
     tx.prepare_cached(&INSERT)?
-        .execute(cells.and([ValueRef::Blob(&hash)]))?;
-    Ok(Entry {
+        .execute(cells.and([ValueRef::Blob(&hash), refunds]))?;
+    let entry = Entry {
         seq: tip.next,
         user: new.user,
         kind: new.kind.to_owned(),
         amount: new.amount,
         balance_after: new.balance_after,
         exchange: new.exchange,
+        refunds: new.refunds,
         reference: new.reference.map(str::to_owned),
         note: new.note.map(str::to_owned),
         at: to_the_microsecond(new.at),
         hash,
-    })
+    };
+    if tip.is_told {
+        events::balance_changed(tx, &entry)?;
+    }
+    Ok(entry)
 }
 
 /// A credit's entry, whose it is, and whether it was made now; or why it was not made.
@@ -216,6 +235,7 @@ pub(super) fn credit(tx: &Connection, credit: &Credit, by: &Actor, now: Timestam
         amount: credit.amount,
         balance_after,
         exchange: None,
+        refunds: None,
         usage_hash: None,
         reference: credit.reference.as_deref(),
         note: credit.note.as_deref(),
@@ -247,19 +267,22 @@ fn record_credit(tx: &Connection, entry: &Entry, (before, after): (&User, &User)
     audit::record(tx, &act)
 }
 
+/// The entry with an operator's reference.
+pub(super) fn by_reference(conn: &Connection, reference: &str) -> rusqlite::Result<Option<Entry>> {
+    conn.prepare_cached("SELECT * FROM ledger_entries WHERE reference = ?1")?
+        .query_row([reference], entry)
+        .optional()
+}
+
 /// The first answer to a credit that is repeated with its reference.
 fn credited_before(tx: &Connection, credit: &Credit) -> rusqlite::Result<Option<Credited>> {
     let Some(reference) = &credit.reference else {
         return Ok(None);
     };
-    let first = tx
-        .prepare_cached("SELECT * FROM ledger_entries WHERE reference = ?1")?
-        .query_row([reference], entry)
-        .optional()?;
-    let Some(first) = first else {
+    let Some(first) = by_reference(tx, reference)? else {
         return Ok(None);
     };
-    if (first.user, first.amount) != (credit.user, credit.amount) {
+    if (first.user, first.amount, first.refunds) != (credit.user, credit.amount, None) {
         return Ok(Some(Err(CreditRefused::OtherReference(Box::new(first)))));
     }
     let user = users::by_id(tx, credit.user)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;

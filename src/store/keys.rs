@@ -8,12 +8,17 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use super::audit::{self, Act};
+use super::budgets::{self, Change, Spender};
 use super::columns::{Json, Micros, Validity, Word, hex, id_range, in_column, is_valid, json, unreadable};
 use super::users::{self, UserStatus};
 use super::{Actor, KeyId, Outcome, Store, StoreError, Tried, UserId};
+use crate::budget::Budget;
 use crate::config::OnHangup;
 use crate::key::KeyHash;
+use crate::limits::{Rates, RatesChange};
+use crate::pricing::Factor;
 use crate::route::model_allowed;
+use crate::texts::Language;
 
 /// A key as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +49,16 @@ pub struct Key {
     pub created_at: Timestamp,
     /// When it was last used, to a minute.
     pub last_used_at: Option<Timestamp>,
+    /// The key whose budgets and limits it shares: its own, or that of the key it was rotated from.
+    pub budgets: KeyId,
+    /// How often and how much at once; what is `None` is as the settings say.
+    pub rates: Rates,
+    /// The same of all keys of its user together; what is `None` has no limit.
+    pub user_rates: Rates,
+    /// What its user pays per dollar of cost; `None`: as the settings say.
+    pub user_markup: Option<Factor>,
+    /// The language of what its user is told; `None`: as the client asks.
+    pub user_language: Option<Language>,
     /// Whether its user is suspended (checked once more in the hold's WHERE).
     pub user_suspended: bool,
 }
@@ -76,12 +91,47 @@ pub struct NewKey {
     pub ips: Vec<IpNet>,
     /// What happens when its client leaves.
     pub on_hangup: Option<OnHangup>,
+    /// The key whose budgets it shares; `None`: its own.
+    pub budgets: Option<KeyId>,
+    /// What it may spend at most.
+    pub limits: Vec<Budget>,
+    /// How often and how much at once.
+    pub rates: Rates,
+}
+
+/// What to change of a key; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct KeyChange {
+    /// What it is called.
+    pub name: Option<String>,
+    /// When it stops working by itself; `Some(None)`: not.
+    pub expires_at: Option<Option<Timestamp>>,
+    /// Globs of models; empty: all.
+    pub models: Option<Vec<String>>,
+    /// Where from; empty: anywhere.
+    pub ips: Option<Vec<IpNet>>,
+    /// What happens when its client leaves; `Some(None)`: as the settings say.
+    pub on_hangup: Option<Option<OnHangup>>,
+    /// Budgets.
+    pub budgets: Vec<Change>,
+    /// How often and how much at once.
+    pub rates: RatesChange,
+}
+
+/// Why a key was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyUnchanged {
+    /// No such key.
+    NoKey,
+    /// It is revoked, or is in the grace of its rotation. (One that has expired may be given another end.)
+    Over,
 }
 
 /// The columns of a key with its user, from `api_keys k JOIN users u`.
 const KEY: &str =
     "k.id, k.user_id, u.name AS user_name, k.name, k.prefix, k.hash, k.expires_at, k.revoked_at, k.models, k.ips,
-    k.on_hangup, k.created_at, k.last_used_at, u.status";
+    k.on_hangup, k.created_at, k.last_used_at, u.status, COALESCE(k.budget_id, k.id) AS budgets, u.markup, u.language,
+    k.rpm, k.tpm, k.concurrency, u.rpm AS user_rpm, u.tpm AS user_tpm, u.concurrency AS user_concurrency";
 
 /// Where keys come from.
 const FROM: &str = "FROM api_keys k JOIN users u ON u.id = k.user_id";
@@ -109,6 +159,19 @@ pub(super) fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
         on_hangup: row.get("on_hangup")?,
         created_at: row.get::<_, Micros>("created_at")?.0,
         last_used_at: time("last_used_at")?,
+        budgets: row.get("budgets")?,
+        rates: Rates {
+            rpm: row.get("rpm")?,
+            tpm: row.get("tpm")?,
+            concurrency: row.get("concurrency")?,
+        },
+        user_rates: Rates {
+            rpm: row.get("user_rpm")?,
+            tpm: row.get("user_tpm")?,
+            concurrency: row.get("user_concurrency")?,
+        },
+        user_markup: row.get("markup")?,
+        user_language: row.get("language")?,
         user_suspended: row.get::<_, UserStatus>("status")? == UserStatus::Suspended,
     })
 }
@@ -129,6 +192,10 @@ pub(super) fn audited(key: &Key) -> serde_json::Value {
         "models": key.models,
         "ips": key.ips.iter().map(IpNet::to_string).collect::<Vec<_>>(),
         "on_hangup": key.on_hangup.map(Word::word),
+        "budgets": (key.budgets != key.id).then(|| key.budgets.to_string()),
+        "rpm": key.rates.rpm,
+        "tpm": key.rates.tpm,
+        "concurrency": key.rates.concurrency,
     })
 }
 
@@ -151,8 +218,9 @@ fn issue(tx: &Connection, new: &NewKey, by: &Actor, now: Timestamp) -> Tried<Key
     }
     let ips: Vec<String> = new.ips.iter().map(IpNet::to_string).collect();
     tx.prepare_cached(
-        "INSERT INTO api_keys (id, user_id, name, prefix, hash, expires_at, models, ips, on_hangup, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT INTO api_keys (id, user_id, name, prefix, hash, expires_at, models, ips, on_hangup, created_at, budget_id,
+                               rpm, tpm, concurrency)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
     )?
     .execute(params![
         new.id,
@@ -165,6 +233,10 @@ fn issue(tx: &Connection, new: &NewKey, by: &Actor, now: Timestamp) -> Tried<Key
         json(&ips)?,
         new.on_hangup,
         Micros(now),
+        new.budgets,
+        new.rates.rpm,
+        new.rates.tpm,
+        new.rates.concurrency,
     ])?;
     let issued = there(tx, new.id)?;
     let subject = new.id.to_string();
@@ -179,7 +251,60 @@ fn issue(tx: &Connection, new: &NewKey, by: &Actor, now: Timestamp) -> Tried<Key
             after: audited(&issued).to_string(),
         },
     )?;
+    let limits: Vec<Change> = new.limits.iter().map(|budget| Change::Set(*budget)).collect();
+    budgets::change(tx, Spender::Key(issued.budgets), &limits, (by, now))?;
     Ok(Ok(issued))
+}
+
+fn set(tx: &Connection, id: KeyId, to: &KeyChange, by: &Actor, now: Timestamp) -> Tried<Key, KeyUnchanged> {
+    let Some(before) = by_id(tx, id)? else {
+        return Ok(Err(KeyUnchanged::NoKey));
+    };
+    // The end of a key that was rotated is that of its grace.
+    let has_heir = audit::last_state(tx, "key.rotate", &id.to_string())?.is_some();
+    if before.revoked_at.is_some() || has_heir {
+        return Ok(Err(KeyUnchanged::Over));
+    }
+    let to_be = to.clone();
+    let after = Key {
+        name: to_be.name.unwrap_or_else(|| before.name.clone()),
+        expires_at: to_be.expires_at.unwrap_or(before.expires_at),
+        models: to_be.models.unwrap_or_else(|| before.models.clone()),
+        ips: to_be.ips.unwrap_or_else(|| before.ips.clone()),
+        on_hangup: to_be.on_hangup.unwrap_or(before.on_hangup),
+        rates: to_be.rates.of(before.rates),
+        ..before.clone()
+    };
+    if after != before {
+        let ips: Vec<String> = after.ips.iter().map(IpNet::to_string).collect();
+        tx.execute(
+            "UPDATE api_keys SET name = ?2, expires_at = ?3, models = ?4, ips = ?5, on_hangup = ?6,
+                    rpm = ?7, tpm = ?8, concurrency = ?9
+             WHERE id = ?1",
+            params![
+                id,
+                after.name,
+                after.expires_at.map(Micros),
+                json(&after.models)?,
+                json(&ips)?,
+                after.on_hangup,
+                after.rates.rpm,
+                after.rates.tpm,
+                after.rates.concurrency,
+            ],
+        )?;
+        let act = Act {
+            by,
+            at: now,
+            action: "key.set",
+            subject: id.to_string(),
+            before: Some(audited(&before).to_string()),
+            after: audited(&there(tx, id)?).to_string(),
+        };
+        audit::record(tx, &act)?;
+    }
+    budgets::change(tx, Spender::Key(before.budgets), &to.budgets, (by, now))?;
+    there(tx, id).map(Ok)
 }
 
 /// Changes a key and writes the change down.
@@ -241,6 +366,9 @@ fn rotate(
         models: key.models,
         ips: key.ips,
         on_hangup: key.on_hangup,
+        budgets: Some(key.budgets),
+        limits: Vec::new(),
+        rates: key.rates,
         ..new.clone()
     };
     issue(tx, &heir, by, now)
@@ -294,6 +422,11 @@ impl Store {
         })
     }
 
+    /// Changes a key, in one transaction.
+    pub fn change_key(&self, id: KeyId, to: &KeyChange, by: &Actor, now: Timestamp) -> Outcome<Key, KeyUnchanged> {
+        self.write("changing a key", |tx| set(tx, id, to, by, now))
+    }
+
     /// Revokes at `now`; revoking twice changes nothing. The refusal is: no such key.
     pub fn revoke_key(&self, id: KeyId, by: &Actor, now: Timestamp) -> Outcome<Key, ()> {
         self.write("revoking a key", |tx| revoke(tx, id, by, now))
@@ -312,10 +445,20 @@ impl Store {
         self.write("rotating a key", |tx| rotate(tx, old, new, old_until, (by, now)))
     }
 
+    /// Another number whenever somebody else than calls wrote to the database: keys, users or prices may be others.
+    pub fn generation(&self) -> u64 {
+        self.caches().generation()
+    }
+
+    /// The key with this hash as far as memory knows; unknown ones, too.
+    pub fn known_key(&self, hash: &KeyHash) -> Option<Option<Arc<Key>>> {
+        self.caches().known_key(hash)
+    }
+
     /// The key with this hash, whatever its state. What is kept in memory is answered at once, all else is read off the
     /// async threads.
     pub async fn look_up_key(&self, hash: KeyHash) -> Result<Option<Arc<Key>>, StoreError> {
-        match self.caches().known_key(&hash) {
+        match self.known_key(&hash) {
             Some(known) => Ok(known),
             None => self.blocking(move |store| store.key_by_hash(&hash)).await,
         }
@@ -345,10 +488,20 @@ mod tests {
         let id = Uuid::now_v7();
         let new = NewKey {
             expires_at: Some(at(500)),
+            rates: Rates {
+                rpm: "60".parse().ok(),
+                tpm: "100000".parse().ok(),
+                concurrency: "5".parse().ok(),
+            },
             ..new_key(ada.id, id)
         };
         let key = done(desk.store.issue_key(&new, &by(), at(1)));
         let expected = Key {
+            budgets: new.id,
+            rates: new.rates,
+            user_rates: Rates::default(),
+            user_markup: None,
+            user_language: None,
             id: KeyId(id),
             user_id: ada.id,
             user_name: "ada".to_owned(),
@@ -408,17 +561,25 @@ mod tests {
     fn a_rotated_key_hands_its_permissions_over_and_ends_after_the_grace() {
         let desk = Desk::new();
         let ada = desk.user("ada", "0");
-        let old = desk.key(&ada);
+        let limited = KeyChange {
+            rates: RatesChange {
+                rpm: Some("60".parse().ok()),
+                ..RatesChange::default()
+            },
+            ..KeyChange::default()
+        };
+        let old = done(desk.store.change_key(desk.key(&ada).id, &limited, &by(), at(2)));
         let bare = NewKey {
             models: vec![],
             ips: vec![],
             on_hangup: None,
+            rates: Rates::default(),
             ..new_key(ada.id, Uuid::now_v7())
         };
         let new = done(desk.store.rotate_key(old.id, &bare, at(100), &by(), at(50)));
         assert_eq!(
-            (&new.models, &new.ips, new.on_hangup),
-            (&old.models, &old.ips, old.on_hangup)
+            (&new.models, &new.ips, new.on_hangup, new.rates),
+            (&old.models, &old.ips, old.on_hangup, old.rates)
         );
         let ends: Vec<_> = desk
             .store

@@ -7,16 +7,22 @@ use jiff::Timestamp;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::attempts::{self, Attempt};
+use super::budgets::{self, Payers, Starts};
 use super::columns::{Micros, broken, injected, names_and_marks, text, tokens};
 use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry, Tip};
+use super::events;
+use super::idempotency::{self, Once, Repeat};
 use super::usage_log::{self, Basis, ExchangeRow, Settled, State};
 use super::users::UserStatus;
-use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
+use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, Trouble, UserId};
+use crate::budget::Limit;
 use crate::call::Endpoint;
 use crate::fail_point::{self, Point};
 use crate::hold::{self, Policy, Quote, Room, Shortfall, Size};
 use crate::money::Usd;
+use crate::origin::Origin;
 use crate::pricing::ListName;
 use crate::usage::Tier;
 use crate::usage::{Tokens, Usage};
@@ -33,6 +39,8 @@ pub struct PlaceHold {
     pub user: UserId,
     /// With which key; it must be neither revoked nor expired.
     pub key: KeyId,
+    /// The key whose budgets count, beside the user's: [`super::keys::Key::budgets`].
+    pub budgets: KeyId,
     /// What the call may cost; [`crate::hold::size`] decides with the room it finds.
     pub quote: Quote,
     /// The operator's rules.
@@ -49,6 +57,8 @@ pub struct PlaceHold {
     pub upstream: String,
     /// The price list; `None`: free.
     pub list: Option<ListName>,
+    /// Its name, when the client gave it one: then it is taken once.
+    pub once: Option<Once>,
     /// When.
     pub now: Timestamp,
 }
@@ -70,12 +80,14 @@ pub struct Hold {
 /// Why no hold was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HoldRefused {
-    /// The room does not pay for it.
-    Short(Shortfall),
+    /// The room does not pay for it: the balance, or a budget.
+    Short(Limit, Shortfall),
     /// The user is suspended.
     Suspended,
     /// The key was revoked or expired since it was looked up.
     KeyGone,
+    /// Its name stands for an exchange that runs or was charged.
+    Repeated(Repeat),
 }
 
 /// How an exchange's hold is closed.
@@ -86,6 +98,8 @@ pub struct CloseHold {
     pub row: ExchangeRow,
     /// Whether the charge may exceed the hold (usage did), or is capped by it (the gateway ended the stream).
     pub excess: Excess,
+    /// Where it was sent, when that was more than once; else none.
+    pub attempts: Vec<Attempt>,
 }
 
 /// What happens to a charge beyond the hold.
@@ -110,6 +124,13 @@ pub struct Closed {
     pub available: Usd,
 }
 
+impl Closed {
+    /// Whether the exchange cost its user something, collected or not.
+    pub fn is_charge(&self) -> bool {
+        self.charged > Usd::ZERO || self.uncollected > Usd::ZERO
+    }
+}
+
 /// What is hashed of a hold: all that never changes.
 pub(super) const HOLD_COLUMNS: [&str; 12] = [
     "exchange_id",
@@ -127,7 +148,27 @@ pub(super) const HOLD_COLUMNS: [&str; 12] = [
 ];
 
 /// How many holds one transaction of [`Store::release_interrupted`] closes, so that nobody else waits long.
-const RELEASES_PER_TRANSACTION: u32 = 256;
+const RELEASES_PER_TRANSACTION: usize = 256;
+
+/// No call lasts so long: a hold that is open for longer belongs to none that runs.
+pub const LONGEST_HOLD: Duration = Duration::from_secs(8 * 3600);
+
+/// What became of open holds that nobody owns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// How many were released.
+    pub released: usize,
+    /// Those that cannot be, each with why. They stay open: their money stays set aside, and nothing is charged.
+    pub stuck: Vec<(ExchangeId, String)>,
+}
+
+impl Swept {
+    /// Both together.
+    pub(super) fn add(&mut self, other: Swept) {
+        self.released += other.released;
+        self.stuck.extend(other.stuck);
+    }
+}
 
 // Taking a hold ------------------------------------------------------------------------------------------------------
 
@@ -135,6 +176,8 @@ const RELEASES_PER_TRANSACTION: u32 = 256;
 struct Account {
     status: UserStatus,
     room: Room,
+    /// What budgets leave at least, where there are any.
+    budget: Option<Usd>,
     key_is_valid: bool,
     was_asked_before: bool,
 }
@@ -144,30 +187,44 @@ const KEY_IS_VALID: &str = "EXISTS (SELECT 1 FROM api_keys WHERE id = ?2 AND use
                                     AND (expires_at IS NULL OR expires_at > ?3))";
 
 static ACCOUNT: LazyLock<String> = LazyLock::new(|| {
+    let (of_user, of_key) = (budgets::room("?1", "?6", "?7"), budgets::room("?5", "?6", "?7"));
     format!(
         "SELECT status, balance_nanos + credit_line_nanos - held_nanos, held_nanos, {KEY_IS_VALID},
-                EXISTS (SELECT 1 FROM holds WHERE exchange_id = ?4)
+                EXISTS (SELECT 1 FROM holds WHERE exchange_id = ?4), {of_user}, {of_key}
          FROM users WHERE id = ?1"
     )
 });
 
 static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {
+    let (of_user, of_key) = (budgets::room("?1", "?6", "?7"), budgets::room("?5", "?6", "?7"));
     format!(
         "UPDATE users SET held_nanos = held_nanos + ?4, holds = holds + 1
          WHERE id = ?1 AND status = 'active' AND ?4 >= 0 AND balance_nanos + credit_line_nanos - held_nanos >= ?4
-           AND {KEY_IS_VALID}"
+           AND {KEY_IS_VALID} AND (?4 = 0 OR COALESCE({of_user}, ?4) >= ?4 AND COALESCE({of_key}, ?4) >= ?4)"
     )
 });
 
 fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
+    let Starts { day, month } = Starts::of(ask.now);
+    let asked = params![
+        ask.user,
+        ask.key,
+        Micros(ask.now),
+        ask.exchange,
+        ask.budgets,
+        day,
+        month
+    ];
     tx.prepare_cached(&ACCOUNT)?
-        .query_row(params![ask.user, ask.key, Micros(ask.now), ask.exchange], |row| {
+        .query_row(asked, |row| {
+            let (of_user, of_key): (Option<Usd>, Option<Usd>) = (row.get(5)?, row.get(6)?);
             Ok(Account {
                 status: row.get(0)?,
                 room: Room {
                     available: row.get(1)?,
                     held: row.get(2)?,
                 },
+                budget: of_user.into_iter().chain(of_key).min(),
                 key_is_valid: row.get(3)?,
                 was_asked_before: row.get(4)?,
             })
@@ -175,29 +232,46 @@ fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>
         .optional()
 }
 
+/// The account, once every window of its budgets at this time is there.
+fn account_with_windows(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
+    let found = account(tx, ask)?;
+    match &found {
+        Some(there) if there.budget.is_some() && budgets::open_windows(tx, ask.payers(), ask.now)? => account(tx, ask),
+        _ => Ok(found),
+    }
+}
+
 /// Takes a hold; part of a transaction.
 pub(super) fn place(tx: &Connection, ask: &PlaceHold) -> Tried<Hold, HoldRefused> {
-    let account = match account(tx, ask)? {
+    let account = match account_with_windows(tx, ask)? {
         Some(account) if account.was_asked_before => return placed_before(tx, ask).map(Ok),
         Some(account) if account.key_is_valid => account,
         _ => return Ok(Err(HoldRefused::KeyGone)),
     };
+    if let Some(once) = &ask.once
+        && let Some(repeat) = idempotency::repeated(tx, ask.key, once)?
+    {
+        return Ok(Err(HoldRefused::Repeated(repeat)));
+    }
     if account.status == UserStatus::Suspended {
         return Ok(Err(HoldRefused::Suspended));
     }
-    let (amount, output_limit) = match hold::size(&ask.quote, account.room, &ask.policy) {
+    let room = account.room();
+    let (amount, output_limit) = match hold::size(&ask.quote, room, &ask.policy) {
         Size::Hold { amount, output_limit } => (amount, output_limit),
-        Size::Short(shortfall) => return Ok(Err(HoldRefused::Short(shortfall))),
+        Size::Short(shortfall) => return short(tx, ask, &account, shortfall).map(Err),
     };
     if !set_aside(tx, ask, amount)? {
-        let Room { available, held } = account.room;
         let shortfall = Shortfall {
             needed: amount,
-            available,
-            held,
+            available: room.available,
+            held: room.held,
             largest_limit: None,
         };
-        return Ok(Err(HoldRefused::Short(shortfall)));
+        return short(tx, ask, &account, shortfall).map(Err);
+    }
+    if account.budget.is_some() {
+        budgets::hold(tx, ask.payers(), ask.now, amount)?;
     }
     let hold = Hold {
         exchange: ask.exchange,
@@ -206,13 +280,60 @@ pub(super) fn place(tx: &Connection, ask: &PlaceHold) -> Tried<Hold, HoldRefused
         output_limit,
     };
     write_hold(tx, ask, &hold)?;
+    if let Some(once) = &ask.once {
+        idempotency::claim(tx, ask.key, once, ask.exchange)?;
+    }
     Ok(Ok(hold))
 }
 
+impl PlaceHold {
+    fn payers(&self) -> Payers {
+        Payers {
+            user: self.user,
+            key: self.budgets,
+        }
+    }
+}
+
+impl Account {
+    /// What a call may cost: what is available, or what the budgets leave of it.
+    fn room(&self) -> Room {
+        let left = self.budget.unwrap_or(Usd::MAX).max(Usd::ZERO);
+        Room {
+            available: self.room.available.min(left),
+            held: self.room.held,
+        }
+    }
+}
+
+/// Why a call does not fit: by the balance, or by which budget.
+fn short(tx: &Connection, ask: &PlaceHold, account: &Account, shortfall: Shortfall) -> rusqlite::Result<HoldRefused> {
+    if account.budget.is_none() {
+        return Ok(HoldRefused::Short(Limit::Balance, shortfall));
+    }
+    let balance = (account.room.available, account.room.held);
+    let (limit, available, held) = budgets::narrowest(tx, ask.payers(), ask.now, (shortfall.needed, balance))?;
+    let shortfall = Shortfall {
+        available,
+        held,
+        ..shortfall
+    };
+    Ok(HoldRefused::Short(limit, shortfall))
+}
+
 /// The guarded UPDATE: every condition is in it, whatever was read before.
-fn set_aside(tx: &Connection, ask: &PlaceHold, amount: Usd) -> rusqlite::Result<bool> {
+pub(super) fn set_aside(tx: &Connection, ask: &PlaceHold, amount: Usd) -> rusqlite::Result<bool> {
+    let Starts { day, month } = Starts::of(ask.now);
     tx.prepare_cached(&SET_ASIDE)?
-        .execute(params![ask.user, ask.key, Micros(ask.now), amount])
+        .execute(params![
+            ask.user,
+            ask.key,
+            Micros(ask.now),
+            amount,
+            ask.budgets,
+            day,
+            month
+        ])
         .map(|rows| rows == 1)
 }
 
@@ -272,32 +393,43 @@ struct StoredHold {
     /// What the user could spend without this hold.
     available: Usd,
     tip: Tip,
+    placed_at: Timestamp,
+    /// Whether anybody has a budget.
+    are_budgets: bool,
 }
 
-fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option<StoredHold>> {
-    tx.prepare_cached(
+static STORED_HOLD: LazyLock<String> = LazyLock::new(|| {
+    let (any, told) = (budgets::ANY, events::ANY);
+    format!(
         "SELECT h.user_id, h.key_id, h.amount_nanos, h.output_limit, h.state, h.hash, u.balance_nanos,
                 u.balance_nanos + u.credit_line_nanos - u.held_nanos + h.amount_nanos, u.head_hash,
-                (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries)
-         FROM holds h JOIN users u ON u.id = h.user_id WHERE h.exchange_id = ?1",
-    )?
-    .query_row([exchange], |row| {
-        Ok(StoredHold {
-            user: row.get(0)?,
-            key: row.get(1)?,
-            amount: row.get(2)?,
-            output_limit: row.get(3)?,
-            state: row.get(4)?,
-            hash: row.get(5)?,
-            balance: row.get(6)?,
-            available: row.get(7)?,
-            tip: Tip {
-                head: row.get(8)?,
-                next: row.get(9)?,
-            },
+                (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), h.placed_at, {any}, {told}
+         FROM holds h JOIN users u ON u.id = h.user_id WHERE h.exchange_id = ?1"
+    )
+});
+
+fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option<StoredHold>> {
+    tx.prepare_cached(&STORED_HOLD)?
+        .query_row([exchange], |row| {
+            Ok(StoredHold {
+                user: row.get(0)?,
+                key: row.get(1)?,
+                amount: row.get(2)?,
+                output_limit: row.get(3)?,
+                state: row.get(4)?,
+                hash: row.get(5)?,
+                balance: row.get(6)?,
+                available: row.get(7)?,
+                tip: Tip {
+                    head: row.get(8)?,
+                    next: row.get(9)?,
+                    is_told: row.get(12)?,
+                },
+                placed_at: row.get::<_, Micros>(10)?.0,
+                are_budgets: row.get(11)?,
+            })
         })
-    })
-    .optional()
+        .optional()
 }
 
 /// The state of a hold that is closed for a charge.
@@ -319,8 +451,16 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
     if closed != 1 {
         return Err(broken(format!("the hold of exchange {exchange} is not open any more")));
     }
-    let charged = collectable(close, &hold).ok_or_else(|| broken("a charge does not fit"))?;
+    let payers = hold
+        .are_budgets
+        .then(|| budgets::payers(tx, hold.user, hold.key))
+        .transpose()?;
+    let room = payers.map_or(Ok(None), |payers| budgets::left(tx, payers, hold.placed_at))?;
+    let charged = collectable(close, &hold, room).ok_or_else(|| broken("a charge does not fit"))?;
     give_back(tx, &hold, charged)?;
+    if let Some(payers) = payers {
+        budgets::close(tx, payers, hold.placed_at, (hold.amount, charged))?;
+    }
     let settled = Settled {
         exchange,
         user: hold.user,
@@ -335,7 +475,14 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
             .ok_or_else(|| broken("a balance does not fit"))?,
     };
     let usage_hash = usage_log::insert(tx, &close.row, &settled)?;
+    attempts::insert(tx, exchange, &close.attempts)?;
     fail_point::hit(Point::InSettlement).map_err(injected)?;
+    if hold.tip.is_told {
+        events::exchange_closed(tx, (&close.row, &settled), (charged, ended))?;
+        if let Some(payers) = payers {
+            events::budgets_charged(tx, payers, hold.placed_at, (charged, ended))?;
+        }
+    }
     if charged > Usd::ZERO {
         append_charge(tx, &settled, (charged, ended), usage_hash, &hold.tip)?;
     }
@@ -364,10 +511,12 @@ fn give_back(tx: &Connection, hold: &StoredHold, charged: Usd) -> rusqlite::Resu
     }
 }
 
-/// What of a charge is there: with the hold given back, all that is available, or the hold and no more.
-fn collectable(close: &CloseHold, hold: &StoredHold) -> Option<Usd> {
+/// What of a charge is there: with the hold given back, all that is available and that the budgets leave beside it, or
+/// the hold and no more.
+fn collectable(close: &CloseHold, hold: &StoredHold, budgets_leave: Option<Usd>) -> Option<Usd> {
+    let budget = budgets_leave.map_or(Usd::MAX, |left| hold.amount.saturating_add(left.max(Usd::ZERO)));
     let most = match close.excess {
-        Excess::Collect => hold.available.max(Usd::ZERO),
+        Excess::Collect => hold.available.min(budget).max(Usd::ZERO),
         Excess::Waive => hold.amount,
     };
     (!close.row.charge.is_negative()).then(|| close.row.charge.min(most))
@@ -387,6 +536,7 @@ fn append_charge(
         amount,
         balance_after: settled.balance_after,
         exchange: Some(settled.exchange),
+        refunds: None,
         usage_hash: Some(usage_hash),
         reference: None,
         note: None,
@@ -411,8 +561,9 @@ fn closed_before(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Clos
     })
 }
 
-/// Releases an open hold whose exchange nobody will finish; part of a transaction. The usage row keeps its amount.
-pub(super) fn interrupt(tx: &Connection, exchange: ExchangeId, now: Timestamp) -> rusqlite::Result<()> {
+/// Releases an open hold whose exchange nobody will finish; part of a transaction. The usage row keeps its amount. Whether
+/// it was open.
+pub(super) fn interrupt(tx: &Connection, exchange: ExchangeId, now: Timestamp) -> rusqlite::Result<bool> {
     let row = tx
         .prepare_cached(
             "SELECT exchange_id, user_id, key_id, endpoint, streamed, model, priced_model, upstream, list,
@@ -428,11 +579,31 @@ pub(super) fn interrupt(tx: &Connection, exchange: ExchangeId, now: Timestamp) -
             &CloseHold {
                 row,
                 excess: Excess::Waive,
+                attempts: Vec::new(),
             },
         )
-        .map(|_| ()),
-        None => Ok(()),
+        .map(|_| true),
+        None => Ok(false),
     }
+}
+
+/// Releases open holds that nobody owns; part of a transaction. One that cannot be released is left as it is, and keeps
+/// no other from it.
+pub(super) fn sweep(tx: &Connection, holds: &[ExchangeId], now: Timestamp) -> rusqlite::Result<Swept> {
+    let mut swept = Swept::default();
+    for exchange in holds {
+        tx.execute_batch("SAVEPOINT hold")?;
+        match interrupt(tx, *exchange, now) {
+            Ok(released) => swept.released += usize::from(released),
+            Err(error) if Trouble::of(&error) == Trouble::Operation => {
+                tx.execute_batch("ROLLBACK TO hold")?;
+                swept.stuck.push((*exchange, error.to_string()));
+            }
+            Err(error) => return Err(error),
+        }
+        tx.execute_batch("RELEASE hold")?;
+    }
+    Ok(swept)
 }
 
 /// The usage row of an exchange that nobody finished.
@@ -471,48 +642,59 @@ fn interrupted(hold: &Row<'_>, now: Timestamp) -> rusqlite::Result<ExchangeRow> 
         started_at,
         first_byte: None,
         duration: Duration::try_from(now.duration_since(started_at)).unwrap_or_default(),
+        origin: Origin::default(),
     })
 }
 
-/// The open holds, at most so many.
-fn open_holds(conn: &Connection, limit: u32) -> rusqlite::Result<Vec<ExchangeId>> {
-    conn.prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open' LIMIT ?1")?
-        .query_map([limit], |row| row.get(0))?
-        .collect()
-}
-
-/// Releases at most so many open holds; part of a transaction. Returns how many.
-fn interrupt_some(tx: &Connection, now: Timestamp, limit: u32) -> rusqlite::Result<u64> {
-    let open = open_holds(tx, limit)?;
-    fail_point::hit(Point::Sweep).map_err(injected)?;
-    let mut closed = 0;
-    for exchange in open {
-        interrupt(tx, exchange, now)?;
-        closed += 1;
-    }
-    Ok(closed)
-}
-
 impl Store {
+    /// How many holds are open, and what they hold in all; it reads each of them, which are as many as calls run.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn held_in_all(&self) -> Result<(u32, Usd), StoreError> {
+        self.read("adding up the open holds", |conn| {
+            let mut query =
+                conn.prepare_cached("SELECT COUNT(*), COALESCE(SUM(amount_nanos), 0) FROM holds WHERE state = 'open'")?;
+            query.query_row([], |row| Ok((row.get(0)?, Usd::from_nanos(row.get(1)?))))
+        })
+    }
+
     /// The exchanges whose holds are open.
     pub fn open_holds(&self) -> Result<Vec<ExchangeId>, StoreError> {
-        self.read("reading open holds", |conn| open_holds(conn, u32::MAX))
+        self.read("reading open holds", |conn| {
+            conn.prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open'")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+    }
+
+    /// How many holds are open, and what they hold together.
+    pub fn held(&self) -> Result<(u64, Usd), StoreError> {
+        self.read("reading open holds", |conn| {
+            let sql = "SELECT COUNT(*), COALESCE(SUM(amount_nanos), 0) FROM holds WHERE state = 'open'";
+            let both = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?));
+            conn.prepare_cached(sql)?.query_row([], both)
+        })
     }
 
     /// At start, before listening: closes the holds of a process that died, by releasing them, as `interrupted`.
-    /// Returns how many.
-    pub fn release_interrupted(&self, now: Timestamp) -> Outcome<u64, ()> {
-        let mut released = 0;
-        loop {
-            let some = self.write("releasing the holds of a process that died", |tx| {
-                interrupt_some(tx, now, RELEASES_PER_TRANSACTION).map(Ok)
+    pub fn release_interrupted(&self, now: Timestamp) -> Outcome<Swept, ()> {
+        let open = match self.open_holds() {
+            Ok(open) => open,
+            Err(error) => return Outcome::NotCommitted(error),
+        };
+        let mut all = Swept::default();
+        for some in open.chunks(RELEASES_PER_TRANSACTION) {
+            let swept = self.write("releasing the holds of a process that died", |tx| {
+                fail_point::hit(Point::Sweep).map_err(injected)?;
+                sweep(tx, some, now).map(Ok)
             });
-            match some {
-                Outcome::Committed(0) => return Outcome::Committed(released),
-                Outcome::Committed(some) => released += some,
+            match swept {
+                Outcome::Committed(swept) => all.add(swept),
                 other => return other,
             }
         }
+        Outcome::Committed(all)
     }
 }
 
@@ -539,6 +721,10 @@ mod tests {
             GIVE_BACK,
             &**usage_log::INSERT,
             &**entries::INSERT,
+            events::INSERT,
+            idempotency::FIND,
+            idempotency::CLAIM,
+            attempts::INSERT,
             commits::COUNT,
         ] {
             let mut explain = conn.prepare(&format!("EXPLAIN {sql}")).expect("it explains");
@@ -652,19 +838,25 @@ mod tests {
         let desk = Desk::new();
         let ada = desk.user("ada", "1");
         let (key, revoked) = (desk.key(&ada), desk.key(&ada));
-        let short = HoldRefused::Short(Shortfall {
-            needed: usd("1.000001"),
-            available: usd("1"),
-            held: Usd::ZERO,
-            largest_limit: None,
-        });
+        let short = HoldRefused::Short(
+            Limit::Balance,
+            Shortfall {
+                needed: usd("1.000001"),
+                available: usd("1"),
+                held: Usd::ZERO,
+                largest_limit: None,
+            },
+        );
         match refused(desk.place(&ask(exchange(), &key, "1.000001"))) {
-            HoldRefused::Short(found) => {
+            HoldRefused::Short(limit, found) => {
                 assert_eq!(
-                    HoldRefused::Short(Shortfall {
-                        largest_limit: None,
-                        ..found
-                    }),
+                    HoldRefused::Short(
+                        limit,
+                        Shortfall {
+                            largest_limit: None,
+                            ..found
+                        }
+                    ),
                     short
                 );
             }
@@ -691,7 +883,7 @@ mod tests {
         let ada = desk.user("ada", "3");
         let key = desk.key(&ada);
         desk.set_aside(&ask(exchange(), &key, "2"));
-        let HoldRefused::Short(short) = refused(desk.place(&ask(exchange(), &key, "1.5"))) else {
+        let HoldRefused::Short(Limit::Balance, short) = refused(desk.place(&ask(exchange(), &key, "1.5"))) else {
             panic!("it is only short");
         };
         assert_eq!((short.available, short.held), (usd("1"), usd("2")));
@@ -767,15 +959,15 @@ mod tests {
         refused("DELETE FROM ledger_entries WHERE user_id = ?1");
         refused(
             "REPLACE INTO ledger_entries SELECT seq, user_id, kind, 1, balance_after_nanos + 1, exchange_id, reference,
-                    note, at, hash FROM ledger_entries WHERE user_id = ?1",
+                    note, at, hash, refunds FROM ledger_entries WHERE user_id = ?1",
         );
         refused(
-            "REPLACE INTO users SELECT id, name, email, password_hash, status, 0, 0, 0, created_at, 0, NULL, 0
+            "REPLACE INTO users SELECT id, name, email, password_hash, status, 0, 0, 0, created_at, 0, NULL, 0, NULL, NULL, NULL, NULL, NULL
              FROM users WHERE id = ?1",
         );
         refused(
             "INSERT INTO ledger_entries SELECT seq + 1, user_id, kind, 5, balance_after_nanos, NULL, NULL, NULL, at,
-                    hash FROM ledger_entries WHERE user_id = ?1",
+                    hash, NULL FROM ledger_entries WHERE user_id = ?1",
         );
         desk.assert_books_balance();
     }
@@ -819,8 +1011,8 @@ mod tests {
         let id = exchange();
         desk.set_aside(&ask(id, &key, "2"));
         assert_eq!(desk.store.verify().expect("it verifies").open_holds, 1);
-        assert_eq!(done(desk.store.release_interrupted(at(70))), 1);
-        assert_eq!(done(desk.store.release_interrupted(at(71))), 0);
+        assert_eq!(done(desk.store.release_interrupted(at(70))).released, 1);
+        assert_eq!(done(desk.store.release_interrupted(at(71))), Swept::default());
         let row = desk
             .store
             .find_exchange(&id.to_string())
@@ -843,6 +1035,51 @@ mod tests {
             }
         );
         desk.assert_books_balance();
+    }
+
+    #[test]
+    fn a_hold_that_cannot_be_released_keeps_no_other_from_it() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "400");
+        let key = desk.key(&ada);
+        let ids: Vec<_> = (0..RELEASES_PER_TRANSACTION + 3).map(|_| exchange()).collect();
+        for id in &ids {
+            desk.set_aside(&ask(*id, &key, "1"));
+        }
+        let bad = [ids[1], ids[RELEASES_PER_TRANSACTION + 1]];
+        for (number, id) in bad.iter().enumerate() {
+            desk.raw()
+                .execute_batch(&format!(
+                    "CREATE TRIGGER never_{number} BEFORE INSERT ON usage_logs WHEN NEW.exchange_id = x'{}'
+                     BEGIN SELECT RAISE(ABORT, 'never'); END",
+                    id.0.simple()
+                ))
+                .expect("made");
+        }
+        let swept = done(desk.store.release_interrupted(at(70)));
+        assert_eq!(swept.released, ids.len() - bad.len());
+        let stuck: Vec<_> = swept.stuck.iter().map(|(id, why)| (*id, why.as_str())).collect();
+        assert_eq!(stuck, bad.map(|id| (id, "never")));
+        assert_eq!(desk.store.open_holds().expect("read"), bad);
+        assert_eq!(desk.now(&ada).held, usd("2"), "nothing of it is half done");
+        desk.assert_books_balance();
+        // By what was written last, no call lasts so long.
+        let late = exchange();
+        desk.set_aside(&ask(late, &key, "1"));
+        let mut close = closing(late, &key, "1");
+        close.row.duration = LONGEST_HOLD + Duration::from_secs(1);
+        desk.close(late, &close);
+        let mut findings = desk.store.verify().expect("it verifies").findings;
+        findings.sort_by_key(|finding| bad.iter().position(|id| id.to_string() == finding.row));
+        let named: Vec<_> = findings
+            .iter()
+            .map(|finding| (finding.table, finding.row.clone()))
+            .collect();
+        assert_eq!(named, bad.map(|id| ("holds", id.to_string())), "{findings:?}");
+        assert!(
+            findings[0].problem.contains("longer than any call lasts"),
+            "{findings:?}"
+        );
     }
 
     #[test]

@@ -13,7 +13,10 @@ const TRIES: u32 = 3;
 const BETWEEN_TRIES: Duration = Duration::from_millis(20);
 
 /// How much of a lock file is read, in bytes.
-const MAX_NOTE: u64 = 1024;
+const MAX_NOTE: u64 = 8 * 1024;
+
+/// What stands before the socket of the status, behind the address.
+const SOCKET: &str = ", status at ";
 
 /// Held while a server runs; freed when it is dropped, or when the process dies.
 #[derive(Debug)]
@@ -56,10 +59,27 @@ impl ServerLock {
         held().map_err(|error| on_file("reading", &path, error))
     }
 
-    /// Notes where this server can be found, for whoever finds the lock taken.
-    pub fn set_note(&self, text: &str) -> Result<(), StoreError> {
-        self.write(text)
+    /// Where the socket of a database's server is, unless it noted another place.
+    pub fn socket(database: &Path) -> PathBuf {
+        let database = connection::absolute(database).unwrap_or_else(|_| database.to_owned());
+        connection::beside(&database, ".sock")
+    }
+
+    /// Notes where this server can be found, for whoever finds the lock taken: its address, and the socket of its status
+    /// when that is not in its place.
+    pub fn set_note(&self, address: &str, socket: Option<&Path>) -> Result<(), StoreError> {
+        let socket = socket.map_or_else(String::new, |path| format!("{SOCKET}{}", path.display()));
+        self.write(&format!("{address}{socket}"))
             .map_err(|error| on_file("writing", Path::new("the lock file"), error))
+    }
+
+    /// Address and socket as a server noted them: `process 7, http://127.0.0.1:8080, status at /run/gateway.db.sock`.
+    pub fn noted(note: &str) -> (Option<&str>, Option<&Path>) {
+        let (found, socket) = match note.split_once(SOCKET) {
+            Some((found, socket)) => (found, Some(Path::new(socket))),
+            None => (note, None),
+        };
+        (found.split_once(", ").map(|(_, address)| address), socket)
     }
 
     fn write(&self, text: &str) -> io::Result<()> {
@@ -111,7 +131,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let database = folder.path().join("gateway.db");
         let first = ServerLock::acquire(&database).expect("nobody has it");
-        first.set_note("http://127.0.0.1:8080").expect("written");
+        first.set_note("http://127.0.0.1:8080", None).expect("written");
         match ServerLock::acquire(&database) {
             Err(OpenError::InUse(who)) => {
                 assert_eq!(who, format!("process {}, http://127.0.0.1:8080", std::process::id()));
@@ -120,6 +140,16 @@ mod tests {
         }
         drop(first);
         ServerLock::acquire(&database).expect("it is free again");
+    }
+
+    #[test]
+    fn what_was_noted_is_read_back() {
+        let noted = "process 7, http://127.0.0.1:8080";
+        assert_eq!(ServerLock::noted(noted), (Some("http://127.0.0.1:8080"), None));
+        let elsewhere = format!("{noted}{SOCKET}/tmp/a, b/sock");
+        let socket = Some(Path::new("/tmp/a, b/sock"));
+        assert_eq!(ServerLock::noted(&elsewhere), (Some("http://127.0.0.1:8080"), socket));
+        assert_eq!(ServerLock::noted("process 7"), (None, None));
     }
 
     #[test]
@@ -141,7 +171,7 @@ mod tests {
         assert_eq!(holder(&database), None);
         assert!(!lock_path(&database).exists(), "a look makes no file");
         let server = ServerLock::acquire(&database).expect("nobody has it");
-        server.set_note("http://127.0.0.1:8080").expect("written");
+        server.set_note("http://127.0.0.1:8080", None).expect("written");
         let noted = holder(&database).expect("it runs");
         assert!(noted.ends_with(", http://127.0.0.1:8080"), "{noted}");
         drop(server);

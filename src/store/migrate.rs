@@ -12,10 +12,10 @@ use super::{Loss, OpenError, ServerLock, backup, connection, during, mark};
 use crate::fail_point::{self, Point};
 
 /// `user_version` of the schema.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 6;
 
 /// What makes a database of one version one of the next; the first is of version 1.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 5] = [
     // 2: commits are counted.
     "CREATE TABLE commits (
          one   INTEGER PRIMARY KEY CHECK (one = 1),
@@ -29,6 +29,12 @@ const STEPS: [&str; 2] = [
      BEGIN SELECT RAISE(ABORT, 'the count of commits is not deleted'); END;",
     // 3: a settlement makes no tables for itself.
     include_str!("version-3.sql"),
+    // 4: budgets, refunds, codes, idempotency, usage summed by day.
+    include_str!("version-4.sql"),
+    // 5: rate limits, attempts, events.
+    include_str!("version-5.sql"),
+    // 6: who asked.
+    include_str!("version-6.sql"),
 ];
 
 /// A table that is made anew is missing for a moment: what refers to it has to bear that. Looked at again at the end.
@@ -112,6 +118,7 @@ mod tests {
     use super::super::testing::*;
     use super::super::{Create, Store};
     use super::*;
+    use crate::origin::Origin;
     use crate::store::entries::Entry;
 
     /// The schema of version 1, as it was.
@@ -123,7 +130,11 @@ mod tests {
         let ada = desk.user("ada", "9");
         let (key, id) = (desk.key(&ada), exchange());
         desk.set_aside(&ask(id, &key, "2"));
-        desk.close(id, &closing(id, &key, "1"));
+        let mut close = closing(id, &key, "1");
+        // Which attempts these were was not kept, nor who asked.
+        close.row.attempts = 2;
+        close.row.origin = Origin::default();
+        desk.close(id, &close);
         let entries = desk.store.entries(ada.id, None, 100).expect("they are read");
         desk.raw()
             .execute_batch(include_str!("../../tests/data/downgrade-to-1.sql"))
@@ -179,6 +190,10 @@ mod tests {
         let ada = migrated.find_user("ada").expect("read").expect("there");
         assert_eq!(migrated.entries(ada.id, None, 100).expect("read"), entries);
         assert_eq!(migrated.verify().expect("verified").findings, []);
+        let exchange = entries.iter().find_map(|entry| entry.exchange).expect("a charge");
+        let outcomes = migrated.attempts(exchange).expect("read").into_iter();
+        let outcomes: Vec<_> = outcomes.map(|attempt| attempt.outcome.name()).collect();
+        assert_eq!(outcomes, ["unreachable", "answered"]);
         assert_eq!(schema(&desk.raw()), schema(&made_of(include_str!("../../schema.sql"))));
         assert_eq!(version(&desk.path()), VERSION);
         let backup = backup_path(&desk.path(), 1);

@@ -2,29 +2,42 @@
 //!
 //! What crosses it are operations and values, never a connection: nothing outside knows which engine is behind it.
 
+pub mod attempts;
 pub mod audit;
 pub mod backup;
+pub mod budgets;
 mod cache;
 mod checkpoint;
+pub mod codes;
 mod columns;
 mod commits;
 mod connection;
+mod counts;
 mod digest;
 pub mod entries;
+pub mod events;
 mod health;
+pub mod idempotency;
 pub mod keys;
 pub mod ledger;
 mod lock;
+pub mod look;
 mod mark;
 mod migrate;
 #[cfg(test)]
 mod model;
+pub mod objects;
 mod pairing;
 pub mod prices;
+pub mod recordings;
+pub mod refunds;
 pub mod reports;
 pub mod restore;
+pub mod rollups;
 pub mod seal;
+pub mod sessions;
 mod space;
+pub mod statement;
 #[cfg(test)]
 mod testing;
 pub mod usage_log;
@@ -43,11 +56,14 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
 
+use self::restore::Restored;
 use crate::config::DiskConfig;
+use crate::time::now;
 use cache::Caches;
+pub use counts::Counts;
 pub use lock::ServerLock;
 pub use mark::Behind;
-pub use writer::{Busy, NotClosed, Place, Writer};
+pub use writer::{Busy, Load, NotClosed, Place, Writer};
 
 /// Id of a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,6 +72,10 @@ pub struct UserId(pub Uuid);
 /// Id of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub Uuid);
+
+/// Id of a redemption code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CodeId(pub Uuid);
 
 /// Id of an exchange: UUID v7, the answer's `x-request-id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -279,7 +299,7 @@ impl Store {
         if let Some(behind) = &behind {
             tracing::warn!(%behind, "the database is not what was there before; nothing is written to it");
         }
-        if behind.is_none() && prices::seed(&mut acts, &catalogue).map_err(during("writing the catalogue"))? {
+        if behind.is_none() && prices::seed(&mut acts, &catalogue, now()).map_err(during("writing the catalogue"))? {
             mark::raise(&acts, &path)?;
         }
         Ok(Store::over(path, acts, behind))
@@ -373,6 +393,27 @@ impl Store {
             *self.inner.behind.lock().unwrap_or_else(PoisonError::into_inner) = Some(lost);
         }
         accepted
+    }
+
+    /// Writes down that the database was put in the place of another.
+    pub fn note_restored(&self, from: &Path, restored: &Restored, by: &Actor, now: jiff::Timestamp) -> Outcome<(), ()> {
+        let last = |entry: Option<backup::LastEntry>| entry.map(|entry| entry.seq);
+        let before = restored.replaced.as_ref().map(|replaced| {
+            serde_json::json!({ "last_entry": last(replaced.last), "kept": replaced.kept }).to_string()
+        });
+        let contents = &restored.contents;
+        let after = serde_json::json!({
+            "from": from, "users": contents.users, "entries": contents.entries, "last_entry": last(contents.last),
+        });
+        let act = audit::Act {
+            by,
+            at: now,
+            action: "database.restore",
+            subject: "database".to_owned(),
+            before,
+            after: after.to_string(),
+        };
+        self.write("writing the restoring down", |tx| audit::record(tx, &act).map(Ok))
     }
 
     fn reset_mark(&self) -> Result<(), StoreError> {

@@ -13,12 +13,15 @@ use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, params};
 use uuid::Uuid;
 
+use super::attempts::{self, Attempt};
+use super::budgets::{self, Spender};
 use super::columns::{Count, Micros, broken, json};
 use super::usage_log::{ExchangeRow, exchange};
 use super::users::{self, User};
 use super::{ExchangeId, KeyId, Store, StoreError, UserId};
 use crate::call::Endpoint;
 use crate::money::Usd;
+use crate::origin::Label;
 use crate::usage::Tier;
 
 /// Steps of SQLite between two looks at whether to stop: well below a millisecond.
@@ -81,8 +84,19 @@ pub enum Unread {
 pub struct Standing {
     /// The user.
     pub user: User,
-    /// What was charged to the key since it was issued.
+    /// What was charged to the key since it was issued, less what was given back.
     pub spent: Usd,
+}
+
+/// What a key's user has, and what may be spent of it, of one moment.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// The user.
+    pub user: User,
+    /// The user's budgets.
+    pub of_user: Vec<budgets::Standing>,
+    /// The key's.
+    pub of_key: Vec<budgets::Standing>,
 }
 
 /// Which exchanges, newest first.
@@ -92,6 +106,8 @@ pub struct Page {
     pub since: Option<Timestamp>,
     /// Older than this one.
     pub before: Option<ExchangeId>,
+    /// Of this session.
+    pub session: Option<Label>,
     /// At most so many.
     pub limit: u32,
 }
@@ -107,10 +123,34 @@ pub struct Question {
     pub by_model: bool,
     /// By the tier that was priced.
     pub by_tier: bool,
+    /// By something that the client said of itself.
+    pub by_origin: Option<ByOrigin>,
     /// Only these models; `None`: all.
     pub models: Option<Vec<String>>,
-    /// Without this endpoint.
-    pub without: Option<Endpoint>,
+    /// Without these endpoints.
+    pub without: &'static [Endpoint],
+}
+
+/// What clients say of themselves, as far as it is summed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByOrigin {
+    /// The session.
+    Session,
+    /// What the call was for.
+    Kind,
+    /// The client's name.
+    Client,
+}
+
+impl ByOrigin {
+    /// The name in documents.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ByOrigin::Session => "session",
+            ByOrigin::Kind => "kind",
+            ByOrigin::Client => "client",
+        }
+    }
 }
 
 /// What the exchanges of one group come to.
@@ -122,6 +162,8 @@ pub struct Sum {
     pub model: Option<String>,
     /// The tier.
     pub tier: Option<Tier>,
+    /// What the client said of itself.
+    pub origin: Option<String>,
     /// How many.
     pub exchanges: u64,
     /// Tokens read, all of them.
@@ -142,40 +184,129 @@ pub struct Sum {
     pub charge: Usd,
     /// Not collected.
     pub uncollected: Usd,
+    /// Of the charge: given back, whenever that was.
+    pub refunded: Usd,
 }
 
-const SPENT: &str = "SELECT COALESCE(SUM(charge_nanos - uncollected_nanos), 0) FROM usage_logs
-     WHERE user_id = ?1 AND key_id = ?2";
+/// An exchange, and what was given back of its charge.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// The exchange.
+    pub row: ExchangeRow,
+    /// What was given back.
+    pub refunded: Usd,
+    /// Where it was sent, if that was more than once; else none.
+    pub attempts: Vec<Attempt>,
+}
 
-const PAGE: &str = "SELECT * FROM usage_logs
+/// Refunds with their exchanges. They are few, so that all of them are looked through.
+macro_rules! refunds {
+    () => {
+        "ledger_entries e CROSS JOIN usage_logs u ON u.exchange_id = e.refunds
+         WHERE e.refunds IS NOT NULL AND u.user_id = ?1 AND u.key_id = ?2"
+    };
+}
+
+const SPENT: &str = concat!(
+    "SELECT COALESCE(SUM(charge_nanos - uncollected_nanos), 0) - (SELECT COALESCE(SUM(e.amount_nanos), 0) FROM ",
+    refunds!(),
+    ") FROM usage_logs WHERE user_id = ?1 AND key_id = ?2"
+);
+
+/// The columns of an exchange, and behind them what was given back.
+macro_rules! receipt {
+    () => {
+        "SELECT *, (SELECT COALESCE(SUM(amount_nanos), 0) FROM ledger_entries WHERE refunds = usage_logs.exchange_id)
+                   AS refunded
+         FROM usage_logs "
+    };
+}
+
+const PAGE: &str = concat!(
+    receipt!(),
+    "
      WHERE user_id = ?1 AND key_id = ?2 AND exchange_id >= ?3 AND exchange_id < ?4 AND started_at >= ?5
-     ORDER BY exchange_id DESC LIMIT ?6";
+     ORDER BY exchange_id DESC LIMIT ?6"
+);
 
-const BY_ID: &str = "SELECT * FROM usage_logs WHERE exchange_id = ?1 AND user_id = ?2 AND key_id = ?3";
+/// The same of one session.
+const PAGE_OF_SESSION: &str = concat!(
+    receipt!(),
+    "INDEXED BY usage_logs_by_session
+     WHERE user_id = ?1 AND key_id = ?2 AND exchange_id >= ?3 AND exchange_id < ?4 AND started_at >= ?5 AND session = ?7
+     ORDER BY exchange_id DESC LIMIT ?6"
+);
+
+const BY_ID: &str = concat!(receipt!(), "WHERE exchange_id = ?1 AND user_id = ?2 AND key_id = ?3");
 
 /// With the `+`, the user's index is not taken for it: that would read all that the user ever did.
-const BY_RESPONSE: &str = "SELECT * FROM usage_logs WHERE response_id = ?1 AND +user_id = ?2 AND key_id = ?3
-     ORDER BY exchange_id DESC LIMIT 1";
+const BY_RESPONSE: &str = concat!(
+    receipt!(),
+    "WHERE response_id = ?1 AND +user_id = ?2 AND key_id = ?3 ORDER BY exchange_id DESC LIMIT 1"
+);
+
+/// What the client said of itself: the group that a parameter names.
+macro_rules! of_origin {
+    ($by:literal) => {
+        concat!(
+            "CASE ",
+            $by,
+            " WHEN 'session' THEN u.session WHEN 'kind' THEN u.kind
+                 WHEN 'client' THEN substr(u.client, 1, instr(u.client || '/', '/') - 1) END AS of_origin,"
+        )
+    };
+}
 
 /// A group that is not asked for is NULL.
-const SUMS: &str = "SELECT started_at / ?9 * ?9 AS span, CASE WHEN ?10 THEN model END AS of_model,
-            CASE WHEN ?11 THEN tier END AS of_tier, COUNT(*) AS exchanges, SUM(input_tokens) AS input,
+const SUMS: &str = concat!(
+    "SELECT started_at / ?9 * ?9 AS span, CASE WHEN ?10 THEN model END AS of_model,
+            CASE WHEN ?11 THEN tier END AS of_tier, ",
+    of_origin!("?13"),
+    " COUNT(*) AS exchanges, SUM(input_tokens) AS input,
             SUM(cached_tokens) AS cached, SUM(cache_write_tokens) AS written,
             SUM(cache_write_12h_tokens) AS written_12h, SUM(audio_input_tokens) AS audio_input,
             SUM(output_tokens) AS output, SUM(audio_output_tokens) AS audio_output,
             SUM(charge_nanos - uncollected_nanos) AS charged, SUM(uncollected_nanos) AS uncollected
-     FROM usage_logs
+     FROM usage_logs u
      WHERE user_id = ?1 AND key_id = ?2 AND exchange_id >= ?3 AND exchange_id < ?4
-       AND started_at >= ?5 AND started_at < ?6 AND endpoint IS NOT ?7
+       AND started_at >= ?5 AND started_at < ?6 AND endpoint NOT IN (SELECT value FROM json_each(?7))
        AND (?8 IS NULL OR model IN (SELECT value FROM json_each(?8)))
-     GROUP BY 1, 2, 3 ORDER BY 1, 2, 3 LIMIT ?12";
+     GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4 LIMIT ?12"
+);
+
+/// What was given back in the groups of [`SUMS`].
+const REFUNDS: &str = concat!(
+    "SELECT u.started_at / ?7 * ?7 AS span, CASE WHEN ?8 THEN u.model END AS of_model,
+            CASE WHEN ?9 THEN u.tier END AS of_tier, ",
+    of_origin!("?10"),
+    " SUM(e.amount_nanos) AS refunded FROM ",
+    refunds!(),
+    " AND u.started_at >= ?3 AND u.started_at < ?4 AND u.endpoint NOT IN (SELECT value FROM json_each(?5))
+       AND (?6 IS NULL OR u.model IN (SELECT value FROM json_each(?6)))
+     GROUP BY 1, 2, 3, 4"
+);
+
+/// What exchanges are summed by.
+type Group = (Option<Timestamp>, Option<String>, Option<Tier>, Option<String>);
+
+fn group(row: &Row<'_>) -> rusqlite::Result<Group> {
+    let span: Option<Micros> = row.get("span")?;
+    Ok((
+        span.map(|at| at.0),
+        row.get("of_model")?,
+        row.get("of_tier")?,
+        row.get("of_origin")?,
+    ))
+}
 
 fn sum(row: &Row<'_>) -> rusqlite::Result<Sum> {
     let count = |column: &str| row.get::<_, Count>(column).map(|count| count.0);
+    let (from, model, tier, origin) = group(row)?;
     Ok(Sum {
-        from: row.get::<_, Option<Micros>>("span")?.map(|at| at.0),
-        model: row.get("of_model")?,
-        tier: row.get("of_tier")?,
+        from,
+        model,
+        tier,
+        origin,
         exchanges: count("exchanges")?,
         input_tokens: count("input")?,
         cached_tokens: count("cached")?,
@@ -186,6 +317,20 @@ fn sum(row: &Row<'_>) -> rusqlite::Result<Sum> {
         audio_output_tokens: count("audio_output")?,
         charge: row.get("charged")?,
         uncollected: row.get("uncollected")?,
+        refunded: Usd::ZERO,
+    })
+}
+
+/// Reads a receipt; its attempts are read from where it was found.
+fn receipt(row: &Row<'_>, conn: &Connection) -> rusqlite::Result<Receipt> {
+    let exchange = exchange(row)?;
+    Ok(Receipt {
+        attempts: match exchange.attempts {
+            0 | 1 => Vec::new(),
+            _ => attempts::of(conn, exchange.id)?,
+        },
+        refunded: row.get("refunded")?,
+        row: exchange,
     })
 }
 
@@ -196,7 +341,7 @@ fn first_id(at: Timestamp) -> ExchangeId {
 }
 
 /// The first id that an exchange which started at this time or later may have.
-fn lowest(since: Option<Timestamp>) -> ExchangeId {
+pub(super) fn lowest(since: Option<Timestamp>) -> ExchangeId {
     let since = since.and_then(|since| since.checked_sub(APART).ok());
     since.map_or(ExchangeId(Uuid::nil()), first_id)
 }
@@ -227,7 +372,7 @@ impl Drop for Stoppable<'_> {
 
 impl Store {
     /// Answers one question from one snapshot.
-    fn answer<T>(
+    pub(super) fn answer<T>(
         &self,
         context: &str,
         stop: &Stop,
@@ -250,9 +395,15 @@ impl Store {
         })
     }
 
-    /// What the key's user has.
-    pub fn account_of(&self, of: Of, stop: &Stop) -> Result<User, Unread> {
-        self.answer("reading a balance", stop, |conn| user(conn, of))
+    /// What the key's user has, and what their budgets and those of the key leave at a time.
+    pub fn account_of(&self, of: Of, budgets_of: KeyId, at: Timestamp, stop: &Stop) -> Result<Account, Unread> {
+        self.answer("reading a balance", stop, |conn| {
+            Ok(Account {
+                user: user(conn, of)?,
+                of_user: budgets::standing(conn, Spender::User(of.user), at)?,
+                of_key: budgets::standing(conn, Spender::Key(budgets_of), at)?,
+            })
+        })
     }
 
     /// What the key's user has and what the key has spent.
@@ -267,33 +418,42 @@ impl Store {
     }
 
     /// A page of the key's exchanges.
-    pub fn exchanges_of(&self, of: Of, page: &Page, stop: &Stop) -> Result<Vec<ExchangeRow>, Unread> {
+    pub fn exchanges_of(&self, of: Of, page: &Page, stop: &Stop) -> Result<Vec<Receipt>, Unread> {
         let before = page.before.unwrap_or(ExchangeId(Uuid::max()));
         let since = page.since.map_or(i64::MIN, Timestamp::as_microsecond);
         self.answer("reading a key's exchanges", stop, |conn| {
-            conn.prepare_cached(PAGE)?
-                .query_map(
-                    params![of.user, of.key, lowest(page.since), before, since, page.limit],
-                    exchange,
-                )?
-                .collect()
+            let low = lowest(page.since);
+            let common = params![of.user, of.key, low, before, since, page.limit];
+            match &page.session {
+                None => conn
+                    .prepare_cached(PAGE)?
+                    .query_map(common, |row| receipt(row, conn))?
+                    .collect(),
+                Some(session) => conn
+                    .prepare_cached(PAGE_OF_SESSION)?
+                    .query_map(
+                        params![of.user, of.key, low, before, since, page.limit, session.as_str()],
+                        |row| receipt(row, conn),
+                    )?
+                    .collect(),
+            }
         })
     }
 
     /// One of the key's exchanges: by its id, or by the upstream's id of the answer, of which the newest counts. Some
     /// upstreams' ids are UUIDs as ours are.
-    pub fn exchange_of(&self, of: Of, which: &str, stop: &Stop) -> Result<Option<ExchangeRow>, Unread> {
+    pub fn exchange_of(&self, of: Of, which: &str, stop: &Stop) -> Result<Option<Receipt>, Unread> {
         let id = Uuid::try_parse(which).ok().map(ExchangeId);
         self.answer("looking for a key's exchange", stop, |conn| {
             let by_id = conn
                 .prepare_cached(BY_ID)?
-                .query_row(params![id, of.user, of.key], exchange)
+                .query_row(params![id, of.user, of.key], |row| receipt(row, conn))
                 .optional()?;
             if by_id.is_some() {
                 return Ok(by_id);
             }
             conn.prepare_cached(BY_RESPONSE)?
-                .query_row(params![which, of.user, of.key], exchange)
+                .query_row(params![which, of.user, of.key], |row| receipt(row, conn))
                 .optional()
         })
     }
@@ -303,11 +463,14 @@ impl Store {
         let width = asked
             .width
             .map(|width| i64::try_from(width.as_micros()).unwrap_or(i64::MAX));
-        let without = asked.without.map(Endpoint::path);
+        let without: Vec<&str> = asked.without.iter().map(|endpoint| endpoint.path()).collect();
+        let by_origin = asked.by_origin.map(ByOrigin::name);
         let Range { start, end } = asked.span;
         let rows: Vec<Sum> = self.answer("summing a key's exchanges", stop, |conn| {
             let models = asked.models.as_ref().map(json).transpose()?;
-            conn.prepare_cached(SUMS)?
+            let without = json(&without)?;
+            let mut rows: Vec<Sum> = conn
+                .prepare_cached(SUMS)?
                 .query_map(
                     params![
                         of.user,
@@ -321,11 +484,39 @@ impl Store {
                         width,
                         asked.by_model,
                         asked.by_tier,
-                        MOST_GROUPS + 1
+                        MOST_GROUPS + 1,
+                        by_origin
                     ],
                     sum,
                 )?
-                .collect()
+                .collect::<Result<_, _>>()?;
+            let refunds: Vec<(Group, Usd)> = conn
+                .prepare_cached(REFUNDS)?
+                .query_map(
+                    params![
+                        of.user,
+                        of.key,
+                        Micros(start),
+                        Micros(end),
+                        without,
+                        models,
+                        width,
+                        asked.by_model,
+                        asked.by_tier,
+                        by_origin
+                    ],
+                    |row| Ok((group(row)?, row.get("refunded")?)),
+                )?
+                .collect::<Result<_, _>>()?;
+            for (group, refunded) in refunds {
+                let of_group = |row: &&mut Sum| {
+                    (row.from, &row.model, row.tier, &row.origin) == (group.0, &group.1, group.2, &group.3)
+                };
+                if let Some(row) = rows.iter_mut().find(of_group) {
+                    row.refunded = refunded;
+                }
+            }
+            Ok(rows)
         })?;
         if rows.len() > MOST_GROUPS as usize {
             return Err(Unread::TooMany);
@@ -353,21 +544,30 @@ mod tests {
                 PAGE,
                 "usage_logs_by_user (user_id=? AND exchange_id>? AND exchange_id<?)",
             ),
+            (PAGE_OF_SESSION, "usage_logs_by_session (session=? AND user_id=?)"),
             (BY_ID, "sqlite_autoindex_usage_logs_1 (exchange_id=?)"),
             (BY_RESPONSE, "usage_logs_by_response (response_id=?)"),
             (
                 SUMS,
                 "usage_logs_by_user (user_id=? AND exchange_id>? AND exchange_id<?)",
             ),
+            (REFUNDS, "usage_logs_by_user (user_id=? AND exchange_id=?)"),
         ] {
             let mut explain = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect(sql);
             let nulls = vec![rusqlite::types::Null; explain.parameter_count()];
             let steps = explain.query_map(rusqlite::params_from_iter(nulls), |row| row.get::<_, String>("detail"));
             let steps: Vec<String> = steps.expect(sql).collect::<Result<_, _>>().expect(sql);
-            let wanted = format!("SEARCH usage_logs USING INDEX {index}");
+            let table = if [REFUNDS, SUMS].contains(&sql) {
+                "u"
+            } else {
+                "usage_logs"
+            };
+            let wanted = format!("SEARCH {table} USING INDEX {index}");
             assert!(steps.contains(&wanted), "{sql}\n{steps:#?}");
             assert!(
-                !steps.iter().any(|step| step.starts_with("SCAN usage_logs")),
+                !steps
+                    .iter()
+                    .any(|step| step == "SCAN usage_logs" || step == "SCAN u" || step == "SCAN e"),
                 "{steps:#?}"
             );
         }

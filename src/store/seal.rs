@@ -9,6 +9,8 @@ use rusqlite::{Connection, params};
 use super::columns::{hash, hex};
 use super::digest::Digest;
 use super::{Store, StoreError};
+use crate::language::{Language, Said, Tell};
+use crate::said;
 
 /// The domain of a seal's digest.
 const SEAL_DOMAIN: &str = "codex-gateway seal 1";
@@ -22,10 +24,19 @@ pub struct Seal {
     pub digest: [u8; 32],
 }
 
-/// Why a text is not a seal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("write a seal as `gateway ledger seal` prints it: the number of an entry, a colon, and 64 hexadecimal digits")]
+/// That a text is not a seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParseSealError;
+
+impl Tell for ParseSealError {
+    fn told(&self, language: Language) -> Said {
+        said!(
+            language,
+            en: "write a seal as `gateway ledger seal` prints it: the number of an entry, a colon, and 64 hexadecimal digits",
+            zh: "请按 `gateway ledger seal` 打印的样子写封存：条目编号、冒号和 64 位十六进制数字",
+        )
+    }
+}
 
 impl fmt::Display for Seal {
     /// `SEQUENCE:DIGEST`.

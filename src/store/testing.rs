@@ -16,7 +16,9 @@ use super::{Actor, Create, ExchangeId, KeyId, Outcome, Store, UserId};
 use crate::call::{Endpoint, HostedTools};
 use crate::hold::{self, Ask, Policy, Quote};
 use crate::key::KeyHash;
+use crate::limits::Rates;
 use crate::money::Usd;
+use crate::origin::{Client, Kind, Label, Origin};
 use crate::pricing::{Class, Factor, Line, ListName, Price, SearchTool, Terms};
 use crate::usage::Tier;
 use crate::usage::{CacheTtl, ImageUsage, Tokens, ToolUsage, Usage};
@@ -62,6 +64,8 @@ impl Desk {
             email: Some(format!("{name}@example.org")),
             credit_line: Usd::ZERO,
             balance: usd(balance),
+            budgets: Vec::new(),
+            rates: Rates::default(),
         };
         done(self.store.add_user(&new, &by(), at(0)))
     }
@@ -114,6 +118,9 @@ pub(super) fn new_key(user_id: UserId, id: Uuid) -> NewKey {
         models: vec!["gpt-*".to_owned()],
         ips: vec!["10.0.0.0/8".parse().expect("a network")],
         on_hangup: Some(crate::config::OnHangup::Drain),
+        budgets: None,
+        limits: Vec::new(),
+        rates: Rates::default(),
     }
 }
 
@@ -182,6 +189,7 @@ pub(super) fn quote(amount: Usd) -> Quote {
         cache_ttl: CacheTtl::Minutes30,
         choices: 1,
         tools: &tools,
+        medium: crate::call::Medium::Text,
     };
     hold::quote(&ask, &terms).expect("a quote")
 }
@@ -195,6 +203,7 @@ pub(super) fn ask(exchange: ExchangeId, key: &Key, amount: &str) -> PlaceHold {
         exchange,
         user: key.user_id,
         key: key.id,
+        budgets: key.budgets,
         quote: quote(usd(amount)),
         policy: Policy {
             share_ppm: 250_000,
@@ -206,6 +215,7 @@ pub(super) fn ask(exchange: ExchangeId, key: &Key, amount: &str) -> PlaceHold {
         priced_model: "gpt-5".to_owned(),
         upstream: "openai".to_owned(),
         list: Some(ListName::openai()),
+        once: None,
         now: at(10),
     }
 }
@@ -277,6 +287,7 @@ pub(super) fn row(exchange: ExchangeId, key: &Key, charge: &str) -> ExchangeRow 
                     image_output_tokens: some(19),
                 }),
             },
+            ..Usage::default()
         },
         lines: lines(tokens, charge),
         uplift: Some("1".to_owned()),
@@ -295,6 +306,13 @@ pub(super) fn row(exchange: ExchangeId, key: &Key, charge: &str) -> ExchangeRow 
         started_at: at(10),
         first_byte: Some(Duration::from_millis(300)),
         duration: Duration::from_millis(1200),
+        origin: Origin {
+            session: Label::new("019a-session"),
+            turn: Label::new("019a-turn"),
+            agent: Label::new("019a-agent"),
+            kind: Some(Kind::SubAgent),
+            client: Client::parse("codex_exec/0.169.0"),
+        },
     }
 }
 
@@ -302,5 +320,6 @@ pub(super) fn closing(exchange: ExchangeId, key: &Key, charge: &str) -> CloseHol
     CloseHold {
         row: row(exchange, key, charge),
         excess: Excess::Collect,
+        attempts: Vec::new(),
     }
 }

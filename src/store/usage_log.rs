@@ -1,5 +1,6 @@
 //! Usage rows: one per exchange that took a hold; the receipt, and the reports over many.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -12,10 +13,12 @@ use super::columns::{
     to_the_microsecond, tokens, unreadable,
 };
 use super::digest::{Cells, Digest, Hash};
+use super::rollups;
 use super::{ExchangeId, KeyId, Store, StoreError, UserId};
 use crate::call::Endpoint;
 use crate::money::Usd;
-use crate::pricing::{Line, ListName};
+use crate::origin::{Client, Label, Origin};
+use crate::pricing::{Class, Line, ListName};
 use crate::usage::Tier;
 use crate::usage::{ImageUsage, Tokens, ToolUsage, Usage};
 
@@ -35,6 +38,19 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [State; 9] = [
+        State::Completed,
+        State::Incomplete,
+        State::Refused,
+        State::Failed,
+        State::Broken,
+        State::Limited,
+        State::Left,
+        State::Cancelled,
+        State::Interrupted,
+    ];
+
     /// The name in the database and in documents.
     pub const fn name(self) -> &'static str {
         match self {
@@ -127,6 +143,8 @@ pub struct ExchangeRow {
     pub first_byte: Option<Duration>,
     /// From there to the settlement.
     pub duration: Duration,
+    /// Who asked.
+    pub origin: Origin,
 }
 
 /// Which exchanges.
@@ -138,6 +156,8 @@ pub struct ExchangeFilter {
     pub key: Option<KeyId>,
     /// For this model (as asked).
     pub model: Option<String>,
+    /// Of this session.
+    pub session: Option<String>,
     /// Started at or after.
     pub since: Option<Timestamp>,
     /// Started before.
@@ -159,12 +179,15 @@ pub enum GroupBy {
     Key,
     Model,
     Upstream,
+    Session,
+    Kind,
+    Client,
 }
 
 /// One row of a usage report.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UsageSum {
-    /// The group's value: a date, a name, an id; empty in the total.
+    /// The group's value: a date, a name, an id; empty in the total, and where there is none.
     pub group: String,
     /// How many exchanges.
     pub exchanges: u64,
@@ -180,6 +203,8 @@ pub struct UsageSum {
     pub charge: Usd,
     /// Not collected.
     pub uncollected: Usd,
+    /// Of the charge: given back, whenever that was.
+    pub refunded: Usd,
 }
 
 /// What is hashed of a usage row, in the order it is stored.
@@ -231,6 +256,13 @@ pub(super) const USAGE_COLUMNS: [&str; 46] = [
     "first_byte_us",
     "duration_us",
 ];
+
+/// Who asked: columns behind the hash, of which those that are not NULL are hashed after everything else. So rows that
+/// have none are hashed as they were before there were these columns.
+pub(super) const ORIGIN_COLUMNS: [&str; 5] = ["session", "turn", "agent", "kind", "client"];
+
+/// Where the first of them stands in a row.
+pub(super) const ORIGIN: usize = USAGE_COLUMNS.len() + 1;
 
 /// The domain of a usage row's digest.
 pub(super) const USAGE_DOMAIN: &str = "codex-gateway usage 1";
@@ -323,9 +355,24 @@ fn cells<'a>(row: &'a ExchangeRow, settled: &'a Settled, lists: &'a Lists) -> Ce
     Cells(USAGE_COLUMNS.into_iter().zip(values).collect())
 }
 
-/// Writes a row: its cells, its hash.
+fn label(label: Option<&Label>) -> ValueRef<'_> {
+    text(label.map(Label::as_str))
+}
+
+/// The cells of who asked, named as in [`ORIGIN_COLUMNS`] and in that order.
+fn origin_cells(origin: &Origin) -> [ValueRef<'_>; 5] {
+    [
+        label(origin.session.as_ref()),
+        label(origin.turn.as_ref()),
+        label(origin.agent.as_ref()),
+        text(origin.kind.map(Word::word)),
+        text(origin.client.as_ref().map(Client::as_str)),
+    ]
+}
+
+/// Writes a row: its cells, its hash, who asked.
 pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
-    let (names, marks) = names_and_marks(&USAGE_COLUMNS, &["row_hash"]);
+    let (names, marks) = names_and_marks(&USAGE_COLUMNS, &[&["row_hash"], ORIGIN_COLUMNS.as_slice()].concat());
     format!("INSERT INTO usage_logs ({names}) VALUES ({marks})")
 });
 
@@ -340,9 +387,13 @@ pub(super) fn insert(tx: &Connection, row: &ExchangeRow, settled: &Settled) -> r
     digest.cells(&cells);
     digest.field("hold_hash", ValueRef::Blob(&settled.hold_hash));
     digest.field("hold_state", text(Some(settled.hold_state)));
+    let [session, turn, agent, kind, client] = origin_cells(&row.origin);
+    for (name, value) in ORIGIN_COLUMNS.into_iter().zip([session, turn, agent, kind, client]) {
+        digest.field_if_any(name, value);
+    }
     let hash = digest.finish();
     tx.prepare_cached(&INSERT)?
-        .execute(cells.and([ValueRef::Blob(&hash)]))?;
+        .execute(cells.and([ValueRef::Blob(&hash), session, turn, agent, kind, client]))?;
     let mut index =
         tx.prepare_cached("INSERT INTO usage_items (item_id, exchange_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
     for item in &row.item_ids {
@@ -373,10 +424,10 @@ impl InOrder<'_> {
     }
 }
 
-/// Reads a row whose first columns are [`USAGE_COLUMNS`]: `SELECT *`.
+/// Reads a row that begins with [`USAGE_COLUMNS`], its hash and [`ORIGIN_COLUMNS`]: `SELECT *`.
 pub(super) fn exchange(row: &Row<'_>) -> rusqlite::Result<ExchangeRow> {
     let columns = &mut InOrder { row, next: 0 };
-    Ok(ExchangeRow {
+    let mut read = ExchangeRow {
         id: columns.take()?,
         user: columns.take()?,
         key: columns.take()?,
@@ -409,6 +460,21 @@ pub(super) fn exchange(row: &Row<'_>) -> rusqlite::Result<ExchangeRow> {
         started_at: columns.take::<Micros>()?.0,
         first_byte: columns.take::<Option<Span>>()?.map(|span| span.0),
         duration: columns.take::<Span>()?.0,
+        origin: origin(&mut InOrder { row, next: ORIGIN })?,
+    };
+    read.usage.seconds = in_lines(&read.lines, Class::Seconds);
+    read.usage.characters = in_lines(&read.lines, Class::Characters);
+    Ok(read)
+}
+
+/// Reads who asked.
+fn origin(columns: &mut InOrder<'_>) -> rusqlite::Result<Origin> {
+    Ok(Origin {
+        session: columns.take()?,
+        turn: columns.take()?,
+        agent: columns.take()?,
+        kind: columns.take()?,
+        client: columns.take()?,
     })
 }
 
@@ -429,6 +495,16 @@ fn usage(columns: &mut InOrder<'_>) -> rusqlite::Result<Usage> {
             containers: columns.take()?,
             image_gen: image_usage(columns)?,
         },
+        seconds: 0,
+        characters: 0,
+    })
+}
+
+/// What has no column of its own: where it is billed, the receipt's line is what there is of it.
+fn in_lines(lines: &[Line], class: Class) -> u32 {
+    let of = lines.iter().filter(|line| line.class == class);
+    of.fold(0, |sum, line| {
+        sum.saturating_add(u32::try_from(line.quantity).unwrap_or(u32::MAX))
     })
 }
 
@@ -453,12 +529,16 @@ fn image_usage(columns: &mut InOrder<'_>) -> rusqlite::Result<Option<ImageUsage>
 }
 
 /// The conditions of a filter, as SQL on `usage_logs u` and its numbered parameters.
-fn conditions(filter: &ExchangeFilter) -> (String, Vec<ToSqlOutput<'_>>) {
+pub(super) fn conditions(filter: &ExchangeFilter) -> (String, Vec<ToSqlOutput<'_>>) {
     let time = |at: Timestamp| ValueRef::Integer(at.as_microsecond());
     let parts = [
         ("u.user_id =", filter.user.as_ref().map(UserId::value)),
         ("u.key_id =", filter.key.as_ref().map(KeyId::value)),
         ("u.model =", filter.model.as_deref().map(|model| text(Some(model)))),
+        (
+            "u.session =",
+            filter.session.as_deref().map(|session| text(Some(session))),
+        ),
         ("u.started_at >=", filter.since.map(time)),
         ("u.started_at <", filter.until.map(time)),
         ("u.exchange_id <", filter.before.as_ref().map(ExchangeId::value)),
@@ -475,16 +555,36 @@ fn conditions(filter: &ExchangeFilter) -> (String, Vec<ToSqlOutput<'_>>) {
     (sql, values)
 }
 
-/// One row of a report, its group as it stands in the database.
-fn sum(row: &Row<'_>, by: GroupBy) -> rusqlite::Result<UsageSum> {
-    let group = match by {
-        GroupBy::Day => day(row.get("grouped")?)?,
-        GroupBy::Key => row.get::<_, KeyId>("grouped")?.to_string(),
-        GroupBy::User | GroupBy::Model | GroupBy::Upstream => row.get("grouped")?,
-    };
+/// What a usage row `u` of the user `o` is summed under.
+pub(super) fn grouped(by: GroupBy) -> String {
+    match by {
+        GroupBy::Day => format!("u.started_at / {}", rollups::DAY_US),
+        GroupBy::User => "o.name".to_owned(),
+        GroupBy::Key => "u.key_id".to_owned(),
+        GroupBy::Model => "u.model".to_owned(),
+        GroupBy::Upstream => "u.upstream".to_owned(),
+        GroupBy::Session => "COALESCE(u.session, '')".to_owned(),
+        GroupBy::Kind => "COALESCE(u.kind, '')".to_owned(),
+        GroupBy::Client => "COALESCE(substr(u.client, 1, instr(u.client || '/', '/') - 1), '')".to_owned(),
+    }
+}
+
+/// The group of a row of a report.
+fn group_of(row: &Row<'_>, by: GroupBy) -> rusqlite::Result<String> {
+    match by {
+        GroupBy::Day => day(row.get("grouped")?),
+        GroupBy::Key => row.get::<_, KeyId>("grouped").map(|key| key.to_string()),
+        GroupBy::User | GroupBy::Model | GroupBy::Upstream | GroupBy::Session | GroupBy::Kind | GroupBy::Client => {
+            row.get("grouped")
+        }
+    }
+}
+
+/// One row of a report, without its refunds.
+pub(super) fn sum(row: &Row<'_>, by: GroupBy) -> rusqlite::Result<UsageSum> {
     let count = |column: &str| row.get::<_, Count>(column).map(|count| count.0);
     Ok(UsageSum {
-        group,
+        group: group_of(row, by)?,
         exchanges: count("exchanges")?,
         input_tokens: count("input_tokens")?,
         cached_tokens: count("cached_tokens")?,
@@ -492,16 +592,33 @@ fn sum(row: &Row<'_>, by: GroupBy) -> rusqlite::Result<UsageSum> {
         cost: row.get("cost_nanos")?,
         charge: row.get("charged_nanos")?,
         uncollected: row.get("uncollected_nanos")?,
+        refunded: Usd::ZERO,
     })
 }
 
-/// Microseconds in a day.
-const DAY_US: i64 = 86_400_000_000;
+/// What was given back of exchanges that match, by group. Refunds are few, so that all of them are looked through.
+pub(super) fn refunds(
+    conn: &Connection,
+    filter: &ExchangeFilter,
+    by: GroupBy,
+) -> rusqlite::Result<BTreeMap<String, Usd>> {
+    let ((conditions, values), group) = (conditions(filter), grouped(by));
+    let sql = format!(
+        "SELECT {group} AS grouped, SUM(e.amount_nanos) AS refunded
+         FROM ledger_entries e CROSS JOIN usage_logs u ON u.exchange_id = e.refunds JOIN users o ON o.id = u.user_id
+         WHERE e.refunds IS NOT NULL AND {conditions} GROUP BY 1"
+    );
+    conn.prepare(&sql)?
+        .query_map(params_from_iter(&values), |row| {
+            Ok((group_of(row, by)?, row.get("refunded")?))
+        })?
+        .collect()
+}
 
 /// The date, UTC, of a number of days since 1970.
-fn day(days: i64) -> rusqlite::Result<String> {
+pub(super) fn day(days: i64) -> rusqlite::Result<String> {
     let midnight = days
-        .checked_mul(DAY_US)
+        .checked_mul(rollups::DAY_US)
         .and_then(|micros| Timestamp::from_microsecond(micros).ok());
     let midnight = midnight.ok_or_else(|| broken("a date is out of range"))?;
     Ok(midnight.strftime("%Y-%m-%d").to_string())
@@ -518,6 +635,7 @@ fn total(rows: &[UsageSum]) -> UsageSum {
         cost: sum.cost.saturating_add(row.cost),
         charge: sum.charge.saturating_add(row.charge),
         uncollected: sum.uncollected.saturating_add(row.uncollected),
+        refunded: sum.refunded.saturating_add(row.refunded),
     })
 }
 
@@ -571,27 +689,17 @@ impl Store {
         })
     }
 
-    /// Usage summed by a group, in the group's order, and the total. The filter's limit does not matter.
+    /// Usage summed by a group, in the group's order, and the total. A refund counts in the group of its exchange. The
+    /// filter's limit does not matter.
     pub fn usage(&self, filter: &ExchangeFilter, by: GroupBy) -> Result<(Vec<UsageSum>, UsageSum), StoreError> {
-        let (conditions, values) = conditions(filter);
-        let group = match by {
-            GroupBy::Day => format!("u.started_at / {DAY_US}"),
-            GroupBy::User => "o.name".to_owned(),
-            GroupBy::Key => "u.key_id".to_owned(),
-            GroupBy::Model => "u.model".to_owned(),
-            GroupBy::Upstream => "u.upstream".to_owned(),
-        };
-        let sql = format!(
-            "SELECT {group} AS grouped, COUNT(*) AS exchanges, SUM(u.input_tokens) AS input_tokens,
-                    SUM(u.cached_tokens) AS cached_tokens, SUM(u.output_tokens) AS output_tokens,
-                    SUM(u.cost_nanos) AS cost_nanos, SUM(u.charge_nanos - u.uncollected_nanos) AS charged_nanos,
-                    SUM(u.uncollected_nanos) AS uncollected_nanos
-             FROM usage_logs u JOIN users o ON o.id = u.user_id WHERE {conditions} GROUP BY 1 ORDER BY 1"
-        );
         let rows: Vec<UsageSum> = self.read("summing usage", |conn| {
-            conn.prepare(&sql)?
-                .query_map(params_from_iter(&values), |row| sum(row, by))?
-                .collect()
+            let snapshot = conn.unchecked_transaction()?;
+            let mut rows = rollups::usage(&snapshot, filter, by)?;
+            let refunds = refunds(&snapshot, filter, by)?;
+            for row in &mut rows {
+                row.refunded = refunds.get(&row.group).copied().unwrap_or_default();
+            }
+            Ok(rows)
         })?;
         let total = total(&rows);
         Ok((rows, total))
@@ -649,6 +757,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::super::keys::Key;
+    use super::super::refunds::Refund;
     use super::super::testing::*;
     use super::*;
 
@@ -792,6 +901,38 @@ mod tests {
         let poor = exchange_id();
         desk.set_aside(&ask(poor, &bobs, "0.25"));
         desk.close(poor, &closing(poor, &bobs, "2"));
+        let refund = Refund {
+            exchange: poor,
+            amount: Some(usd("0.25")),
+            reference: None,
+            note: None,
+        };
+        done(desk.store.refund(&refund, &by(), at(90_000)));
+        let bobs_only = ExchangeFilter {
+            user: Some(bob.id),
+            until: Some(at(11)),
+            ..ExchangeFilter::default()
+        };
+        for (filter, refunded) in [
+            (bobs_only.clone(), "0.25"),
+            (
+                ExchangeFilter {
+                    user: Some(ada.id),
+                    ..bobs_only.clone()
+                },
+                "0",
+            ),
+            (
+                ExchangeFilter {
+                    model: Some("other".into()),
+                    ..bobs_only
+                },
+                "0",
+            ),
+        ] {
+            let (_, total) = desk.store.usage(&filter, GroupBy::Day).expect("summed");
+            assert_eq!(total.refunded, usd(refunded), "{filter:?}");
+        }
         for (by, groups) in [
             (GroupBy::Day, vec!["2026-09-21"]),
             (GroupBy::User, vec!["ada", "bob"]),
@@ -813,8 +954,10 @@ mod tests {
                 cost: usd("3.5"),
                 charge: usd("2"),
                 uncollected: usd("1.5"),
+                refunded: usd("0.25"),
             };
             assert_eq!(total, expected, "{by:?}");
+            assert_eq!(rows.last().map(|row| row.refunded), Some(usd("0.25")), "{by:?}");
         }
     }
 

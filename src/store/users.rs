@@ -5,10 +5,15 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use uuid::Uuid;
 
 use super::audit::{self, Act};
+use super::budgets::{self, Change, Spender};
 use super::columns::{Micros, Word, broken};
 use super::entries::{self, Credit};
 use super::{Actor, Outcome, Store, StoreError, Tried, UserId};
+use crate::budget::Budget;
+use crate::limits::{Rates, RatesChange};
 use crate::money::Usd;
+use crate::pricing::Factor;
+use crate::texts::Language;
 
 /// Whether a user may call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +53,12 @@ pub struct User {
     pub held: Usd,
     /// When the user was added.
     pub created_at: Timestamp,
+    /// What the user pays per dollar of cost; `None`: as the settings say.
+    pub markup: Option<Factor>,
+    /// The language of what the user is told; `None`: as the client asks.
+    pub language: Option<Language>,
+    /// How often and how much at once, all keys together; what is `None` has no limit.
+    pub rates: Rates,
 }
 
 impl User {
@@ -75,6 +86,34 @@ pub struct NewUser {
     pub credit_line: Usd,
     /// The first credit; zero makes no entry.
     pub balance: Usd,
+    /// What the user may spend at most.
+    pub budgets: Vec<Budget>,
+    /// How often and how much at once, all keys together.
+    pub rates: Rates,
+}
+
+/// What to change of a user; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct UserChange {
+    /// How far below zero the balance may go.
+    pub credit_line: Option<Usd>,
+    /// What the user pays per dollar of cost; `Some(None)`: as the settings say.
+    pub markup: Option<Option<Factor>>,
+    /// The language of what the user is told; `Some(None)`: as the client asks.
+    pub language: Option<Option<Language>>,
+    /// Budgets.
+    pub budgets: Vec<Change>,
+    /// How often and how much at once, all keys together.
+    pub rates: RatesChange,
+}
+
+/// Why a user was not changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserUnchanged {
+    /// No such user.
+    NoUser,
+    /// The credit line would not cover what is spent and held.
+    CreditLineInUse(User),
 }
 
 /// Why a user was not added.
@@ -87,7 +126,7 @@ pub enum UserTaken {
 }
 
 /// The columns of a user, in the order of [`user`].
-pub(super) const USER: &str = "id, name, email, status, balance_nanos, credit_line_nanos, held_nanos, created_at";
+pub(super) const USER: &str = "id, name, email, status, balance_nanos, credit_line_nanos, held_nanos, created_at, markup, language, rpm, tpm, concurrency";
 
 /// Reads a user.
 pub(super) fn user(row: &Row<'_>) -> rusqlite::Result<User> {
@@ -100,6 +139,13 @@ pub(super) fn user(row: &Row<'_>) -> rusqlite::Result<User> {
         credit_line: row.get("credit_line_nanos")?,
         held: row.get("held_nanos")?,
         created_at: row.get::<_, Micros>("created_at")?.0,
+        markup: row.get("markup")?,
+        language: row.get("language")?,
+        rates: Rates {
+            rpm: row.get("rpm")?,
+            tpm: row.get("tpm")?,
+            concurrency: row.get("concurrency")?,
+        },
     })
 }
 
@@ -111,6 +157,11 @@ pub(super) fn audited(user: &User) -> serde_json::Value {
         "status": user.status.word(),
         "credit_line": user.credit_line,
         "created_at": user.created_at.as_microsecond(),
+        "markup": user.markup.map(|markup| markup.to_string()),
+        "language": user.language.map(Language::name),
+        "rpm": user.rates.rpm,
+        "tpm": user.rates.tpm,
+        "concurrency": user.rates.concurrency,
     })
 }
 
@@ -129,10 +180,19 @@ fn add(tx: &Connection, new: &NewUser, by: &Actor, now: Timestamp) -> Tried<User
         return Ok(Err(taken));
     }
     tx.prepare_cached(
-        "INSERT INTO users (id, name, email, status, credit_line_nanos, created_at)
-         VALUES (?1, ?2, ?3, 'active', ?4, ?5)",
+        "INSERT INTO users (id, name, email, status, credit_line_nanos, created_at, rpm, tpm, concurrency)
+         VALUES (?1, ?2, ?3, 'active', ?4, ?5, ?6, ?7, ?8)",
     )?
-    .execute(params![new.id, new.name, new.email, new.credit_line, Micros(now)])?;
+    .execute(params![
+        new.id,
+        new.name,
+        new.email,
+        new.credit_line,
+        Micros(now),
+        new.rates.rpm,
+        new.rates.tpm,
+        new.rates.concurrency,
+    ])?;
     let added = by_id(tx, new.id)?.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
     let act = Act {
         by,
@@ -143,6 +203,8 @@ fn add(tx: &Connection, new: &NewUser, by: &Actor, now: Timestamp) -> Tried<User
         after: audited(&added).to_string(),
     };
     audit::record(tx, &act)?;
+    let limits: Vec<Change> = new.budgets.iter().map(|budget| Change::Set(*budget)).collect();
+    budgets::change(tx, Spender::User(new.id), &limits, (by, now))?;
     if new.balance == Usd::ZERO {
         return Ok(Ok(added));
     }
@@ -172,6 +234,48 @@ fn taken(tx: &Connection, new: &NewUser) -> rusqlite::Result<Option<UserTaken>> 
         Some(email) if exists(email)? => Ok(Some(UserTaken::Email)),
         _ => Ok(None),
     }
+}
+
+fn change(tx: &Connection, id: UserId, change: &UserChange, by: &Actor, now: Timestamp) -> Tried<User, UserUnchanged> {
+    let Some(before) = by_id(tx, id)? else {
+        return Ok(Err(UserUnchanged::NoUser));
+    };
+    let after = User {
+        credit_line: change.credit_line.unwrap_or(before.credit_line),
+        markup: change.markup.unwrap_or(before.markup),
+        language: change.language.unwrap_or(before.language),
+        rates: change.rates.of(before.rates),
+        ..before.clone()
+    };
+    if after.available().is_negative() {
+        return Ok(Err(UserUnchanged::CreditLineInUse(before)));
+    }
+    if after != before {
+        tx.execute(
+            "UPDATE users SET credit_line_nanos = ?2, markup = ?3, language = ?4, rpm = ?5, tpm = ?6, concurrency = ?7
+             WHERE id = ?1",
+            params![
+                id,
+                after.credit_line,
+                after.markup,
+                after.language,
+                after.rates.rpm,
+                after.rates.tpm,
+                after.rates.concurrency
+            ],
+        )?;
+        let act = Act {
+            by,
+            at: now,
+            action: "user.set",
+            subject: id.to_string(),
+            before: Some(audited(&before).to_string()),
+            after: audited(&after).to_string(),
+        };
+        audit::record(tx, &act)?;
+    }
+    budgets::change(tx, Spender::User(id), &change.budgets, (by, now))?;
+    Ok(Ok(after))
 }
 
 fn set_status(tx: &Connection, id: UserId, to: UserStatus, by: &Actor, now: Timestamp) -> Tried<User, ()> {
@@ -226,6 +330,17 @@ impl Store {
         })
     }
 
+    /// Changes a user, in one transaction.
+    pub fn change_user(
+        &self,
+        id: UserId,
+        what: &UserChange,
+        by: &Actor,
+        now: Timestamp,
+    ) -> Outcome<User, UserUnchanged> {
+        self.write("changing a user", |tx| change(tx, id, what, by, now))
+    }
+
     /// Suspends or activates; the refusal is: no such user.
     pub fn set_user_status(&self, id: UserId, to: UserStatus, by: &Actor, now: Timestamp) -> Outcome<User, ()> {
         self.write("changing a user's status", |tx| set_status(tx, id, to, by, now))
@@ -244,6 +359,8 @@ mod tests {
             email: email.map(str::to_owned),
             credit_line: usd("2"),
             balance: usd("1.5"),
+            budgets: Vec::new(),
+            rates: Rates::default(),
         }
     }
 
@@ -283,6 +400,55 @@ mod tests {
             assert_eq!(refused(desk.store.add_user(&taken, &by(), at(1))), why);
         }
         assert_eq!(desk.store.users().expect("read").len(), 1);
+    }
+
+    #[test]
+    fn a_user_is_changed_in_one_act_and_not_below_what_is_in_use() {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "1");
+        let set = |change: UserChange| desk.store.change_user(ada.id, &change, &by(), at(1));
+        let more = UserChange {
+            credit_line: Some(usd("5")),
+            markup: Some(Some(Factor::parse("1.2").expect("a factor"))),
+            language: Some(Some(Language::Chinese)),
+            budgets: vec![Change::Set("3/day".parse().expect("a budget"))],
+            rates: RatesChange {
+                tpm: Some("1000".parse().ok()),
+                ..RatesChange::default()
+            },
+        };
+        let changed = done(set(more.clone()));
+        assert_eq!(changed, desk.now(&ada));
+        assert_eq!((changed.available(), changed.markup), (usd("6"), more.markup.flatten()));
+        assert_eq!(changed.language, Some(Language::Chinese));
+        assert_eq!(changed.rates, more.rates.of(Rates::default()));
+        assert_eq!(done(set(UserChange::default())), changed, "what is not named stays");
+        let key = desk.key(&ada);
+        desk.set_aside(&ask(exchange(), &key, "3"));
+        let too_little = UserChange {
+            credit_line: Some(usd("1.9")),
+            ..UserChange::default()
+        };
+        assert_eq!(refused(set(too_little)), UserUnchanged::CreditLineInUse(desk.now(&ada)));
+        let plain = UserChange {
+            credit_line: Some(usd("2")),
+            markup: Some(None),
+            rates: RatesChange {
+                tpm: Some(None),
+                ..RatesChange::default()
+            },
+            ..UserChange::default()
+        };
+        let plain = done(set(plain));
+        assert_eq!((plain.markup, plain.rates), (None, Rates::default()));
+        desk.assert_books_balance();
+        let acts: i64 = desk
+            .raw()
+            .query_row("SELECT COUNT(*) FROM audit_log WHERE action = 'user.set'", [], |row| {
+                row.get(0)
+            })
+            .expect("counted");
+        assert_eq!(acts, 2);
     }
 
     #[test]

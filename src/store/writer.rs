@@ -24,12 +24,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use super::checkpoint::{Checkpoints, checkpoint};
+use super::counts::Counts;
 use super::health::Health;
-use super::ledger::{self, CloseHold, Closed, Hold, HoldRefused, PlaceHold};
+use super::ledger::{self, CloseHold, Closed, Hold, HoldRefused, PlaceHold, Swept};
 use super::mark::{Mark, MarkFile};
 use super::space::Space;
 use super::watch::Watched;
-use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Trouble, commits, connection, during, keys};
+use super::{
+    ExchangeId, KeyId, Outcome, Store, StoreError, Trouble, commits, connection, during, events, keys, recordings,
+};
 use crate::config::DiskConfig;
 
 /// Operations in one transaction at most: beyond, a commit takes longer and gains nothing.
@@ -65,6 +68,9 @@ const LINGER: Duration = Duration::from_micros(500);
 /// The writer's page cache, in KiB: the pages that calls of a million users touch again and again.
 const CACHE: i64 = 16 * 1024;
 
+/// What an operation writes to the log, as checkpoints count.
+const OPERATION: usize = 8 * 1024;
+
 /// How many holds one sweep closes in one transaction.
 const SWEEP: usize = 64;
 
@@ -81,8 +87,17 @@ struct Handle {
     waiting: Arc<Semaphore>,
     places: Arc<Semaphore>,
     failed: watch::Receiver<Option<String>>,
+    fail: watch::Sender<Option<String>>,
     health: Arc<Health>,
+    counts: Arc<Counts>,
     stopping: Arc<AtomicBool>,
+}
+
+impl Handle {
+    fn send(&self, job: Job) -> Result<(), mpsc::SendError<Job>> {
+        self.counts.sends();
+        self.queue.send(job)
+    }
 }
 
 /// A place in the writer's queue for a settlement, reserved when its hold is taken.
@@ -102,6 +117,23 @@ pub enum Busy {
     Troubled,
     /// The writer has stopped after an unknown outcome: not before the process is restarted.
     Stopped,
+}
+
+/// What is asked of a writer at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    /// Holds and notes that wait to be written.
+    pub waiting: usize,
+    /// Exchanges that run or settle.
+    pub open: usize,
+}
+
+impl Load {
+    /// The most there may be of each.
+    pub const MOST: Load = Load {
+        waiting: MAX_WAITING,
+        open: MAX_OPEN,
+    };
 }
 
 /// What tells whether a writer has failed.
@@ -146,6 +178,23 @@ enum Job {
     Sweep {
         overdue: Vec<ExchangeId>,
         now: Timestamp,
+        answer: oneshot::Sender<Result<Swept, StoreError>>,
+    },
+    /// An answer to keep.
+    Record {
+        exchange: ExchangeId,
+        sealed: Vec<u8>,
+        now: Timestamp,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
+    /// Answers that are kept no longer.
+    Forget {
+        now: Timestamp,
+        answer: oneshot::Sender<Result<usize, StoreError>>,
+    },
+    /// What became of events at a sink.
+    Note {
+        note: events::Note,
         answer: oneshot::Sender<Result<(), StoreError>>,
     },
     Touch {
@@ -158,7 +207,10 @@ enum Job {
 enum Done {
     Hold(Result<Hold, HoldRefused>),
     Closed(Closed),
-    Swept,
+    Swept(Swept),
+    Recorded,
+    Noted,
+    Forgotten(usize),
     Nothing,
 }
 
@@ -167,13 +219,20 @@ impl Job {
         match self {
             Job::Hold { ask, .. } => ledger::place(tx, ask).map(Done::Hold),
             Job::Close { exchange, close, .. } => ledger::close(tx, *exchange, close).map(Done::Closed),
-            Job::Abandoned { exchange, now } => ledger::interrupt(tx, *exchange, *now).map(|()| Done::Nothing),
-            Job::Sweep { overdue, now, .. } => overdue
-                .iter()
-                .try_for_each(|exchange| ledger::interrupt(tx, *exchange, *now))
-                .map(|()| Done::Swept),
+            Job::Abandoned { exchange, now } => ledger::interrupt(tx, *exchange, *now).map(|_| Done::Nothing),
+            Job::Sweep { overdue, now, .. } => ledger::sweep(tx, overdue, *now).map(Done::Swept),
+            Job::Record {
+                exchange, sealed, now, ..
+            } => recordings::keep(tx, *exchange, sealed, *now).map(|()| Done::Recorded),
+            Job::Forget { now, .. } => recordings::forget(tx, *now).map(Done::Forgotten),
+            Job::Note { note, .. } => events::note(tx, note).map(|()| Done::Noted),
             Job::Touch { used, .. } => keys::touch(tx, used).map(|()| Done::Nothing),
         }
+    }
+
+    /// Whether it writes much and nobody's money waits for it.
+    fn is_aside(&self) -> bool {
+        matches!(self, Job::Record { .. } | Job::Forget { .. } | Job::Note { .. })
     }
 }
 
@@ -201,7 +260,7 @@ impl Writer {
             answer,
             _waits: waits,
         };
-        self.handle.queue.send(job).map_err(|_| Busy::Stopped)?;
+        self.handle.send(job).map_err(|_| Busy::Stopped)?;
         Ok(match answered.await {
             Ok(Outcome::Committed(hold)) => Outcome::Committed((hold, place)),
             Ok(Outcome::Refused(why)) => Outcome::Refused(why),
@@ -221,7 +280,7 @@ impl Writer {
             answer,
             _place: place,
         };
-        let sent = self.handle.queue.send(job);
+        let sent = self.handle.send(job);
         sent.map_err(|_| NotClosed::NotWritten(self.stopped()))?;
         match answered.await {
             Ok(closed) => closed.map_err(NotClosed::NotWritten),
@@ -229,9 +288,9 @@ impl Writer {
         }
     }
 
-    /// Releases holds that are open for longer than the longest possible call, as `interrupted`. Returns how many were
-    /// asked for; there have to be none.
-    pub async fn sweep(&self, overdue: Vec<ExchangeId>, now: Timestamp) -> Result<usize, StoreError> {
+    /// Releases holds that are open for longer than the longest possible call, as `interrupted`; there have to be none.
+    pub async fn sweep(&self, overdue: Vec<ExchangeId>, now: Timestamp) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
         for some in overdue.chunks(SWEEP) {
             let (answer, answered) = oneshot::channel();
             let job = Job::Sweep {
@@ -239,10 +298,56 @@ impl Writer {
                 now,
                 answer,
             };
-            self.handle.queue.send(job).map_err(|_| self.stopped())?;
-            answered.await.unwrap_or_else(|_| Err(self.stopped()))?;
+            self.handle.send(job).map_err(|_| self.stopped())?;
+            swept.add(answered.await.unwrap_or_else(|_| Err(self.stopped()))?);
         }
-        Ok(overdue.len())
+        Ok(swept)
+    }
+
+    /// Keeps an answer, when nothing is in its way; it is not tried twice.
+    ///
+    /// # Errors
+    /// It is not kept.
+    pub async fn record(&self, exchange: ExchangeId, sealed: Vec<u8>, now: Timestamp) -> Result<(), StoreError> {
+        if let Some(why) = self.handle.health.problem() {
+            return Err(not_written(&why));
+        }
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Record {
+            exchange,
+            sealed,
+            now,
+            answer,
+        };
+        self.handle.send(job).map_err(|_| self.stopped())?;
+        answered.await.unwrap_or_else(|_| Err(self.stopped()))
+    }
+
+    /// Forgets all answers that are kept no longer, a few at a time.
+    ///
+    /// # Errors
+    /// Not all are forgotten; the next time does it.
+    pub async fn forget_recordings(&self, now: Timestamp) -> Result<(), StoreError> {
+        loop {
+            let (answer, answered) = oneshot::channel();
+            let job = Job::Forget { now, answer };
+            self.handle.send(job).map_err(|_| self.stopped())?;
+            let forgotten = answered.await.unwrap_or_else(|_| Err(self.stopped()))?;
+            if forgotten < usize::from(recordings::AT_ONCE) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes down what became of events at a sink, when nothing is in its way; it is not tried twice.
+    ///
+    /// # Errors
+    /// It is not written: what was delivered will be again.
+    pub async fn note(&self, note: events::Note) -> Result<(), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.handle.send(Job::Note { note, answer });
+        sent.map_err(|_| self.stopped())?;
+        answered.await.unwrap_or_else(|_| Err(self.stopped()))
     }
 
     /// Notes uses of keys, some time soon; forgotten when the queue is full.
@@ -250,7 +355,7 @@ impl Writer {
         let Ok(waits) = Arc::clone(&self.handle.waiting).try_acquire_owned() else {
             return;
         };
-        if self.handle.queue.send(Job::Touch { used, _waits: waits }).is_err() {
+        if self.handle.send(Job::Touch { used, _waits: waits }).is_err() {
             tracing::debug!("the writer has stopped; uses of keys are not noted");
         }
     }
@@ -262,6 +367,16 @@ impl Writer {
             Ok(_) => self.stopped(),
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// What somebody else in this process wrote may or may not be durable: the process has to stop, as if the writer itself
+    /// had failed.
+    pub fn distrust(&self, error: &StoreError) {
+        self.handle.fail.send_if_modified(|failed| {
+            let first = failed.is_none();
+            failed.get_or_insert_with(|| chain(error));
+            first
+        });
     }
 
     /// The process is to stop: what cannot be written within ten seconds from now is given up, so that it can. Its
@@ -279,6 +394,20 @@ impl Writer {
             .or_else(|| self.handle.health.problem())
             .or_else(|| full(&self.handle.waiting).then(|| "too many calls wait for their holds".to_owned()))
             .or_else(|| full(&self.handle.places).then(|| "too many calls are running".to_owned()))
+    }
+
+    /// How many operations wait for it, and how many exchanges have a place for their settlement.
+    pub fn load(&self) -> Load {
+        let taken = |of: &Semaphore, all: usize| all.saturating_sub(of.available_permits());
+        Load {
+            waiting: taken(&self.handle.waiting, MAX_WAITING),
+            open: taken(&self.handle.places, MAX_OPEN),
+        }
+    }
+
+    /// What it has to do, and what it did.
+    pub fn counts(&self) -> &Arc<Counts> {
+        &self.handle.counts
     }
 
     /// Whether its last outcome is unknown; also when the writer itself is gone already.
@@ -308,16 +437,20 @@ impl Writer {
 pub(super) fn start(store: Store, tracker: &TaskTracker, disk: DiskConfig) -> Writer {
     let (queue, jobs) = mpsc::channel();
     let (fail, failed) = watch::channel(None);
-    let (health, stopping) = (Arc::default(), Arc::default());
+    let shared = Shared {
+        disk,
+        ..Shared::default()
+    };
     let handle = Handle {
         queue,
         waiting: Arc::new(Semaphore::new(MAX_WAITING)),
         places: Arc::new(Semaphore::new(MAX_OPEN)),
         failed,
-        health: Arc::clone(&health),
-        stopping: Arc::clone(&stopping),
+        fail: fail.clone(),
+        health: Arc::clone(&shared.health),
+        counts: Arc::clone(&shared.counts),
+        stopping: Arc::clone(&shared.stopping),
     };
-    let shared = Shared { health, stopping, disk };
     store.caches().watch();
     tracker.spawn_blocking(move || {
         let worked = catch_unwind(AssertUnwindSafe(|| serve(&store, jobs, shared)));
@@ -360,6 +493,7 @@ fn serve(store: &Store, jobs: Receiver<Job>, shared: Shared) -> Result<(), Store
 #[derive(Default)]
 struct Shared {
     health: Arc<Health>,
+    counts: Arc<Counts>,
     stopping: Arc<AtomicBool>,
     disk: DiskConfig,
 }
@@ -370,7 +504,10 @@ struct Consumer<'a> {
     jobs: Receiver<Job>,
     /// What could not be committed yet, and has to be.
     backlog: VecDeque<Job>,
+    /// What is written between two batches, one at a time: settlements wait for no more than one, and never fail with it.
+    aside: VecDeque<Job>,
     health: Arc<Health>,
+    counts: Arc<Counts>,
     stopping: Arc<AtomicBool>,
     /// When it is tried again, if the last try failed.
     retry_at: Option<Instant>,
@@ -398,7 +535,9 @@ impl Consumer<'_> {
             conn,
             jobs,
             backlog: VecDeque::new(),
+            aside: VecDeque::new(),
             health: shared.health,
+            counts: shared.counts,
             stopping: shared.stopping,
             retry_at: None,
             give_up_at: None,
@@ -419,9 +558,16 @@ impl Consumer<'_> {
                 self.look_around()?;
             }
             self.look_for_changes()?;
+            let (aside, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(Job::is_aside);
+            self.aside.extend(aside);
             let batch = self.refuse_holds(batch);
-            self.checkpoints.count(batch.len());
-            self.settle(batch)?;
+            if !batch.is_empty() {
+                self.checkpoints.count(batch.len());
+                self.settle(batch)?;
+            }
+            self.write_aside()?;
+            self.checkpoints.shorten(&self.conn, &self.mark);
+            self.counts.keeps(self.backlog.len() + self.aside.len());
             self.give_way();
         }
         Ok(())
@@ -441,13 +587,16 @@ impl Consumer<'_> {
             if self.is_thick {
                 thread::sleep(LINGER);
             }
-            match self.wait()? {
-                Some(job) => batch.push(job),
-                None => return Ok(None),
+            // Else there is work whatever comes.
+            if self.aside.is_empty() {
+                match self.wait()? {
+                    Some(job) => batch.push(job),
+                    None => return Ok(None),
+                }
             }
         }
         while batch.len() < MAX_BATCH {
-            match self.jobs.try_recv() {
+            match self.jobs.try_recv().inspect(|_| self.counts.takes()) {
                 Ok(job @ Job::Sweep { .. }) if repeats => leave_unswept(job),
                 Ok(job) => batch.push(job),
                 Err(TryRecvError::Empty) => break,
@@ -462,12 +611,12 @@ impl Consumer<'_> {
     }
 
     fn wait(&mut self) -> Result<Option<Job>, StoreError> {
-        if let Ok(job) = self.jobs.try_recv() {
+        if let Ok(job) = self.jobs.try_recv().inspect(|_| self.counts.takes()) {
             return Ok(Some(job));
         }
         loop {
             let idle_since = Instant::now();
-            let next = self.jobs.recv_timeout(LOOK);
+            let next = self.jobs.recv_timeout(LOOK).inspect(|_| self.counts.takes());
             if idle_since.elapsed() >= GAP {
                 self.turn_began = Instant::now();
             }
@@ -602,6 +751,32 @@ impl Consumer<'_> {
         }
     }
 
+    /// Writes one of what was put aside, in a transaction of its own. It gives no cause for trouble: what fails is given up.
+    fn write_aside(&mut self) -> Result<(), StoreError> {
+        let Some(job) = self.aside.pop_front() else {
+            return Ok(());
+        };
+        if let Some(why) = self.health.trouble() {
+            give_up(job, not_written(&why));
+            return Ok(());
+        }
+        if let Job::Record { sealed, .. } = &job {
+            self.checkpoints.count(sealed.len() / OPERATION);
+        }
+        match self.attempt(std::slice::from_ref(&job)) {
+            Ok(done) => {
+                self.look_at_files()?;
+                self.answer(vec![job], done);
+                Ok(())
+            }
+            Err((Trouble::Unknown, error)) => Err(during("writing")(error)),
+            Err((_, error)) => {
+                give_up(job, during("writing")(error));
+                Ok(())
+            }
+        }
+    }
+
     fn settle_alone(&mut self, job: Job) -> Result<(), StoreError> {
         if matches!(job, Job::Sweep { .. }) && !self.backlog.is_empty() {
             leave_unswept(job);
@@ -629,6 +804,7 @@ impl Consumer<'_> {
     /// itself, so nothing more runs in it (dropping it rolls back if it is still open).
     fn attempt(&mut self, jobs: &[Job]) -> Result<Vec<Done>, (Trouble, rusqlite::Error)> {
         let of = |error: rusqlite::Error| (Trouble::of(&error), error);
+        let began = Instant::now();
         let tx = self
             .conn
             .transaction_with_behavior(TransactionBehavior::Immediate)
@@ -638,6 +814,7 @@ impl Consumer<'_> {
         match counted {
             Ok((done, mark)) => match tx.commit() {
                 Ok(()) => {
+                    self.counts.committed(jobs.len(), began.elapsed());
                     self.mark.raise(&mark);
                     Ok(done)
                 }
@@ -693,7 +870,10 @@ fn tell(job: Job, done: Done) -> Option<Job> {
         }
         (Job::Hold { answer, .. }, Done::Hold(Err(refused))) => answer.send(Outcome::Refused(refused)).is_err(),
         (Job::Close { answer, .. }, Done::Closed(closed)) => answer.send(Ok(closed)).is_err(),
-        (Job::Sweep { answer, .. }, Done::Swept) => answer.send(Ok(())).is_err(),
+        (Job::Sweep { answer, .. }, Done::Swept(swept)) => answer.send(Ok(swept)).is_err(),
+        (Job::Record { answer, .. }, Done::Recorded) => answer.send(Ok(())).is_err(),
+        (Job::Note { answer, .. }, Done::Noted) => answer.send(Ok(())).is_err(),
+        (Job::Forget { answer, .. }, Done::Forgotten(count)) => answer.send(Ok(count)).is_err(),
         _ => false,
     };
     if unheard {
@@ -704,7 +884,7 @@ fn tell(job: Job, done: Done) -> Option<Job> {
 
 /// Forgets a sweep: what waits to be settled is not to be swept, and the next one comes by itself.
 fn leave_unswept(sweep: Job) {
-    let unswept = tell(sweep, Done::Swept);
+    let unswept = tell(sweep, Done::Swept(Swept::default()));
     debug_assert!(unswept.is_none());
 }
 
@@ -717,6 +897,9 @@ fn give_up(job: Job, error: StoreError) {
             answer.send(Err(error)).is_err()
         }
         Job::Sweep { answer, .. } => answer.send(Err(error)).is_err(),
+        Job::Record { answer, .. } => answer.send(Err(error)).is_err(),
+        Job::Forget { answer, .. } => answer.send(Err(error)).is_err(),
+        Job::Note { answer, .. } => answer.send(Err(error)).is_err(),
         Job::Abandoned { exchange, .. } => {
             tracing::error!(%exchange, error = chain(&error), "an abandoned hold cannot be released");
             false
@@ -809,7 +992,7 @@ mod tests {
                     barrier.wait().await;
                     match open.hold("1").await {
                         Outcome::Committed(held) => Some(held),
-                        Outcome::Refused(HoldRefused::Short(_)) => None,
+                        Outcome::Refused(HoldRefused::Short(..)) => None,
                         other => panic!("{other:?}"),
                     }
                 })
@@ -956,6 +1139,70 @@ mod tests {
         open.finish().await;
     }
 
+    /// A recording of an exchange as the writer gets it, and where its answer comes.
+    fn recording(exchange: ExchangeId) -> (Job, oneshot::Receiver<Result<(), StoreError>>) {
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Record {
+            exchange,
+            sealed: b"sealed".to_vec(),
+            now: at(1),
+            answer,
+        };
+        (job, answered)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn recordings_are_written_one_by_one_after_what_money_waits_for() {
+        let open = open("5");
+        let held = done(open.hold("1").await);
+        let recorded = held.0.exchange;
+        open.settle(held, "1").await;
+        let (queue, jobs) = mpsc::channel();
+        let mut consumer = Consumer::new(&open.desk.store, jobs, Shared::default()).expect("it opens");
+        let (good, kept) = recording(recorded);
+        let (bad, lost) = recording(exchange());
+        let (hold, held) = asked(&open, "gpt");
+        for job in [good, hold] {
+            queue.send(job).expect("it is read");
+        }
+        drop(queue);
+        let before = commits::last(&open.desk.raw()).expect("counted");
+        consumer.work().expect("nothing is unknown");
+        assert_eq!(commits::last(&open.desk.raw()).expect("counted"), before + 2);
+        consumer.aside.push_back(bad);
+        consumer.write_aside().expect("nothing is unknown");
+        assert!(!consumer.health.is_troubled());
+        let held = done(held.await.expect("answered"));
+        kept.await.expect("answered").expect("it is there");
+        lost.await.expect("answered").expect_err("it has no exchange");
+        let there = open.desk.store.recording(recorded, at(2)).expect("read");
+        assert_eq!(there.as_deref(), Some(&b"sealed"[..]));
+        drop(consumer);
+        let place = open.writer.spare_place();
+        open.settle((held, place), "1").await;
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn in_trouble_nothing_is_recorded() {
+        let open = open("5");
+        let mut consumer = consumer(&open);
+        refuse_writes(&consumer, "ON");
+        let abandoned = Job::Abandoned {
+            exchange: exchange(),
+            now: at(1),
+        };
+        consumer.settle(vec![abandoned]).expect("nothing is unknown");
+        assert!(consumer.health.is_troubled());
+        let (job, lost) = recording(exchange());
+        consumer.aside.push_back(job);
+        consumer.write_aside().expect("nothing is unknown");
+        assert!(lost.await.expect("answered").is_err() && consumer.backlog.len() == 1);
+        refuse_writes(&consumer, "OFF");
+        drop(consumer);
+        open.finish().await;
+    }
+
     /// A hold of a dollar as the writer gets it, and where its answer comes.
     fn asked(open: &Open, model: &str) -> (Job, oneshot::Receiver<Outcome<Hold, HoldRefused>>) {
         let (answer, answered) = oneshot::channel();
@@ -1026,7 +1273,7 @@ mod tests {
         assert!(consumer.backlog.is_empty());
         drop(consumer);
         assert_eq!(open.desk.now(&open.user).held, usd("1"));
-        assert_eq!(done(open.desk.store.release_interrupted(at(99))), 1);
+        assert_eq!(done(open.desk.store.release_interrupted(at(99))).released, 1);
         open.finish().await;
     }
 
@@ -1195,6 +1442,25 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn a_hold_that_cannot_be_swept_keeps_no_other_from_it() {
+        let open = open("5");
+        let (bad, good) = (done(open.hold("2").await), done(open.hold("1").await));
+        let never = format!(
+            "CREATE TRIGGER never BEFORE INSERT ON usage_logs WHEN NEW.exchange_id = x'{}'
+             BEGIN SELECT RAISE(ABORT, 'never'); END",
+            bad.0.exchange.0.simple()
+        );
+        open.desk.raw().execute_batch(&never).expect("made");
+        let overdue = vec![bad.0.exchange, good.0.exchange];
+        let swept = open.writer.sweep(overdue, at(5000)).await.expect("swept");
+        let stuck = vec![(bad.0.exchange, "never".to_owned())];
+        assert_eq!(swept, Swept { released: 1, stuck });
+        assert_eq!(open.desk.now(&open.user).held, usd("2"));
+        assert_eq!(open.writer.problem(), None, "it is no trouble for others");
+        open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn an_unknown_outcome_stops_the_writer_and_everybody_is_told() {
         let open = open("5");
         let (hold, place) = done(open.hold("1").await);
@@ -1225,6 +1491,20 @@ mod tests {
         answered.await.expect_err("not told that nothing was written");
         drop(consumer);
         open.finish().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_unknown_beside_the_writer_stops_the_server_as_well() {
+        let open = open("5");
+        let error = StoreError {
+            context: "beside it".to_owned(),
+            source: None,
+        };
+        open.writer.distrust(&error);
+        open.writer.distrust(&open.writer.failed().await);
+        assert_eq!(open.writer.failure().why().as_deref(), Some("beside it"));
+        let refused = open.writer.hold(ask(exchange(), &open.key, "2")).await;
+        assert!(matches!(refused, Err(Busy::Stopped)), "{refused:?}");
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,9 @@ from tap import Tap, wait_for
 
 BIN = os.environ["GATEWAY_BIN"]
 CLIENTS = pathlib.Path(os.environ["CLIENTS"])
+# The current Codex, and the one of which many have not moved on.
 CODEX = CLIENTS / "node_modules" / ".bin" / "codex"
+OLD_CODEX = CLIENTS / "old" / "node_modules" / ".bin" / "codex"
 
 
 class Failed(Exception):
@@ -50,7 +52,7 @@ class Server:
             self.lines.append(line.rstrip("\n"))
 
     def address(self):
-        text = "\n".join(self.lines) + pathlib.Path(self.log.name).read_text()
+        text = "\n".join(self.lines) + "\n" + pathlib.Path(self.log.name).read_text()
         found = re.search(r"listening on (http://[\d.:]+)", text)
         self.url = found.group(1) if found else None
         return self.url
@@ -68,7 +70,8 @@ class Server:
 class Gateway:
     """A home directory, a simulated upstream, a server, and the command line for it."""
 
-    def __init__(self, name, server="", upstream=""):
+    def __init__(self, name, server="", upstream="", environment=None):
+        self.environment = environment or {}
         # Not below /tmp: Codex makes no helper programs in a temporary directory, and says so on stderr.
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix=f"run-{name}-", dir=CLIENTS))
         self.home = self.dir / "home"
@@ -82,10 +85,14 @@ class Gateway:
 [database]\npath = "{self.dir / 'gateway.db'}"\n
 [[upstream]]\nname = "simulated"\nbase_url = "{self.tap.url}/v1"\napi_key = "sk-upstream"\nprices = "openai"\n{upstream}\n"""
         self.config.write_text(self.settings.replace("LISTEN", "127.0.0.1:0"))
-        self.server = Server(["serve", "--config", str(self.config)], self.env(), self.dir / "server.log")
+        self.serve()
         self.url = self.server.url
         # What a machine's own settings say when the server listens on a port that is known.
         self.config.write_text(self.settings.replace("LISTEN", self.url.removeprefix("http://")))
+
+    def serve(self):
+        """Starts the server; where it was started before, once it listens on a port that is known."""
+        self.server = Server(["serve", "--config", str(self.config)], self.env() | self.environment, self.dir / "server.log")
 
     def env(self, **more):
         env = {"PATH": f"{CODEX.parent}:{os.environ['PATH']}", "HOME": str(self.home), "LANG": "C.UTF-8"}

@@ -10,9 +10,16 @@ import traceback
 os.environ["NO_PROXY"] = "*"
 
 import test_codex
+import test_connect
+import test_endpoints
 import test_node
 import test_openai
 import test_openapi
+import test_refusals
+import test_sessions
+import test_translation
+import test_versions
+import test_websocket
 import test_books
 from gateway import Failed, Gateway
 
@@ -24,25 +31,25 @@ class Report:
         self.passed = self.failed = 0
         self.lock = threading.Lock()
 
-    def line(self, name, seconds, why=None):
+    def line(self, name, seconds, why=None, note=None):
         with self.lock:
             if why is None:
                 self.passed += 1
-                print(f"ok      {name} ({seconds:.1f} s)", flush=True)
+                print(f"ok      {name} ({seconds:.1f} s)" + (f"\n        {note}" if note else ""), flush=True)
             else:
                 self.failed += 1
                 print(f"FAILED  {name} ({seconds:.1f} s)\n        {why}", flush=True)
 
     def run(self, name, check, gateway):
         start = time.monotonic()
-        why = None
+        why = note = None
         try:
-            check(gateway)
+            note = check(gateway)
         except Failed as failed:
             why = str(failed)
         except Exception:
             why = traceback.format_exc(limit=-3)
-        self.line(name, time.monotonic() - start, why)
+        self.line(name, time.monotonic() - start, why, note)
 
 
 def wanted(name):
@@ -54,12 +61,13 @@ def main():
     gateway = Gateway("main")
     try:
         test_books.prepare(gateway)
-        groups = [test_openai.CHECKS, test_node.CHECKS, test_codex.CHECKS, test_openapi.CHECKS]
+        groups = [test_openai.CHECKS, test_node.CHECKS, test_codex.CHECKS, test_versions.CHECKS, test_sessions.CHECKS]
+        groups += [test_translation.CHECKS, test_websocket.CHECKS, test_connect.CHECKS]
         for name, check in [pair for group in groups for pair in group if wanted(pair[0])]:
             report.run(name, check, gateway)
-        # Codex waits between its tries, so these run side by side.
-        with concurrent.futures.ThreadPoolExecutor(6) as pool:
-            for name, check in test_codex.REFUSALS:
+        # Codex waits between its tries, so these run side by side, and beside what takes its time on a gateway of its own.
+        with concurrent.futures.ThreadPoolExecutor(7) as pool:
+            for name, check in test_openapi.CHECKS + test_refusals.CHECKS:
                 if wanted(name):
                     pool.submit(report.run, name, check, gateway)
         for name, check in test_books.CHECKS:
@@ -67,6 +75,7 @@ def main():
                 report.run(name, check, gateway)
     finally:
         gateway.stop()
+    test_endpoints.run(report, wanted)
     print(f"in {time.monotonic() - begun:.0f} s")
     print(f"{report.passed} passed, {report.failed} failed")
     return 1 if report.failed or not report.passed else 0

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import OpenAI from "openai";
 
-const { GATEWAY_URL, KEY, POOR_KEY } = process.env;
+const { GATEWAY_URL, KEY, POOR_KEY, SUSPENDED_KEY } = process.env;
 const model = "gpt-6.1-sol";
 const client = (apiKey = KEY, more = {}) => new OpenAI({ baseURL: `${GATEWAY_URL}/v1`, apiKey, ...more });
 const says = (content, more = {}) => ({ model, messages: [{ role: "user", content }], ...more });
@@ -72,6 +72,33 @@ const checks = {
     const final = await stream.finalResponse();
     assert.equal(text, final.output_text);
     assert.ok(final.usage.output_tokens > 0);
+  },
+  async "chat stream helper"() {
+    const stream = client().chat.completions.stream(says("hello"));
+    let text = "";
+    for await (const chunk of stream) text += chunk.choices[0]?.delta?.content ?? "";
+    assert.equal(await stream.finalContent(), text);
+    assert.match(text, /You said/);
+  },
+  async "tool runner"() {
+    let asked = 0;
+    const weather = async ({ city }) => (asked++, `sunny-42 in ${city}`);
+    const run = { type: "function", function: { name: "weather", parameters, parse: JSON.parse, function: weather } };
+    const runner = client().chat.completions.runTools(says("sim:tools what is the weather?", { tools: [run] }));
+    assert.match(await runner.finalContent(), /sunny-42/);
+    assert.equal(asked, 1);
+  },
+  async "structured response"() {
+    const text = { format: { type: "json_schema", name: "answer", strict: true, schema: parameters } };
+    const answer = await client().responses.parse({ model, input: "where?", text });
+    assert.equal(typeof answer.output_parsed.city, "string");
+  },
+  async "error classes"() {
+    const chat = (more, text = "hello") => (api) => api.chat.completions.create(says(text, more));
+    await refusal(chat({ model: 5 }), KEY, OpenAI.BadRequestError, "invalid_type");
+    await refusal(chat({}), SUSPENDED_KEY, OpenAI.PermissionDeniedError, "user_suspended");
+    const broken = client(KEY, { maxRetries: 0 }).chat.completions.create(says("sim:500"));
+    await assert.rejects(broken, (error) => error instanceof OpenAI.InternalServerError && error.code === "upstream_error");
   },
   async errors() {
     const chat = (api) => api.chat.completions.create(says("hello"));

@@ -135,17 +135,6 @@ def doctor_is_content(gateway, codex):
 
 
 @with_run
-def falls_back_from_websocket_at_once(gateway, codex):
-    settings = ["-c", f'openai_base_url="{codex.tap.url}/v1"']
-    start = time.monotonic()
-    codex._run([CODEX, *settings, "exec", *FLAGS, "say hello"], codex.env(CODEX_API_KEY=gateway.alice))
-    expect(codex.code == 0 and "You said" in codex.stdout, codex.stderr[-500:])
-    expect("Reconnecting" not in codex.stderr and time.monotonic() - start < 6, codex.stderr[-500:])
-    statuses = [exchange.status for exchange in codex.tap.exchanges() if exchange.method == "GET"]
-    expect(426 in statuses, f"no 426 on the upgrade: {statuses}")
-
-
-@with_run
 def connects_with_a_profile(gateway, codex):
     home = pathlib.Path(codex.home)
     (home / "config.toml").write_text('model_reasoning_effort = "low"\n')
@@ -216,98 +205,7 @@ CHECKS = [
     ("codex: says what is missing", says_what_is_missing),
     ("codex: the key is revoked when it is stopped", revokes_when_stopped),
     ("codex: doctor", doctor_is_content),
-    ("codex: WebSocket falls back at once", falls_back_from_websocket_at_once),
     ("codex: connect, use, undo", connects_with_a_profile),
     ("codex: takes a limited answer", takes_a_limited_answer),
     ("codex: demo's lines run as printed", demo_lines_run_as_printed),
-]
-
-
-# Refusals: the user's key, the prompt, at most so many requests (1: exactly one), and what the terminal shows.
-
-
-def row(key_of, prompt, requests, *words, model="gpt-6.1-sol"):
-    @with_run
-    def check(gateway, codex):
-        codex.directly(prompt, key=key_of(gateway), model=model).refused(requests, *words)
-
-    return check
-
-
-def suspended(gateway):
-    key = gateway.user("carol")
-    gateway.cli("user", "suspend", "carol")
-    return key
-
-
-def elsewhere(name, prompt, requests, *words, spoil=None, **settings):
-    """The same on a gateway with settings of its own."""
-
-    def check(_):
-        gateway = Gateway(name, **settings)
-        codex = Run(gateway)
-        try:
-            key = gateway.user("alice")
-            if spoil:
-                spoil(gateway)
-            codex.directly(prompt, key=key).refused(requests, *words)
-            gateway.cli("ledger", "verify")
-        finally:
-            codex.close()
-            gateway.stop()
-
-    return check
-
-
-def stop_upstream(gateway):
-    gateway.tap.close()
-    gateway.upstream.stop()
-
-
-@with_run
-def only_held(gateway, codex):
-    """The money is there, but a running call holds it: Codex waits, asks again, and gets its answer."""
-    key = gateway.user("busy", "0.2")
-    first = Run(gateway)
-    waiting = threading.Thread(target=lambda: first.directly("sim:slow hello there", key=key))
-    waiting.start()
-    expect(wait_for(lambda: float(gateway.json("user", "show", "busy")["held"]) > 0, 20), "nothing is held")
-    codex.directly("hello", key=key)
-    waiting.join()
-    first.close()
-    statuses = [exchange.status for exchange in codex.requests()]
-    expect(429 in statuses and len(statuses) <= 6, f"statuses {statuses}")
-    refused = next(exchange for exchange in codex.requests() if exchange.status == 429)
-    expect(int(refused.answer_headers.get("retry-after", 0)) >= 1, refused.answer_headers)
-    expect(codex.code == 0 and "You said" in codex.stdout, codex.stderr[-500:])
-
-
-def alice(gateway):
-    return gateway.alice
-
-
-CAPACITY = "Selected model is at capacity"
-REFUSALS = [
-    ("refusal: balance used up", row(lambda g: g.poor, "hi", 1, "The balance of poor does not pay for this call", "Ask the operator")),
-    ("refusal: suspended user", row(suspended, "hi", 1, "carol is suspended")),
-    ("refusal: address not allowed", row(lambda g: g.key("alice", "--ip", "10.9.8.7"), "hi", 1, "may not be used from this address")),
-    ("refusal: request too large", elsewhere("small", "hi", 1, "max_body", server="max_body = 10000")),
-    ("refusal: model without a price", row(alice, "hi", 1, "has no price here", model="what-model")),
-    ("refusal: model not for this key", row(lambda g: g.key("alice", "--model", "gpt-5*"), "hi", 1, "is not offered here to this key")),
-    ("refusal: bad key", row(lambda g: "sk-gw-nonsense", "hi", 6, "not a valid key of this gateway")),
-    ("refusal: another service's key", row(lambda g: "sk-proj-abcdefghijkl", "hi", 6, "This gateway takes its own keys")),
-    ("refusal: held by running calls", only_held),
-    ("refusal: upstream 400", row(alice, "sim:400", 1, "Simulated: the request is wrong")),
-    ("refusal: upstream 429", row(alice, "sim:429", 6, "429")),
-    ("refusal: upstream 500", row(alice, "sim:500", 6, CAPACITY)),
-    ("refusal: upstream 502", row(alice, "sim:502", 6, CAPACITY)),
-    ("refusal: upstream 503", row(alice, "sim:503", 6, CAPACITY)),
-    ("refusal: upstream hangs up", row(alice, "sim:refuse", 6, CAPACITY)),
-    ("refusal: upstream cannot be reached", elsewhere("alone", "hi", 6, CAPACITY, spoil=stop_upstream)),
-    ("refusal: upstream answers too late", elsewhere("hasty", "sim:hang", 6, CAPACITY, upstream='first_byte_timeout = "1s"')),
-    ("refusal: upstream falls silent", elsewhere("deaf", "sim:stall", 6, "stream disconnected before completion", upstream='idle_timeout = "1s"')),
-    ("refusal: upstream refuses the gateway's key", row(alice, "sim:401", 6, CAPACITY)),
-    ("refusal: the operator's account is empty", row(alice, "sim:quota", 6, CAPACITY)),
-    ("refusal: upstream breaks off", row(alice, "sim:break", 6, "stream disconnected before completion")),
-    ("refusal: upstream sends an error event", row(alice, "sim:error", 6, "stream disconnected before completion")),
 ]

@@ -251,6 +251,8 @@ struct Ask {
     streamed: bool,
     /// Whether the client hangs up after the first piece of a stream.
     hangs_up: bool,
+    /// Whether it has a name, so that it is made once and, where that is on, recorded.
+    named: bool,
     body: Value,
 }
 
@@ -275,6 +277,7 @@ impl Ask {
         Ask {
             body: make(&prompt, &more),
             hangs_up: streamed && dice.between(0, 16) == 0,
+            named: number.is_multiple_of(3),
             mark,
             path,
             streamed,
@@ -284,7 +287,10 @@ impl Ask {
 
 /// Makes a call and notes what comes.
 async fn call(client: &Client, ask: &Ask, note: &Note) -> Fate {
-    let request = client.request(reqwest::Method::POST, ask.path).header(MARK, &ask.mark);
+    let mut request = client.request(reqwest::Method::POST, ask.path).header(MARK, &ask.mark);
+    if ask.named {
+        request = request.header("idempotency-key", &ask.mark);
+    }
     let sent = request
         .header("content-type", "application/json")
         .body(ask.body.to_string());

@@ -30,5 +30,6 @@ mod points;
 mod power;
 mod rig;
 mod shim;
+mod soak;
 mod storage;
 mod wait;

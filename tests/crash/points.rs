@@ -15,19 +15,22 @@ use codex_gateway::simulator::playwright::{Pace, standard};
 use codex_gateway::store::{Create, Store};
 use rusqlite::Connection;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::accounts::Accounts;
 use crate::campaign;
-use crate::client::Client;
+use crate::client::{Client, chat};
 use crate::dice::Dice;
-use crate::load::{Fate, Load, Seen, six_people};
+use crate::load::{Fate, Load, MARK, Seen, six_people};
 use crate::rig::{Machine, NotServing, PATIENCE, Serving};
 
 /// How long a delay takes, in milliseconds: many times what an exchange does.
 const DELAY: u64 = 400;
+
+/// Answers to calls that have a name are recorded.
+const RECORDS: &str = "[billing]\nrecord_answers = true";
 
 /// The seeds of this run.
 fn seeds() -> impl Iterator<Item = u64> {
@@ -47,14 +50,14 @@ struct Cell {
 
 impl Cell {
     async fn new(point: Point, seed: u64) -> Cell {
-        let machine = Machine::new(&Dice::new(seed), "").await.with(six_people);
+        let machine = Machine::new(&Dice::new(seed), RECORDS).await.with(six_people);
         Cell::of(point, seed, machine)
     }
 
     /// Its upstream answers at once.
     async fn at_full_speed(point: Point, seed: u64) -> Cell {
         let folder = TempDir::new().expect("a folder");
-        let machine = Machine::in_folder(folder, standard(Pace::default()), "")
+        let machine = Machine::in_folder(folder, standard(Pace::default()), RECORDS)
             .await
             .with(six_people);
         Cell::of(point, seed, machine)
@@ -279,7 +282,64 @@ matrix! {
     it_may_fail_in_the_middle_of_a_stream: MidStream,
     it_may_fail_before_a_settlement: BeforeSettlement,
     it_may_fail_between_a_settlement_and_the_end: Settled,
+    it_may_fail_between_a_settlement_and_its_recording: Recording,
     it_may_fail_after_the_end: AfterEnd,
+}
+
+/// A call under a name, as often as the gateway lives through it: what came, and its body.
+async fn named(cell: &Cell, serving: &Serving, (name, streamed): (&str, bool)) -> Option<(u16, Vec<u8>)> {
+    let client = cell.machine.people[0].client_of(serving);
+    let request = client
+        .request(reqwest::Method::POST, "/v1/chat/completions")
+        .header("idempotency-key", name);
+    let request = request.header(MARK, name).header("content-type", "application/json");
+    let body = chat("Hello", &json!({"stream": streamed, "max_completion_tokens": 40})).to_string();
+    let answer = request.body(body).send().await.ok()?;
+    let status = answer.status().as_u16();
+    Some((status, answer.bytes().await.ok()?.to_vec()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_recording_was_lost_is_told_as_done_and_charged_once() {
+    let cell = Cell::at_full_speed(Point::Recording, Dice::seed()).await;
+    let calls = [("whole", false), ("streamed", true)];
+    for call in calls {
+        let mut serving = cell.serve("return(kill)").await;
+        let cut = named(&cell, &serving, call).await;
+        assert_eq!(cut, None, "it has no end");
+        let status = serving.end().await;
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{status}");
+    }
+    let serving = cell.serve("2*return(error)->1*off").await;
+    for call in [("whole too", false), ("streamed too", true)] {
+        let first = named(&cell, &serving, call).await.expect("it is answered");
+        assert_eq!(first.0, 200, "its end does not wait for what fails");
+    }
+    let recorded = named(&cell, &serving, ("recorded", true))
+        .await
+        .expect("it is answered");
+    serving.stop().await;
+
+    let serving = cell.machine.serve().await;
+    for call in calls.into_iter().chain([("whole too", false), ("streamed too", true)]) {
+        for _ in 0..2 {
+            let (status, body) = named(&cell, &serving, call).await.expect("it is answered");
+            let error: Value = serde_json::from_slice(&body).expect("JSON");
+            assert_eq!(
+                (status, &error["error"]["code"]),
+                (409, &json!("already_done")),
+                "{call:?}"
+            );
+        }
+    }
+    assert_eq!(named(&cell, &serving, ("recorded", true)).await, Some(recorded));
+    serving.stop().await;
+    let books = cell.recover().await.books;
+    assert_eq!(books.exchanges.len(), 5);
+    assert!(
+        books.exchanges.iter().all(|row| row.charge.nanos() > 0),
+        "each is charged"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -68,7 +68,7 @@ impl Machine {
     /// A machine in a folder, which may be on a disk of its own, with what its upstream plays.
     pub async fn in_folder(folder: TempDir, playwright: Playwright, more: &str) -> Machine {
         let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let simulator = Simulator::start(anywhere, playwright, Options { remember: 100_000 }).await;
+        let simulator = Simulator::start(anywhere, playwright, Options { remember: 2_000_000 }).await;
         let simulator = simulator.expect("a free port");
         let disk: String = DISK
             .iter()

@@ -201,11 +201,12 @@ impl Shim {
 pub struct Files(BTreeMap<String, Vec<u8>>);
 
 impl Files {
-    /// Reads what is there now; no server may run on it. The index, the lock and the ballast have nothing to keep.
+    /// Reads what is there now; no server may run on it. The index, the lock, the ballast and the
+    /// socket have nothing to keep.
     pub fn of(database: &Path) -> Files {
         let mut files = BTreeMap::new();
         for (name, path) in beside(database) {
-            if !["-shm", ".lock", ".ballast"].contains(&name.as_str()) {
+            if !["-shm", ".lock", ".ballast", ".sock"].contains(&name.as_str()) {
                 files.insert(name, fs::read(path).expect("read"));
             }
         }

@@ -2,6 +2,34 @@
 PRAGMA foreign_keys = OFF;
 PRAGMA legacy_alter_table = ON;
 BEGIN IMMEDIATE;
+DROP TABLE stored_objects;
+DROP INDEX usage_logs_by_session;
+ALTER TABLE usage_logs DROP COLUMN session;
+ALTER TABLE usage_logs DROP COLUMN turn;
+ALTER TABLE usage_logs DROP COLUMN agent;
+ALTER TABLE usage_logs DROP COLUMN kind;
+ALTER TABLE usage_logs DROP COLUMN client;
+DROP TABLE attempts;
+DROP TABLE sinks;
+DROP TABLE events;
+ALTER TABLE users DROP COLUMN concurrency;
+ALTER TABLE users DROP COLUMN tpm;
+ALTER TABLE users DROP COLUMN rpm;
+ALTER TABLE api_keys DROP COLUMN concurrency;
+ALTER TABLE api_keys DROP COLUMN tpm;
+ALTER TABLE api_keys DROP COLUMN rpm;
+DROP TRIGGER usage_logs_may_be_late;
+DROP TRIGGER refunds_fit;
+DROP TABLE budget_windows;
+DROP TABLE budgets;
+DROP TABLE codes;
+DROP TABLE idempotency;
+DROP TABLE recordings;
+DROP TABLE usage_days;
+DROP TABLE rolled_up;
+ALTER TABLE users DROP COLUMN markup;
+ALTER TABLE users DROP COLUMN language;
+ALTER TABLE api_keys DROP COLUMN budget_id;
 DROP TRIGGER entries_fit;
 DROP TRIGGER entries_move_money;
 DROP TRIGGER balance_follows_entries;
@@ -106,7 +134,8 @@ CREATE TABLE ledger_entries_1 (
     CHECK ((kind = 'charge') = (exchange_id IS NOT NULL)),
     CHECK (kind = 'adjustment' OR (kind = 'charge') = (amount_nanos < 0))
 ) STRICT;
-INSERT INTO ledger_entries_1 SELECT * FROM ledger_entries;
+INSERT INTO ledger_entries_1
+SELECT seq, user_id, kind, amount_nanos, balance_after_nanos, exchange_id, reference, note, at, hash FROM ledger_entries;
 DROP TABLE ledger_entries;
 ALTER TABLE ledger_entries_1 RENAME TO ledger_entries;
 CREATE INDEX ledger_entries_by_user ON ledger_entries (user_id, seq);

@@ -10,6 +10,7 @@ use codex_gateway::call::{Endpoint, HostedTools};
 use codex_gateway::config::DiskConfig;
 use codex_gateway::hold::{self, Ask, Policy};
 use codex_gateway::money::Usd;
+use codex_gateway::origin::{Client, Kind, Label, Origin};
 use codex_gateway::pricing::{Factor, ListName, SearchTool, Terms, bill};
 use codex_gateway::simulator::playwright::{Pace, standard};
 use codex_gateway::simulator::{Options, Simulator};
@@ -41,7 +42,7 @@ pub struct Ran {
 }
 
 impl Home {
-    fn new() -> Home {
+    pub fn new() -> Home {
         Home {
             folder: tempfile::tempdir().expect("a folder"),
         }
@@ -62,11 +63,11 @@ impl Home {
         self.path().join(".local/share/codex-gateway/gateway.db")
     }
 
-    fn settings(&self, text: &str) {
+    pub fn settings(&self, text: &str) {
         fs::write(self.path().join("gateway.toml"), text).expect("settings written");
     }
 
-    fn run_with(&self, line: &str, env: &[(&str, &str)], stdin: &str) -> Ran {
+    pub fn run_with(&self, line: &str, env: &[(&str, &str)], stdin: &str) -> Ran {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
         command
             .env_clear()
@@ -383,7 +384,8 @@ fn a_key_that_could_not_be_shown_is_nobodys() {
         "key show {}",
         keys["items"][0]["prefix"].as_str().expect("a prefix")
     ));
-    assert!(shown.contains("last used  never"), "{shown}");
+    let used = shown.lines().find_map(|line| line.strip_prefix("last used"));
+    assert_eq!(used.map(str::trim), Some("never"), "{shown}");
 }
 
 #[test]
@@ -831,7 +833,7 @@ fn what_cannot_be_done_says_what_can() {
         let error = home.fails(line, code);
         assert!(error.contains("\n  fix   ") && error.contains(fix), "{line}: {error}");
     }
-    let far = home.run("user add bob --budget 5/day");
+    let far = home.run("user add bob --xyz 5");
     assert!(far.code == 2 && !far.err.contains("--quiet"), "{}", far.err);
     let near = home.run("user add bob --balence 5");
     assert!(near.code == 2 && near.err.contains("'--balance'"), "{}", near.err);
@@ -918,7 +920,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 }
 
 /// A program with its stdout and its stderr on pipes.
-fn piped(home: &Home, line: &str) -> Child {
+pub fn piped(home: &Home, line: &str) -> Child {
     let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
     program.env_clear().env("HOME", home.path()).env("USER", "tester");
     program.current_dir(home.path()).args(line.split_whitespace());
@@ -930,7 +932,7 @@ fn piped(home: &Home, line: &str) -> Child {
 }
 
 /// The exit code of a program that is asked to stop; it has to end in time.
-async fn stopped(mut child: Child) -> Option<i32> {
+pub async fn stopped(mut child: Child) -> Option<i32> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     kill_process(pid.expect("a process"), Signal::TERM).expect("the signal is sent");
     for _ in 0..2_000 {
@@ -943,8 +945,19 @@ async fn stopped(mut child: Child) -> Option<i32> {
     None
 }
 
+/// Where a server says that it listens.
+pub fn served_at(child: &mut Child) -> String {
+    let mut line = String::new();
+    let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+    out.read_line(&mut line).expect("text");
+    line.trim_end()
+        .strip_prefix("listening on ")
+        .expect("an address")
+        .to_owned()
+}
+
 /// Settings with a simulated upstream.
-async fn simulated(home: &Home) -> Simulator {
+pub async fn simulated(home: &Home) -> Simulator {
     let anywhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let simulator = Simulator::start(anywhere, standard(Pace::default()), Options::default());
     let simulator = simulator.await.expect("a free port");
@@ -962,11 +975,7 @@ async fn a_server_whose_messages_nobody_reads_serves_settles_and_stops() {
     let key = home.json("key issue alice")["key"].as_str().expect("a key").to_owned();
     let mut child = piped(&home, "serve -v");
     drop(child.stderr.take());
-    let mut line = String::new();
-    let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
-    out.read_line(&mut line).expect("text");
-    drop(out);
-    let url = line.trim_end().strip_prefix("listening on ").expect("an address");
+    let url = served_at(&mut child);
     let ask = |key: String, model: &str| {
         let call = http().post(format!("{url}/v1/chat/completions")).bearer_auth(key);
         let body = json!({"model": model, "messages": [{"role": "user", "content": "Hello"}]});
@@ -1024,8 +1033,8 @@ fn a_client_is_set_up_with_consent_only_and_a_piped_key_is_consent() {
     );
 }
 
-/// One settled exchange of alice's and, when asked, one hold that stays open.
-async fn exchange(home: &Home, hold_open: Usd) -> String {
+/// One settled exchange of alice's, of $0.003, and, when asked, one hold that stays open.
+pub async fn exchange(home: &Home, hold_open: Usd) -> String {
     let store = Store::open(&home.database(), Create::Never).expect("the database");
     let tracker = TaskTracker::new();
     let writer = store.start_writer(&tracker, DiskConfig::default());
@@ -1053,11 +1062,13 @@ async fn exchange(home: &Home, hold_open: Usd) -> String {
             cache_ttl: CacheTtl::Minutes30,
             choices: 1,
             tools: &HostedTools::default(),
+            medium: codex_gateway::call::Medium::Text,
         };
         PlaceHold {
             exchange: ExchangeId(Uuid::now_v7()),
             user: user.id,
             key: key.id,
+            budgets: key.budgets,
             quote: hold::quote(&ask, &terms).expect("a quote"),
             policy: Policy {
                 share_ppm: 250_000,
@@ -1069,6 +1080,7 @@ async fn exchange(home: &Home, hold_open: Usd) -> String {
             priced_model: "gpt-4o".into(),
             upstream: "openai".into(),
             list: Some(ListName::openai()),
+            once: None,
             now: at,
         }
     };
@@ -1118,8 +1130,16 @@ async fn exchange(home: &Home, hold_open: Usd) -> String {
             started_at: at,
             first_byte: None,
             duration: std::time::Duration::from_millis(5),
+            origin: Origin {
+                session: Label::new("ses-7"),
+                turn: Label::new("t-1"),
+                agent: Label::new("a-1"),
+                kind: Some(Kind::SubAgent),
+                client: Client::parse("codex_exec/0.169.0"),
+            },
         },
         excess: Excess::Collect,
+        attempts: Vec::new(),
     };
     writer.close(taken, right, close).await.expect("settled");
     if hold_open > Usd::ZERO {
@@ -1210,7 +1230,7 @@ async fn usage_adds_up_to_the_ledger_in_every_form() {
         "{text}"
     );
     let csv = home.ok("usage --csv --by model");
-    assert_eq!(csv.lines().nth(1), Some("gpt-4o,2,2000,800,100,0.005,0.006,0.001,0"));
+    assert_eq!(csv.lines().nth(1), Some("gpt-4o,2,2000,800,100,0.005,0.006,0.001,0,0"));
     assert_eq!(home.balance("alice"), "4.994");
     let entries = home.json("ledger list alice");
     assert_eq!(
@@ -1309,10 +1329,7 @@ async fn commands_name_the_address_a_running_server_has() {
     let home = Home::with_alice();
     let _simulator = simulated(&home).await;
     let mut child = piped(&home, "serve");
-    let mut line = String::new();
-    let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
-    out.read_line(&mut line).expect("text");
-    let url = line.trim_end().strip_prefix("listening on ").expect("an address");
+    let url = served_at(&mut child);
     assert_eq!(home.json("key issue alice")["url"], json!(url));
     let profile = home.ok("connect codex --print");
     assert!(profile.contains(&format!("base_url = \"{url}/v1\"")), "{profile}");

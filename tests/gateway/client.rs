@@ -45,7 +45,25 @@ pub fn http() -> reqwest::Client {
     builder.build().expect("a client")
 }
 
+/// Settings with which each of a test's requests may come from an address of its own, by `X-Forwarded-For`.
+pub const FROM_ANYWHERE: &str = "[server]\ntrusted_proxies = [\"127.0.0.1\"]";
+
+/// The nth address somewhere.
+pub fn nth_address(nth: u32) -> String {
+    std::net::Ipv4Addr::from(0xC612_0000 + nth).to_string()
+}
+
 impl Client {
+    /// The same one from another address of this machine: 127.0.0.`last`.
+    pub fn at(&self, last: u8) -> Client {
+        let local = std::net::Ipv4Addr::new(127, 0, 0, last);
+        let http = reqwest::Client::builder().local_address(Some(local.into())).no_proxy();
+        Client {
+            http: http.tls_certs_only([]).build().expect("a client"),
+            ..self.clone()
+        }
+    }
+
     /// A request with the key, not sent yet.
     pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base_url));

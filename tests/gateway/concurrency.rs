@@ -17,27 +17,27 @@ use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge};
 
 /// 16 tokens of output cost $1 and nothing else costs anything, so that hold = charge = $1.
-const DOLLAR_MODEL: &str = "one-dollar";
-const DOLLAR_PRICE: &str = r#"{"kind":"text","rates":{"input":"0","output":"62500"},"max_output":128000}"#;
+pub const DOLLAR_MODEL: &str = "one-dollar";
+pub const DOLLAR_PRICE: &str = r#"{"kind":"text","rates":{"input":"0","output":"62500"},"max_output":128000}"#;
 const DOLLAR: i64 = 1_000_000_000;
 
 /// No call takes so long to be decided.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A call that costs exactly $1 and says so beforehand.
-fn dollar_call() -> Value {
+pub fn dollar_call() -> Value {
     let dollar = json!({"model": DOLLAR_MODEL, "max_completion_tokens": 16});
     chat("sim:words-16", &dollar)
 }
 
 /// Answers as usual, each as the gate lets it through.
-fn gated(gate: &Gate) -> Playwright {
+pub fn gated(gate: &Gate) -> Playwright {
     let (gate, inner) = (gate.clone(), standard(Pace::default()));
     Arc::new(move |request: &Request| inner(request).first(Step::Wait(gate.clone())))
 }
 
 /// Sends the same call `count` times at once, the clients taking turns.
-fn rush(clients: &[Client], count: usize, path: &'static str, body: &Value) -> JoinSet<Answer> {
+pub fn rush(clients: &[Client], count: usize, path: &'static str, body: &Value) -> JoinSet<Answer> {
     let barrier = Arc::new(Barrier::new(count));
     let mut calls = JoinSet::new();
     for client in clients.iter().cycle().take(count) {
@@ -51,7 +51,7 @@ fn rush(clients: &[Client], count: usize, path: &'static str, body: &Value) -> J
 }
 
 /// The next answers, in the order they come; while the gate is closed only refusals do.
-async fn next(calls: &mut JoinSet<Answer>, count: usize) -> Vec<Answer> {
+pub async fn next(calls: &mut JoinSet<Answer>, count: usize) -> Vec<Answer> {
     let mut answers = Vec::new();
     while answers.len() < count {
         let next = tokio::time::timeout(PATIENCE, calls.join_next()).await;

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use crate::client::{MODEL, chat, drain, response};
 use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge};
+use crate::upstreams::black_hole;
 
 /// Long enough for an answer of this machine, however busy it is.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -140,6 +141,28 @@ async fn under_drain_a_client_that_leaves_pays_exactly_what_the_upstream_reports
     // On a busy machine an answer may end before its exchange has heard that nobody reads it.
     let left = books.exchanges.iter().filter(|row| row.state == State::Left).count();
     assert!(left >= 100, "{left} of 110 are known to be left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_cancel_a_client_that_leaves_before_there_is_a_connection_pays_nothing() {
+    let (address, _listener, _waiting) = black_hole().await;
+    let harness = Harness::builder()
+        .on_hangup(OnHangup::Cancel)
+        .tweak(|config| config.upstreams[0].base_url = address)
+        .start()
+        .await;
+    let call = chat(&prompt(), &json!({"stream": true}));
+    let socket = harness.client.raw("/v1/chat/completions", &call).await;
+    while harness.user().held.nanos() == 0 {
+        tokio::task::yield_now().await;
+    }
+    hang_up(socket).await;
+    let books = harness.finish().await;
+    let row = books.only();
+    assert_eq!(
+        (row.state, row.charge.nanos(), row.usage.input_tokens.get()),
+        (State::Left, 0, 0)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use codex_gateway::bilingual;
 use codex_gateway::config::{Config, OnHangup, Sources};
 use codex_gateway::key::GatewayKey;
+use codex_gateway::limits::Rates;
 use codex_gateway::money::Usd;
 use codex_gateway::pricing::{ListName, Price};
 use codex_gateway::server::{self, Server};
@@ -36,6 +38,7 @@ pub struct Harness {
     /// The second upstream, if the test asked for one.
     pub second: Option<Simulator>,
     server: Option<Server>,
+    config: Config,
     dir: TempDir,
 }
 
@@ -48,6 +51,7 @@ pub struct Builder {
     second: Option<Playwright>,
     settings: String,
     upstream: String,
+    of_second: String,
     vendors: Vec<(String, String, String)>,
     tweak: Box<dyn FnOnce(&mut Config) + Send>,
     prices: Vec<(String, String)>,
@@ -69,6 +73,7 @@ impl Harness {
             second: None,
             settings: String::new(),
             upstream: String::new(),
+            of_second: String::new(),
             vendors: Vec::new(),
             tweak: Box::new(|_| {}),
             prices: Vec::new(),
@@ -94,6 +99,11 @@ impl Harness {
     /// Where the server listens.
     pub fn base_url(&self) -> String {
         self.server.as_ref().map(Server::base_url).expect("the server runs")
+    }
+
+    /// Where the metrics are, if the settings say so.
+    pub fn metrics_url(&self) -> Option<String> {
+        self.server.as_ref().and_then(Server::metrics_url)
     }
 
     /// The database file.
@@ -144,6 +154,20 @@ impl Harness {
         patience.and_then(|()| file.execute_batch(sql)).expect(sql);
     }
 
+    /// Stops the server, as SIGTERM does.
+    pub async fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop().await.expect("the books are written");
+        }
+    }
+
+    /// Starts it once more, on another port.
+    pub async fn start_again(&mut self) {
+        let started = server::start(self.config.clone(), self.store.clone()).await;
+        self.server = Some(started.expect("the server starts"));
+        self.client.base_url = self.base_url();
+    }
+
     /// What the first upstream served so far.
     pub fn served(&self) -> Vec<Served> {
         self.simulator.served()
@@ -151,9 +175,7 @@ impl Harness {
 
     /// Stops the server as SIGTERM does, which settles what runs; stops the upstreams; checks the books.
     pub async fn finish(mut self) -> Books {
-        if let Some(server) = self.server.take() {
-            server.stop().await.expect("the books are written");
-        }
+        self.stop().await;
         Books::checked(&self.database())
     }
 }
@@ -195,6 +217,13 @@ impl Builder {
     /// A second upstream named `second`, tried after the first; its price list is `openai` too.
     pub fn second(mut self, playwright: Playwright) -> Builder {
         self.second = Some(playwright);
+        self
+    }
+
+    /// More settings of the second upstream, as TOML lines.
+    pub fn of_second(mut self, toml: &str) -> Builder {
+        self.of_second.push_str(toml);
+        self.of_second.push('\n');
         self
     }
 
@@ -250,7 +279,9 @@ impl Builder {
         let store = Store::open(&config.database, Create::IfMissing).expect("a database");
         set_prices(&store, &self.prices);
         (self.tweak)(&mut config);
-        let server = server::start(config, store.clone()).await.expect("the server starts");
+        let server = server::start(config.clone(), store.clone())
+            .await
+            .expect("the server starts");
         let client = add_client(
             &store,
             &server.base_url(),
@@ -265,25 +296,36 @@ impl Builder {
             simulator,
             second,
             server: Some(server),
+            config,
             dir,
         }
     }
 
     fn config(&self, dir: &TempDir, first: &Simulator, second: Option<&Simulator>) -> Config {
-        let upstream = |name: &str, simulator: &Simulator, prices: &str, more: &str| {
+        let upstream = |name: &str, simulator: &Simulator, prices: &str, priority: u32, more: &str| {
             let url = simulator.base_url();
             let key = "sk-upstream-secret";
+            let more = match more.contains("priority") {
+                true => more.to_owned(),
+                false => format!("priority = {priority}\n{more}"),
+            };
             format!(
                 "[[upstream]]\nname = \"{name}\"\nbase_url = \"{url}\"\napi_key = \"{key}\"\nprices = \"{prices}\"\n{more}\n"
             )
         };
         let mut text = format!("{}\n", self.settings);
         for (prices, models, more) in &self.vendors {
-            text.push_str(&upstream(prices, first, prices, &format!("models = {models}\n{more}")));
+            text.push_str(&upstream(
+                prices,
+                first,
+                prices,
+                0,
+                &format!("models = {models}\n{more}"),
+            ));
         }
-        text.push_str(&upstream("first", first, "openai", &self.upstream));
+        text.push_str(&upstream("first", first, "openai", 1, &self.upstream));
         if let Some(second) = second {
-            text.push_str(&upstream("second", second, "openai", ""));
+            text.push_str(&upstream("second", second, "openai", 2, &self.of_second));
         }
         let env = BTreeMap::from([
             ("GATEWAY_SERVER__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
@@ -295,7 +337,10 @@ impl Builder {
             file: Some((PathBuf::from("gateway.toml"), text)),
             env: &env,
             flags: Vec::new(),
-            read: &|path| Err(format!("{} is not read by tests", path.display())),
+            read: &|path| {
+                let path = path.display();
+                Err(bilingual!(en: "{path} is not read by tests", zh: "测试不读取 {path}"))
+            },
         };
         let loaded = Config::load(sources).expect("settings");
         loaded.complete().expect("secrets")
@@ -360,6 +405,8 @@ pub fn new_user(name: &str, balance: &str, credit_line: &str) -> NewUser {
         email: None,
         credit_line: usd(credit_line),
         balance: usd(balance),
+        budgets: Vec::new(),
+        rates: Rates::default(),
     }
 }
 
@@ -378,6 +425,9 @@ pub fn new_key(user_id: UserId) -> (NewKey, GatewayKey) {
         models: Vec::new(),
         ips: Vec::new(),
         on_hangup: None,
+        budgets: None,
+        limits: Vec::new(),
+        rates: Rates::default(),
     };
     (new, key)
 }

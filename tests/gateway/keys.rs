@@ -84,9 +84,12 @@ async fn unknown_revoked_expired_and_missing_keys_get_the_same_bytes() {
     let expired = harness.issue("--expires 1s");
     until_refused(&expired, Duration::from_secs(5)).await;
     let seen = harness.served().len();
-    for path in ["/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/responses"] {
+    let paths = ["/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/responses"];
+    for (path, from) in paths.into_iter().zip(2..) {
+        // So many of one address would have to wait.
+        let from = harness.client.at(from);
         let post = async |token: &str| {
-            let client = with_token(&harness.client, token);
+            let client = with_token(&from, token);
             visible(
                 &client
                     .post(path, &json!({"model": MODEL, "input": "x", "messages": []}))
@@ -101,8 +104,7 @@ async fn unknown_revoked_expired_and_missing_keys_get_the_same_bytes() {
         for token in ["", "sk-gw-", "sk-gw-short", "nonsense", &harness.client.key[..54]] {
             assert_eq!(post(token).await, unknown, "{path}: {token}");
         }
-        let none = harness
-            .client
+        let none = from
             .http
             .post(format!("{}{path}", harness.base_url()))
             .body("{}")
@@ -371,7 +373,7 @@ async fn a_suspended_user_cannot_call_until_activated() {
 async fn every_path_has_its_answer_and_every_answer_its_id() {
     let harness = Harness::start().await;
     let (get, head, post) = (Method::GET, Method::HEAD, Method::POST);
-    let cases: [(&Method, &str, u16, &str); 19] = [
+    let cases: [(&Method, &str, u16, &str); 21] = [
         (&get, "/healthz", 200, ""),
         (&head, "/healthz", 200, ""),
         (&get, "/readyz", 200, ""),
@@ -386,9 +388,11 @@ async fn every_path_has_its_answer_and_every_answer_its_id() {
         (&Method::DELETE, "/v1/embeddings", 405, "method_not_allowed"),
         (&post, "/v1/chat/completions", 401, "invalid_api_key"),
         (&post, "/responses", 401, "invalid_api_key"),
-        (&post, "/v1/images/generations", 403, "endpoint_not_supported"),
-        (&get, "/v1/files/file-1", 403, "endpoint_not_supported"),
-        (&post, "/v1/responses/compact", 400, "invalid_prompt"),
+        (&post, "/v1/images/generations", 401, "invalid_api_key"),
+        (&post, "/v1/images/variations", 403, "endpoint_not_supported"),
+        (&get, "/v1/files/file-1", 401, "invalid_api_key"),
+        (&post, "/v1/responses/other", 405, "method_not_allowed"),
+        (&post, "/v1/responses/a/b", 400, "invalid_prompt"),
         (&get, "/v1/nothing", 404, "not_found"),
         (&get, "/", 404, "not_found"),
     ];
@@ -400,7 +404,11 @@ async fn every_path_has_its_answer_and_every_answer_its_id() {
         assert_eq!(answer.exchange().len(), 36, "{method} {path}");
         assert_eq!(
             answer.header("allow"),
-            if status == 405 { "POST" } else { "" },
+            match (status, path) {
+                (405, "/v1/responses/other") => "GET, HEAD, DELETE",
+                (405, _) => "POST",
+                _ => "",
+            },
             "{method} {path}"
         );
         assert!(!answer.header("content-type").is_empty(), "{method} {path}");
@@ -417,8 +425,8 @@ async fn every_path_has_its_answer_and_every_answer_its_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_websocket_upgrade_is_answered_so_that_codex_falls_back_at_once() {
-    let harness = Harness::start().await;
+async fn a_websocket_that_is_switched_off_is_answered_so_that_codex_falls_back_at_once() {
+    let harness = Harness::builder().settings("[server]\nwebsocket = false").start().await;
     for path in ["/v1/responses", "/responses"] {
         let request = harness.client.request(Method::GET, path);
         let upgrade = request

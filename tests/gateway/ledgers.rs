@@ -7,6 +7,7 @@ use codex_gateway::call::{Endpoint, HostedTools};
 use codex_gateway::config::DiskConfig;
 use codex_gateway::hold::{self, Ask, Policy, Quote};
 use codex_gateway::money::Usd;
+use codex_gateway::origin::{Client, Kind, Label, Origin};
 use codex_gateway::pricing::{self, Factor, ListName, Price, SearchTool, Terms};
 use codex_gateway::store::keys::Key;
 use codex_gateway::store::ledger::{CloseHold, Excess, PlaceHold};
@@ -102,6 +103,7 @@ impl Ledger {
         let close = CloseHold {
             row: self.row(id, key, number),
             excess: Excess::Collect,
+            attempts: Vec::new(),
         };
         writer.close(hold, place, close).await.expect("it settles");
     }
@@ -111,6 +113,7 @@ impl Ledger {
             exchange,
             user: key.user_id,
             key: key.id,
+            budgets: key.budgets,
             quote: self.quote(Tokens::saturating(1_000 + number % 5_000)),
             policy: Policy {
                 share_ppm: 250_000,
@@ -122,6 +125,7 @@ impl Ledger {
             priced_model: MODEL.to_owned(),
             upstream: "openai".to_owned(),
             list: Some(ListName::openai()),
+            once: None,
             now: time::now(),
         }
     }
@@ -147,6 +151,7 @@ impl Ledger {
             cache_ttl: CacheTtl::Minutes30,
             choices: 1,
             tools: &tools,
+            medium: codex_gateway::call::Medium::Text,
         };
         hold::quote(&ask, &self.terms()).expect("a quote")
     }
@@ -165,6 +170,8 @@ impl Ledger {
             audio_input_tokens: Tokens::ZERO,
             audio_output_tokens: Tokens::ZERO,
             tools: ToolUsage::default(),
+            seconds: 0,
+            characters: 0,
         };
         let bill = pricing::bill(&usage, &self.terms()).expect("a bill");
         let name = |kind: &str| format!("{kind}_{}{:016x}", id.0.simple(), number);
@@ -205,6 +212,13 @@ impl Ledger {
             started_at: time::now(),
             first_byte: Some(Duration::from_micros(431_210 + number % 1_000)),
             duration: Duration::from_micros(2_318_112 + number % 100_000),
+            origin: Origin {
+                session: Label::new(&format!("ses-{}", number / 40)),
+                turn: Label::new(&format!("turn-{}", number / 4)),
+                agent: Label::new("agent").filter(|_| number % 4 == 1),
+                kind: Some(if number % 4 == 1 { Kind::SubAgent } else { Kind::Turn }),
+                client: Client::parse("codex_exec/0.169.0"),
+            },
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 /// Nano-dollars in a dollar.
 const NANOS: i128 = 1_000_000_000;
 
-/// A price of the catalogue in the binary, as its JSON says it.
+/// A price of the catalogue in the binary that is in force, as its JSON says it.
 pub fn catalogue(list: &str, model: &str) -> Value {
     find_in_catalogue(list, model).unwrap_or_else(|| panic!("{model} is not in {list}"))
 }
@@ -17,9 +17,12 @@ pub fn catalogue(list: &str, model: &str) -> Value {
 pub fn find_in_catalogue(list: &str, model: &str) -> Option<Value> {
     let text = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/pricing/catalogue.json"));
     let all: Value = serde_json::from_str(text).expect("the catalogue is JSON");
-    let mut prices = all["prices"].as_array().expect("a list").iter();
-    let found = prices.find(|row| row["list"] == list && row["model"] == model);
-    found.map(|row| row["price"].clone())
+    let today = codex_gateway::time::now().to_string();
+    let begun = |row: &&Value| row["from"].as_str().is_some_and(|from| *from <= *today);
+    let rows = all["prices"].as_array().expect("a list").iter().filter(begun);
+    let of_model = rows.filter(|row| row["list"] == list && row["model"] == model);
+    let newest = of_model.max_by(|a, b| a["from"].as_str().cmp(&b["from"].as_str()));
+    newest.map(|row| row["price"].clone())
 }
 
 /// A price as it is at an hour: its cheaper hours are a matter of the clock.

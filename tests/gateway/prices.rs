@@ -1,5 +1,6 @@
 //! Prices: set beside the running server, by (list, model) and date; without one nothing goes upstream.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,9 +11,11 @@ use codex_gateway::store::usage_log::ExchangeRow;
 use codex_gateway::store::{Create, Store};
 use serde_json::{Value, json};
 
+use crate::cli::Home;
 use crate::client::{Answer, Client, MODEL, chat};
 use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge};
+use crate::upgrade::Serving;
 
 /// A change that an operator makes in another process is in force within this time.
 const IN_FORCE: Duration = Duration::from_secs(1);
@@ -321,4 +324,344 @@ async fn a_newer_binary_adds_what_an_older_one_did_not_know_and_changes_nothing_
     }
     until_billed_by(&harness, MODEL, &catalogue("openai", MODEL)).await;
     harness.finish().await;
+}
+
+/// What is in force of a model.
+fn in_force(home: &Home, model: &str) -> Value {
+    home.json(&format!("price list {model} --list openai"))["items"][0].clone()
+}
+
+/// A number that SQL finds in the database of this home.
+#[expect(clippy::disallowed_methods, reason = "beside the store")]
+fn number(home: &Home, sql: &str) -> i64 {
+    let conn = rusqlite::Connection::open(home.database()).expect("it opens");
+    conn.query_row(sql, [], |row| row.get(0)).expect(sql)
+}
+
+/// How many acts on prices the audit log has.
+fn acts(home: &Home) -> i64 {
+    number(home, "SELECT COUNT(*) FROM audit_log WHERE action = 'price.set'")
+}
+
+#[test]
+fn an_export_as_a_sheet_is_edited_and_imported() {
+    let home = Home::with_alice();
+    home.ok("price set mine --list own --input 2 --output 10 --from 2026-01-01");
+    home.ok("price set mine --list own --input 3 --output 10 --from 2999-01-01");
+    let sheet = home.ok("price export --csv");
+    let unchanged = home.run_with("price import - --yes", &[], &sheet);
+    assert!(unchanged.err.contains("nothing differs"), "{}", unchanged.err);
+
+    // A rate, and a model more with a tier of its own.
+    let (lines, was) = (
+        sheet.lines().count(),
+        "own,mine,2026-01-01T00:00:00Z,operator,text,,,,2,",
+    );
+    assert!(sheet.contains(was), "{sheet}");
+    let edited = [
+        sheet.replace(was, &was.replace(",2,", ",2.5,")),
+        format!("own,second,2026-02-01,,text,,,,1,,,,,4{}\n", ",".repeat(16)),
+        format!("own,second,2026-02-01,,,flex,,,0.5{}\n", ",".repeat(21)),
+    ]
+    .concat();
+    fs::write(home.path().join("prices.csv"), &edited).expect("written");
+    assert_eq!(edited.lines().count(), lines + 2);
+    let shown = home.run("price import prices.csv");
+    assert_eq!(shown.code, 2, "{}", shown.err);
+    assert!(
+        shown.out.contains("rates.input") && shown.out.contains("+25%") && shown.out.contains("tiers.flex.rates.input"),
+        "{}",
+        shown.out
+    );
+    let before = acts(&home);
+    let written = home.json("price import prices.csv --yes");
+    let input = &written["items"][0];
+    assert_eq!(
+        (&input["field"], &input["before"], &input["after"], &input["percent"]),
+        (&json!("rates.input"), &json!("2"), &json!("2.5"), &json!("25"))
+    );
+    assert_eq!(acts(&home), before + 2, "each price that was written leaves its act");
+    let again = home.run("price import prices.csv --yes");
+    assert!(again.err.contains("nothing differs"), "{}", again.err);
+    let second = &home.json("price list second --list own")["items"][0];
+    assert_eq!(
+        (&second["price"], &second["from"], &second["source"]),
+        (
+            &json!({"kind":"text","rates":{"input":"1","output":"4"},"tiers":{"flex":{"rates":{"input":"0.5"}}}}),
+            &json!("2026-02-01T00:00:00Z"),
+            &json!("operator")
+        )
+    );
+    assert!(home.ok("ledger verify").contains("the books balance"));
+}
+
+#[test]
+fn a_sheet_without_lists_and_dates_is_told_them() {
+    let home = Home::with_alice();
+    let sheet = "model,output\ngpt-6.1-sol,11\nnew,5\n";
+    let unlisted = home.run_with("price import - --yes", &[], sheet);
+    assert_eq!(unlisted.code, 2);
+    assert!(unlisted.err.contains("line 2: which list?"), "{}", unlisted.err);
+    let unpriced = home.run_with("price import - --yes --list openai", &[], sheet);
+    assert!(
+        unpriced.code == 2 && unpriced.err.contains("line 3: the price has no rate for input"),
+        "{}",
+        unpriced.err
+    );
+    assert_eq!(acts(&home), 0, "nor the row that is right");
+    let ran = home.run_with(
+        "price import - --yes --list openai --from 2026-11-20",
+        &[],
+        "model,output\ngpt-6.1-sol,11\n",
+    );
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let mut expected = catalogue("openai", MODEL);
+    expected["rates"]["output"] = "11".into();
+    let row = in_force(&home, MODEL);
+    assert_eq!(
+        (&row["price"], &row["from"]),
+        (&expected, &json!("2026-11-20T00:00:00Z")),
+        "what the sheet does not say stays"
+    );
+}
+
+#[test]
+fn a_row_that_is_wrong_is_told_by_its_place_and_nothing_is_written() {
+    let home = Home::with_alice();
+    let good = r#"{"list":"openai","model":"good","from":"2026-01-01T00:00:00Z","price":{"kind":"text","rates":{"input":"1","output":"1"}}}"#;
+    let bad = good.replace("good", "bad");
+    for (name, text, says) in [
+        (
+            "a.csv",
+            "list,model,input,output\nopenai,good,1,1\nopenai,bad,-1,1\n".to_owned(),
+            "line 3, column 3 (input): the rate \"-1\" is not between 0",
+        ),
+        (
+            "b.csv",
+            "list,model,input,output\nopenai,good,1,1\nopenai,bad,0.1234567891,1\n".to_owned(),
+            "line 3, column 3 (input)",
+        ),
+        (
+            "c.csv",
+            "list,model,input,output\nopenai,good,1,1\nopenai,bad,,1\n".to_owned(),
+            "line 3: the price has no rate for input",
+        ),
+        (
+            "d.csv",
+            "list,model,input,output,per_call\nopenai,good,1,1,2\n".to_owned(),
+            "line 1, column 5: there is no column \"per_call\"",
+        ),
+        (
+            "e.json",
+            format!("{{\"prices\":[\n{good},\n  {}]}}", bad.replace("\"1\"", "\"-1\"")),
+            "line 3, column 72, bad: not a price",
+        ),
+        (
+            "f.json",
+            format!("{{\"prices\":[\n{good},\n{}]}}", bad.replace("openai", "no list")),
+            "line 3, column 71: \"no list\" is not a name",
+        ),
+    ] {
+        fs::write(home.path().join(name), text).expect("written");
+        for (command, in_vain) in [
+            (format!("price import {name} --yes"), "nothing was imported"),
+            (format!("price diff {name}"), "nothing was compared"),
+        ] {
+            let error = home.fails(&command, 2);
+            assert!(error.contains(says) && error.contains(in_vain), "{command}: {error}");
+        }
+    }
+    home.fails("price list good", 5);
+    assert_eq!(acts(&home), 0);
+}
+
+#[test]
+fn an_import_is_one_transaction() {
+    let home = Home::with_alice();
+    let sheet = "list,model,input,output\nown,one,1,1\nown,two,1,1\n";
+    let commits = || number(&home, "SELECT count FROM commits");
+    let before = commits();
+    let ran = home.run_with("price import - --yes", &[], sheet);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert_eq!((commits(), acts(&home)), (before + 1, 2));
+    let times = "SELECT COUNT(DISTINCT recorded_at) FROM model_pricing WHERE source = 'operator'";
+    assert_eq!(number(&home, times), 1);
+}
+
+#[test]
+fn prices_are_compared_with_a_file_another_date_and_the_catalogue() {
+    let home = Home::with_alice();
+    let diff = |line: &str| home.json(&format!("price diff {line}"))["items"].clone();
+    let change = |found: &Value| {
+        let item = |item: &Value| ["model", "field", "before", "after", "percent"].map(|name| item[name].clone());
+        let items = found.as_array().expect("a list").iter();
+        items.map(item).collect::<Vec<_>>()
+    };
+    assert_eq!(diff(""), json!([]), "no price is the operator's");
+    home.ok("price set gpt-5.5 --list openai --input 2.5");
+    home.ok("price set mine --list own --input 1 --output 1 --from 2026-01-01");
+    home.ok("price set mine --list own --input 1 --output 4 --from 2026-02-01");
+    let theirs = catalogue("openai", "gpt-5.5")["rates"]["input"].clone();
+    assert_eq!(theirs, "5");
+    assert_eq!(
+        change(&diff("")),
+        [[
+            json!("gpt-5.5"),
+            json!("rates.input"),
+            json!("5"),
+            json!("2.5"),
+            json!("-50")
+        ]]
+    );
+    let told = home.run("price diff");
+    assert!(
+        told.out.contains("catalogue") && told.out.contains("-50%") && told.err.contains("1 price of yours"),
+        "{told:?}"
+    );
+    assert_eq!(
+        change(&diff("--list own --from 2026-01-15 --to 2026-02-01")),
+        [[
+            json!("mine"),
+            json!("rates.output"),
+            json!("1"),
+            json!("4"),
+            json!("300")
+        ]]
+    );
+    let first = diff("--list own --from 2025-12-31 --to 2026-01-31");
+    assert_eq!(
+        change(&first)[1],
+        [
+            json!("mine"),
+            json!("rates.input"),
+            json!(null),
+            json!("1"),
+            json!(null)
+        ],
+        "its first price"
+    );
+    assert_eq!(diff("--list own --from 2026-02-01"), json!([]));
+    fs::write(
+        home.path().join("p.csv"),
+        "list,model,output\nown,mine,3\nopenai,gpt-5.5,1\n",
+    )
+    .expect("written");
+    assert_eq!(
+        change(&diff("p.csv --list own")),
+        [[
+            json!("mine"),
+            json!("rates.output"),
+            json!("4"),
+            json!("3"),
+            json!("-25")
+        ]]
+    );
+    assert_eq!(acts(&home), 3, "nothing was written");
+    assert_eq!(home.run("price diff --to 2026-01-01").code, 2);
+    assert_eq!(home.run("price diff p.csv --from 2026-01-01 --to 2026-02-01").code, 2);
+    home.fails("price diff --list owm", 5);
+}
+
+#[test]
+fn the_history_of_a_price_says_who_wrote_what_and_when_it_was_in_force() {
+    let home = Home::with_alice();
+    for (input, from) in [("5", "2026-01-01"), ("6", "2999-01-01"), ("7", "2026-01-01")] {
+        home.ok(&format!(
+            "price set {MODEL} --list openai --input {input} --output 9 --from {from}"
+        ));
+    }
+    let items = home.json(&format!("price history {MODEL} --list openai"))["items"].clone();
+    let of = |at: usize| &items[at];
+    let told: Vec<_> = items
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|item| {
+            (
+                item["price"]["rates"]["input"].as_str().expect("a rate").to_owned(),
+                item["source"].as_str().expect("a word").to_owned(),
+            )
+        })
+        .collect();
+    let operator = |input: &str| (input.to_owned(), "operator".to_owned());
+    let first = catalogue("openai", MODEL)["rates"]["input"]
+        .as_str()
+        .expect("a rate")
+        .to_owned();
+    assert_eq!(
+        told,
+        [
+            operator("5"),
+            operator("7"),
+            (first, "catalogue".to_owned()),
+            operator("6")
+        ]
+    );
+    assert_eq!(
+        of(0)["by"],
+        "cli:tester@".to_owned() + of(0)["by"].as_str().expect("text").split('@').nth(1).expect("a host")
+    );
+    assert_eq!(of(2)["by"], json!(null));
+    // The row that was replaced was in force until the one in its place was written, which is until the next begins.
+    assert_eq!(
+        of(0)["in_force"],
+        json!({"from": of(0)["recorded_at"], "until": of(1)["recorded_at"]})
+    );
+    assert_eq!(
+        of(1)["in_force"],
+        json!({"from": of(1)["recorded_at"], "until": "2999-01-01T00:00:00Z"})
+    );
+    assert_eq!(
+        of(3)["in_force"],
+        json!({"from": "2999-01-01T00:00:00Z", "until": null})
+    );
+    assert_eq!(
+        of(2)["in_force"],
+        json!({"from": of(2)["recorded_at"], "until": of(0)["recorded_at"]}),
+        "the catalogue's, until the operator wrote one"
+    );
+    let table = home.ok(&format!("price history {MODEL}"));
+    assert!(
+        table.contains("from 2999-01-01 00:00:00") && table.contains("catalogue"),
+        "{table}"
+    );
+    assert!(home.fails("price history gpt-6.1-zol", 5).contains("near  gpt-6.1-sol"));
+    home.fails(&format!("price history {MODEL} --list openia"), 5);
+}
+
+#[test]
+fn a_server_starts_and_names_the_models_without_a_price_in_one_line() {
+    let home = Home::with_alice();
+    let serve = |models: &str| {
+        home.settings(&format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\n[database]\nmin_free = \"0\"\nballast = \"0\"\n[[upstream]]\nname = \"local\"\n\
+             base_url = \"http://127.0.0.1:9/v1\"\nprices = \"openai\"\nmodels = [{models}]\naliases = {{ fast = \"mini\" }}\n",
+        ));
+        let serving = Serving::start(&home);
+        assert!(serving.url.starts_with("http://127.0.0.1:"), "it serves");
+        drop(serving);
+        let log = fs::read_to_string(home.path().join("serve.log")).expect("a log");
+        log.lines()
+            .filter(|line| line.contains("no price"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let warned = serve(&format!("\"{MODEL}\", \"mine\", \"own-*\""));
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(
+        warned[0].contains("openai/mine, openai/own-*, openai/mini"),
+        "{warned:?}"
+    );
+    assert!(
+        warned[0].contains("WARN") && warned[0].contains("gateway price check"),
+        "{warned:?}"
+    );
+    let many: Vec<String> = (0..30).map(|n| format!("\"m{n}\"")).collect();
+    let warned = serve(&many.join(", "));
+    assert!(
+        warned.len() == 1 && warned[0].contains("openai/m19, and 11 more"),
+        "{warned:?}"
+    );
+    home.ok("price set mini --list openai --input 1 --output 1");
+    assert_eq!(serve(&format!("\"{MODEL}\"")), [] as [String; 0]);
 }

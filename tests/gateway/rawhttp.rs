@@ -164,7 +164,7 @@ fn refused() -> Vec<(String, u16)> {
         (to("v1/chat/completions"), 400),
         (to("*"), 400),
         (to(""), 400),
-        (to(&format!("/{}", "a".repeat(66_000))), 414),
+        (to(&format!("/{}", "a".repeat(66_000))), 431),
         // what looks like the path, and is not
         (to("/v1/Chat/Completions"), 404),
         (to("/v1/chat/completions/"), 403),
@@ -305,7 +305,7 @@ async fn a_body_that_nobody_reads_is_not_the_next_request() {
             "POST /v1/chat/completions HTTP/1.1\nHost: HOST\nAuthorization: Bearer sk-gw-no",
             401,
         ),
-        ("POST /v1/images/generations HTTP/1.1\nHost: HOST", 403),
+        ("POST /v1/batches HTTP/1.1\nHost: HOST", 403),
         ("POST /v1//responses HTTP/1.1\nHost: HOST", 400),
         ("GET /healthz HTTP/1.1\nHost: HOST", 200),
         (

@@ -306,7 +306,7 @@ async fn what_the_operator_forbids_is_a_403_and_for_codex_a_400_that_it_shows() 
         );
         says(&error, &["address", "operator"]);
     }
-    for path in ["/v1/images/generations", "/v1/audio/speech", "/v1/batches"] {
+    for path in ["/v1/images/variations", "/v1/audio/voices", "/v1/batches"] {
         let answer = harness.client.post(path, &json!({"model": MODEL})).await;
         let error = check(
             &answer,
@@ -315,11 +315,8 @@ async fn what_the_operator_forbids_is_a_403_and_for_codex_a_400_that_it_shows() 
         );
         says(&error, &[path, "cannot be metered"]);
     }
-    // What old Codex calls below /responses is told in the words that it shows.
-    let answer = harness
-        .client
-        .post("/v1/responses/compact", &json!({"model": MODEL}))
-        .await;
+    // What is called below /responses is told in the words that Codex shows.
+    let answer = harness.client.post("/v1/responses/a/b", &json!({"model": MODEL})).await;
     check(&answer, (400, INVALID, "invalid_prompt"), "endpoint_not_supported");
     let answer = harness.client.post("/v1/nonsense", &json!({})).await;
     says(

@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use codex_gateway::simulator::{Playwright, Request, Script, Step, always};
+use codex_gateway::simulator::{Gate, Playwright, Request, Script, Step, always};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -500,5 +501,59 @@ async fn a_last_event_without_its_blank_line_leaves_before_our_own_end() {
     assert_eq!(
         (books.only().state, books.only().basis),
         (State::Broken, Basis::Estimated)
+    );
+}
+
+/// An answer that fails after a word: the words of both events that say so; the second one brings the usage.
+fn failing() -> (String, String) {
+    let delta =
+        "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"Hi\"}\n\n";
+    let error =
+        json!({"type": "error", "error": {"type": "server_error", "code": "server_error", "message": "Broken"}});
+    let usage = json!({"input_tokens": 3, "output_tokens": 16, "total_tokens": 19});
+    let failed = json!({"type": "response.failed", "response": {"id": "resp_1", "status": "failed", "usage": usage}});
+    let first = format!("{delta}event: error\ndata: {error}\n\n");
+    (first, format!("event: response.failed\ndata: {failed}\n\n"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_follows_a_terminal_one_slowly_is_waited_for() {
+    let (first, second) = failing();
+    let (begun, rest) = second.split_at(20);
+    let slowly = Step::Pause(Duration::from_millis(600));
+    let steps = vec![
+        Step::send(format!("{first}{begun}")),
+        slowly,
+        Step::send(rest.to_owned()),
+    ];
+    let harness = Harness::builder().playwright(always(Script::sse(steps))).start().await;
+    let body = json!({"model": MODEL, "input": "Hello", "stream": true});
+    let (arrived, end) = drain(harness.client.send("/v1/responses", &body).await).await;
+    end.expect("a clean end");
+    assert_eq!(String::from_utf8(arrived).expect("text"), format!("{first}{second}"));
+    let books = harness.finish().await;
+    let row = books.only();
+    assert_eq!((row.state, row.basis), (State::Failed, Basis::Reported));
+    assert_eq!((row.usage.input_tokens.get(), row.usage.output_tokens.get()), (3, 16));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_follows_a_terminal_one_and_does_not_end_keeps_nobody_waiting() {
+    let (first, second) = failing();
+    let gate = Gate::closed();
+    let steps = vec![
+        Step::send(format!("{first}{}", &second[..20])),
+        Step::Wait(gate.clone()),
+    ];
+    let harness = Harness::builder().playwright(always(Script::sse(steps))).start().await;
+    let body = json!({"model": MODEL, "input": "Hello", "stream": true});
+    let (arrived, end) = drain(harness.client.send("/v1/responses", &body).await).await;
+    end.expect("a clean end");
+    assert_eq!(String::from_utf8(arrived).expect("text"), first);
+    gate.open();
+    let books = harness.finish().await;
+    assert_eq!(
+        (books.only().state, books.only().basis),
+        (State::Failed, Basis::Estimated)
     );
 }

@@ -61,3 +61,29 @@ async fn an_alias_is_the_upstreams_name_on_the_way_there_and_back() {
     );
     harness.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_gets_the_exchanges_id() {
+    let harness = Harness::start().await;
+    let client = &harness.client;
+    let plain = client.chat("Hello").await.expect(200);
+    let request = client.request(reqwest::Method::POST, "/v1/chat/completions");
+    let request = request
+        .header("x-request-id", "theirs")
+        .header("x-client-request-id", "thread");
+    let named = request
+        .body(chat("Hello", &json!({})).to_string())
+        .send()
+        .await
+        .expect("an answer");
+    let served = harness.served();
+    assert_eq!(served[0].headers["x-request-id"], plain.exchange());
+    assert_eq!(served[1].headers["x-request-id"], named.headers()["x-request-id"]);
+    assert_ne!(served[1].headers["x-request-id"], "theirs");
+    assert_eq!(served[1].headers["x-client-request-id"], "thread");
+    assert!(
+        !served[0].headers.contains_key("x-client-request-id"),
+        "a name of OpenAI's own"
+    );
+    harness.finish().await;
+}

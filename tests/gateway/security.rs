@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use codex_gateway::key::GatewayKey;
+use codex_gateway::limits::Rates;
 use codex_gateway::money::Usd;
 use codex_gateway::simulator::playwright::{Pace, standard};
 use codex_gateway::simulator::{Options, Playwright, Request, Script, Simulator};
@@ -28,7 +29,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::books::Books;
-use crate::client::{Answer, Client, MODEL, chat, http, response};
+use crate::client::{Answer, Client, FROM_ANYWHERE, MODEL, chat, http, nth_address, response};
 use crate::harness::{Harness, committed};
 
 /// Longer than anything here takes.
@@ -121,7 +122,7 @@ async fn status(request: reqwest::RequestBuilder) -> StatusCode {
 }
 
 /// One order in every place of a request that is looked up.
-async fn order(harness: &Harness, words: &str) {
+async fn order(harness: &Harness, nth: u32, words: &str) {
     let client = &harness.client;
     let model = client.request(Method::POST, "/v1/chat/completions");
     let named = status(model.json(&json!({"model": words, "messages": []}))).await;
@@ -143,6 +144,7 @@ async fn order(harness: &Harness, words: &str) {
         let stranger = client
             .http
             .get(format!("{}/v1/models", client.base_url))
+            .header("x-forwarded-for", nth_address(nth))
             .header("authorization", key);
         assert_eq!(status(stranger).await, 401, "{words}");
     }
@@ -150,11 +152,11 @@ async fn order(harness: &Harness, words: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_orders_in_every_field_are_words_and_nothing_more() {
-    let harness = Harness::start().await;
+    let harness = Harness::builder().settings(FROM_ANYWHERE).start().await;
     let corpus = corpus();
     assert!(corpus.len() >= 500, "{}", corpus.len());
     let before = state(&harness.database());
-    let orders = futures_util::stream::iter(&corpus).map(|words| order(&harness, words));
+    let orders = futures_util::stream::iter((0..).zip(&corpus)).map(|(nth, words)| order(&harness, nth, words));
     orders.buffer_unordered(8).collect::<()>().await;
     assert!(harness.served().is_empty(), "none of it went upstream");
     let (store, alice) = (&harness.store, harness.user());
@@ -188,6 +190,8 @@ async fn five_hundred_orders_in_every_field_are_words_and_nothing_more() {
         email: None,
         credit_line: nanos(0),
         balance: nanos(1),
+        budgets: Vec::new(),
+        rates: Rates::default(),
     };
     committed(store.add_user(&new, &operator, time::now()));
     let found = store.find_user(&name).expect("it is looked up").expect("it is there");
@@ -647,29 +651,55 @@ fn sources() -> Vec<(String, String)> {
 
 /// What is put into SQL by `format!`, none of it anybody's words: constants, names of columns and tables that the code
 /// lists, numbered marks, and whole numbers.
-const PUT_INTO_SQL: [&str; 22] = [
+const PUT_INTO_SQL: [&str; 48] = [
+    "ANY",
     "CACHE_KIB",
     "DAY_US",
     "FROM",
     "KEY",
     "KEY_IS_VALID",
     "USER",
+    "any",
+    "before",
+    "behind",
     "columns",
     "condition",
     "conditions",
+    "counts",
+    "day",
+    "days",
     "filter.limit",
+    "from",
     "group",
     "hold",
+    "index",
+    "limit",
     "marks",
     "mode",
     "names",
+    "newest",
     "number",
+    "of_day",
+    "of_days",
+    "of_key",
+    "of_row",
+    "of_user",
     "order",
+    "origin",
+    "owner",
     "rest",
+    "room",
+    "shown",
+    "start",
+    "sums",
     "table",
+    "told",
+    "until",
     "usage",
     "users::USER",
     "values.len()",
+    "which",
+    "whose",
 ];
 
 /// The places of a `format!` that are filled in: named ones, and the arguments behind the text.

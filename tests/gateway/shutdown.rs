@@ -32,10 +32,10 @@ struct Machine {
 }
 
 /// A running `gateway serve`.
-struct Serving {
+pub struct Serving {
     child: Child,
     /// `http://127.0.0.1:40123`
-    url: String,
+    pub url: String,
     stderr: PathBuf,
 }
 
@@ -112,17 +112,22 @@ fn failure(command: Command) -> (Option<i32>, String) {
     (ran.status.code(), said)
 }
 
+/// What `serve` says when it does not start there.
+pub fn failure_of(office: &Office) -> (Option<i32>, String) {
+    failure(office.machine.command("here", &office.line("serve")))
+}
+
 impl Serving {
     fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What it said so far.
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         fs::read_to_string(&self.stderr).expect("text")
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
         kill_process(pid.expect("a process"), signal).expect("the signal is sent");
     }
@@ -132,7 +137,7 @@ impl Serving {
     }
 
     /// How it ended; it has to.
-    async fn end(&mut self) -> ExitStatus {
+    pub async fn end(&mut self) -> ExitStatus {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
@@ -144,14 +149,27 @@ impl Serving {
     }
 
     /// Stops it as a service manager does.
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         self.signal(Signal::TERM);
         let status = self.end().await;
         assert!(status.success(), "{status}: {}", self.said());
     }
 
+    /// Waits until it has said something so many times.
+    pub async fn says(&self, what: &str, times: usize) -> String {
+        let start = Instant::now();
+        loop {
+            let said = self.said();
+            if said.matches(what).count() >= times {
+                return said;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not say {what:?}: {said}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until nobody listens any more.
-    async fn deaf(&self) {
+    pub async fn deaf(&self) {
         let start = Instant::now();
         while TcpStream::connect(self.address()).await.is_ok() {
             assert!(start.elapsed() < PATIENCE, "still accepting");
@@ -175,14 +193,14 @@ impl Drop for Serving {
 }
 
 /// A machine with a gateway whose upstream stops in the middle of each answer until the gate lets it go on.
-struct Office {
+pub struct Office {
     machine: Machine,
-    simulator: Simulator,
-    gate: Gate,
+    pub simulator: Simulator,
+    pub gate: Gate,
 }
 
 impl Office {
-    async fn new(server: &str) -> Office {
+    pub async fn new(server: &str) -> Office {
         let gate = Gate::closed();
         let (inner, gated) = (standard(Pace::default()), gate.clone());
         let playwright = Arc::new(move |request: &Request| {
@@ -212,16 +230,53 @@ impl Office {
         }
     }
 
-    fn database(&self) -> PathBuf {
-        self.machine.path("books.db")
+    pub fn database(&self) -> PathBuf {
+        self.path("books.db")
+    }
+
+    /// A file beside the settings.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.machine.path(name)
+    }
+
+    /// What a command on these settings prints, and says.
+    pub fn run(&self, line: &str) -> Output {
+        self.machine.run("there", &self.line(line))
+    }
+
+    pub fn settings(&self) -> String {
+        fs::read_to_string(self.path("gateway.toml")).expect("text")
+    }
+
+    /// Writes other settings, as an editor does: a new file in the place of the old one.
+    pub fn set(&self, settings: &str) {
+        self.put("gateway.toml", settings);
+    }
+
+    /// Puts a file in the place of another.
+    pub fn put(&self, name: &str, content: &str) {
+        fs::write(self.path("new"), content).expect("written");
+        fs::rename(self.path("new"), self.path(name)).expect("renamed");
     }
 
     fn line(&self, line: &str) -> String {
         format!("--config {} {line}", self.machine.path("gateway.toml").display())
     }
 
-    fn serve(&self) -> Serving {
-        self.machine.serve(self.machine.command("here", &self.line("serve")))
+    pub fn serve(&self) -> Serving {
+        self.serve_with(&[])
+    }
+
+    /// A server with variables in its environment.
+    pub fn serve_with(&self, variables: &[(&str, &str)]) -> Serving {
+        let mut command = self.command("serve");
+        command.envs(variables.iter().copied());
+        self.machine.serve(command)
+    }
+
+    /// A command on these settings.
+    pub fn command(&self, line: &str) -> Command {
+        self.machine.command("here", &self.line(line))
     }
 
     fn json(&self, line: &str) -> Value {
@@ -229,7 +284,7 @@ impl Office {
     }
 
     /// Alice, who has $5, with a key.
-    fn client(&self, serving: &Serving) -> Client {
+    pub fn client(&self, serving: &Serving) -> Client {
         let user = self.json("user add alice --balance 5");
         let key = self.json("key issue alice");
         let id = |of: &Value| of["id"].as_str().and_then(|id| id.parse().ok()).expect("an id");
@@ -242,6 +297,20 @@ impl Office {
         }
     }
 
+    /// Writes the settings with a part of them replaced.
+    pub fn replace(&self, from: &str, to: &str) {
+        let settings = self.settings();
+        assert!(settings.contains(from), "{settings}");
+        self.set(&settings.replace(from, to));
+    }
+
+    /// Changes the database by SQL, beside the gateway and its store.
+    #[expect(clippy::disallowed_methods, reason = "what the store would not do")]
+    pub fn alter(&self, sql: &str) {
+        let file = rusqlite::Connection::open(self.database()).expect("the database opens");
+        file.execute_batch(sql).expect(sql);
+    }
+
     fn alice(&self) -> User {
         let store = Store::open(&self.database(), Create::Never).expect("it opens");
         store.find_user("alice").expect("it is read").expect("she is there")
@@ -249,7 +318,7 @@ impl Office {
 }
 
 /// A stream that has begun: the answer, with what came of it.
-async fn begin(client: &Client, path: &str) -> (reqwest::Response, Vec<u8>) {
+pub async fn begin(client: &Client, path: &str) -> (reqwest::Response, Vec<u8>) {
     let body = match path {
         "/v1/responses" => response("Hello", &json!({"stream": true, "max_output_tokens": 500})),
         "/v1/completions" => json!({"model": MODEL, "prompt": "Hello", "stream": true, "max_tokens": 500}),
@@ -262,7 +331,7 @@ async fn begin(client: &Client, path: &str) -> (reqwest::Response, Vec<u8>) {
 }
 
 /// All of a stream; its end has to be a clean one.
-async fn whole((answer, mut arrived): (reqwest::Response, Vec<u8>)) -> String {
+pub async fn whole((answer, mut arrived): (reqwest::Response, Vec<u8>)) -> String {
     let (rest, end) = tokio::time::timeout(PATIENCE, drain(answer))
         .await
         .expect("an end in time");
@@ -413,6 +482,45 @@ async fn streams_that_outlast_the_drain_end_with_an_error_and_are_settled() {
     })
     .await;
     assert!(start.elapsed() >= Duration::from_secs(2), "they had their time");
+}
+
+/// How many streams of many run when the stop comes, and how many of those still run when their time is over.
+const STREAMS_AT_ONCE: usize = 200;
+const LATE: usize = 50;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_stream_of_many_is_cut_before_its_time_and_no_hold_stays_open() {
+    let drain_timeout = Duration::from_secs(6);
+    let office = Office::new("drain_timeout = \"6s\"").await;
+    let mut serving = office.serve();
+    let client = office.client(&serving);
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS_AT_ONCE {
+        streams.push(begin(&client, "/v1/chat/completions").await);
+    }
+    serving.signal(Signal::TERM);
+    let start = Instant::now();
+    serving.deaf().await;
+    office.gate.let_through(STREAMS_AT_ONCE - LATE);
+    let mut ends = Vec::new();
+    for stream in streams {
+        ends.push(whole(stream).await);
+    }
+    let (finished, cut): (Vec<_>, Vec<_>) = ends.iter().partition(|arrived| arrived.ends_with("data: [DONE]\n\n"));
+    assert_eq!((finished.len(), cut.len()), (STREAMS_AT_ONCE - LATE, LATE));
+    for arrived in cut {
+        assert_cut("/v1/chat/completions", arrived);
+    }
+    let status = serving.end().await;
+    assert_eq!(status.code(), Some(0), "{}", serving.said());
+    let most = drain_timeout + Duration::from_secs(2);
+    assert!(start.elapsed() <= most, "it took {:?}", start.elapsed());
+    let books = Books::checked(&office.database());
+    let in_state = |state| books.exchanges.iter().filter(|row| row.state == state).count();
+    assert_eq!(
+        (in_state(State::Completed), in_state(State::Cancelled)),
+        (STREAMS_AT_ONCE - LATE, LATE)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

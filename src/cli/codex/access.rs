@@ -8,11 +8,14 @@ use jiff::SignedDuration;
 use serde_json::Value;
 
 use super::model::entries;
-use super::{CodexArgs, KEY_VARIABLE, NOT_STARTED, URL_VARIABLE, failure};
+use super::{CodexArgs, KEY_VARIABLE, URL_VARIABLE, failure, not_started};
 use crate::admin::{self, KeySpec};
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::{actor, host, runtime};
+use crate::cli::{actor, host, language, runtime};
 use crate::config::Config;
+use crate::language::Said;
+use crate::limits::Rates;
+use crate::said;
 use crate::store::users::User;
 use crate::store::{Create, KeyId, OpenError, Store};
 use crate::time;
@@ -27,7 +30,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Access {
     pub(super) url: String,
     pub(super) key: String,
-    pub(super) by: String,
+    /// With which key, as the end of a sentence.
+    pub(super) by: Said,
     pub(super) issued: Option<Issued>,
 }
 
@@ -49,7 +53,7 @@ pub(super) async fn access(args: &CodexArgs, config: &Config) -> Result<Access, 
         return Ok(Access {
             url,
             key,
-            by: format!("with the key of {KEY_VARIABLE}"),
+            by: said!(language(), en: "with the key of {KEY_VARIABLE}", zh: "使用 {KEY_VARIABLE} 中的密钥"),
             issued: None,
         });
     }
@@ -60,7 +64,7 @@ pub(super) async fn access(args: &CodexArgs, config: &Config) -> Result<Access, 
         return Ok(Access {
             url: base(&demo.url),
             key: demo.key,
-            by: "with the demo's key".into(),
+            by: said!(language(), en: "with the demo's key", zh: "使用演示的密钥"),
             issued: None,
         });
     }
@@ -70,9 +74,11 @@ pub(super) async fn access(args: &CodexArgs, config: &Config) -> Result<Access, 
     }
     check_alive(&url).await?;
     let (issued, key) = Issued::issue(config, args.user.as_deref()).await?;
-    let by = format!(
-        "as {} (key {}, {KEY_HOURS} h, revoked at exit)",
-        issued.user, issued.name
+    let (user, name) = (&issued.user, &issued.name);
+    let by = said!(
+        language(),
+        en: "as {user} (key {name}, {KEY_HOURS} h, revoked at exit)",
+        zh: "身份为 {user}（密钥 {name}，{KEY_HOURS} h，退出时吊销）",
     );
     Ok(Access {
         url,
@@ -144,6 +150,8 @@ fn issue(store: &Store, user: Option<&str>) -> Result<admin::Issued, Failure> {
         models: Vec::new(),
         ips: Vec::new(),
         on_hangup: None,
+        budgets: Vec::new(),
+        rates: Rates::default(),
     };
     Ok(admin::issue_key(store, &owner.name, &spec, &actor(), now)?)
 }
@@ -158,8 +166,8 @@ fn owner(store: &Store, wanted: Option<&str>) -> Result<User, Failure> {
         1 => Ok(users.remove(0)),
         0 => Err(failure(
             Exit::NotFound,
-            NOT_STARTED,
-            "there is no user yet",
+            not_started(),
+            said!(language(), en: "there is no user yet", zh: "还没有用户"),
             "gateway user add you --balance 5",
         )),
         _ => Err(several(&users)),
@@ -169,16 +177,26 @@ fn owner(store: &Store, wanted: Option<&str>) -> Result<User, Failure> {
 fn several(users: &[User]) -> Failure {
     let names: Vec<&str> = users.iter().take(8).map(|user| user.name.as_str()).collect();
     let more = if users.len() > names.len() { ", …" } else { "" };
-    let why = format!("there are several users: {}{more}", names.join(", "));
+    let shown = names.join(", ");
+    let why = said!(language(), en: "there are several users: {shown}{more}", zh: "有多个用户：{shown}{more}");
     let fix = format!("gateway codex --user {} …", names.first().unwrap_or(&"NAME"));
-    failure(Exit::Usage, "Codex was not started: whose balance pays?", why, fix)
+    let what = said!(
+        language(),
+        en: "Codex was not started: whose balance pays?",
+        zh: "Codex 没有启动：由谁的余额支付？",
+    );
+    failure(Exit::Usage, what, why, fix)
 }
 
 fn no_key(url: &str) -> Failure {
-    let why = format!("there is no key for {url}, and only its own machine can issue one");
+    let why = said!(
+        language(),
+        en: "there is no key for {url}, and only its own machine can issue one",
+        zh: "没有用于 {url} 的密钥，而只有它所在的机器才能签发",
+    );
     failure(
         Exit::NotAllowed,
-        NOT_STARTED,
+        not_started(),
         why,
         format!("{KEY_VARIABLE}=sk-gw-… gateway codex --url {url} …"),
     )
@@ -192,9 +210,15 @@ fn no_database(error: OpenError) -> Failure {
         return failure;
     }
     failure
-        .why("without a key or a running demo, one is issued from this machine's database")
-        .fix(format!(
-            "gateway demo --serve   (or: {KEY_VARIABLE}=sk-gw-… gateway codex --url URL …)"
+        .why(said!(
+            language(),
+            en: "without a key or a running demo, one is issued from this machine's database",
+            zh: "没有密钥，也没有运行中的演示时，会从本机的数据库签发密钥",
+        ))
+        .fix(said!(
+            language(),
+            en: "gateway demo --serve   (or: {KEY_VARIABLE}=sk-gw-… gateway codex --url URL …)",
+            zh: "gateway demo --serve   （或：{KEY_VARIABLE}=sk-gw-… gateway codex --url URL …）",
         ))
 }
 
@@ -208,32 +232,41 @@ pub fn http_client(url: &str) -> Result<reqwest::Client, Failure> {
     if is_loopback(url) {
         builder = builder.no_proxy();
     }
-    builder
-        .build()
-        .map_err(|error| failure(Exit::Upstream, "no HTTP client could be made", error.to_string(), ""))
+    builder.build().map_err(|error| {
+        let what = said!(language(), en: "no HTTP client could be made", zh: "无法创建 HTTP 客户端");
+        Failure::new(Exit::Upstream, what).why(Said::verbatim(error.to_string()))
+    })
 }
 
 async fn check_alive(url: &str) -> Result<(), Failure> {
     let answer = http_client(url)?.get(format!("{url}/healthz")).send().await;
     match answer {
         Ok(answer) if answer.status().is_success() => Ok(()),
-        Ok(answer) => Err(no_gateway(url, &format!("it answers {} to /healthz", answer.status()))),
-        Err(error) => Err(no_gateway(url, &cause(&error))),
+        Ok(answer) => {
+            let status = answer.status();
+            let why = said!(language(), en: "it answers {status} to /healthz", zh: "它对 /healthz 返回 {status}");
+            Err(no_gateway(url, why))
+        }
+        Err(error) => Err(no_gateway(url, cause(&error))),
     }
 }
 
-fn no_gateway(url: &str, why: &str) -> Failure {
-    let fix = "gateway serve   (in another terminal; or name where it runs: --url URL)";
-    failure(Exit::Upstream, format!("no gateway runs at {url}"), why, fix)
+fn no_gateway(url: &str, why: Said) -> Failure {
+    let what = said!(language(), en: "no gateway runs at {url}", zh: "{url} 处没有运行网关");
+    Failure::new(Exit::Upstream, what).why(why).fix(said!(
+        language(),
+        en: "gateway serve   (in another terminal; or name where it runs: --url URL)",
+        zh: "gateway serve   （在另一个终端中；或指明它在何处运行：--url URL）",
+    ))
 }
 
 /// The innermost reason: reqwest's own words only say that sending failed.
-fn cause(error: &dyn std::error::Error) -> String {
+fn cause(error: &dyn std::error::Error) -> Said {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    Said::verbatim(cause.to_string())
 }
 
 /// What the gateway offers to this key.
@@ -242,14 +275,14 @@ fn cause(error: &dyn std::error::Error) -> String {
 /// It does not answer (7), the key is not valid (4), or it offers nothing that Codex could use (5).
 pub async fn fetch_models(url: &str, key: &str) -> Result<Value, Failure> {
     let request = http_client(url)?.get(format!("{url}/v1/models")).bearer_auth(key);
-    let answer = request.send().await.map_err(|error| no_gateway(url, &cause(&error)))?;
+    let answer = request.send().await.map_err(|error| no_gateway(url, cause(&error)))?;
     let status = answer.status();
     let body: Value = answer.json().await.unwrap_or_default();
     if !status.is_success() {
-        let why = body["error"]["message"]
-            .as_str()
-            .unwrap_or("no reason was given")
-            .to_owned();
+        let why = body["error"]["message"].as_str().map_or_else(
+            || said!(language(), en: "no reason was given", zh: "没有给出原因"),
+            Said::verbatim,
+        );
         let exit = if status.as_u16() == 401 {
             Exit::NotAllowed
         } else {
@@ -257,19 +290,24 @@ pub async fn fetch_models(url: &str, key: &str) -> Result<Value, Failure> {
         };
         return Err(failure(
             exit,
-            format!("{url} answers {status}"),
+            said!(language(), en: "{url} answers {status}", zh: "{url} 返回 {status}"),
             why,
             "gateway key issue USER",
         ));
     }
     if entries(&body).next().is_none() {
-        let fix = "gateway price check   (a model without a price is not offered)";
-        return Err(failure(
-            Exit::NotFound,
-            format!("{url} offers no model for Codex"),
-            "its list is empty for this key",
-            fix,
-        ));
+        let what = said!(language(), en: "{url} offers no model for Codex", zh: "{url} 没有提供 Codex 可用的模型");
+        return Err(Failure::new(Exit::NotFound, what)
+            .why(said!(
+                language(),
+                en: "its list is empty for this key",
+                zh: "对此密钥，它的列表是空的",
+            ))
+            .fix(said!(
+                language(),
+                en: "gateway price check   (a model without a price is not offered)",
+                zh: "gateway price check   （没有价格的模型不会提供）",
+            )));
     }
     Ok(body)
 }

@@ -117,14 +117,15 @@ pub(super) fn needs_exec(args: &[OsString]) -> bool {
 
 /// What of Codex's own settings matters here.
 #[derive(Debug, Default)]
-pub(super) struct CodexHome {
-    pub(super) model: Option<String>,
+pub struct CodexHome {
+    /// The model they name.
+    pub model: Option<String>,
     excluded_variables: Vec<String>,
 }
 
 impl CodexHome {
     /// From `config.toml`, and the profile if ARGS name one. What cannot be read is Codex's to complain about.
-    pub(super) fn read(args: &[OsString]) -> CodexHome {
+    pub fn read(args: &[OsString]) -> CodexHome {
         let Some(home) = codex_home() else {
             return CodexHome::default();
         };
@@ -157,7 +158,7 @@ pub fn codex_home() -> Option<PathBuf> {
 }
 
 /// The overrides that lead Codex here.
-pub(super) fn overrides(url: &str, home: &CodexHome, list: &Value, catalogue: Option<&Path>) -> Vec<OsString> {
+pub fn overrides(url: &str, home: &CodexHome, list: &Value, catalogue: Option<&Path>) -> Vec<OsString> {
     let mut settings = vec![
         format!("model_provider={}", toml_text(PROVIDER)),
         format!("model_providers.{PROVIDER}={{{}}}", provider(url, catalogue)),

@@ -19,17 +19,16 @@ use self::access::{Access, access, fetch_models, is_loopback};
 use self::args::{CodexHome, asked_model, needs_exec, overrides, toml_text};
 use self::model::{CatalogueFile, bundled, choose_model, codex_default};
 use super::failure::{Exit, Failure};
-use super::{Global, block_on};
+use super::{Global, block_on, language};
 use crate::config::Config;
+use crate::language::Said;
+use crate::said;
 
 /// The variable Codex reads the key from.
 pub const KEY_VARIABLE: &str = "CODEX_GATEWAY_API_KEY";
 
 /// The variable that names the gateway.
 pub const URL_VARIABLE: &str = "CODEX_GATEWAY_URL";
-
-/// What happened, when it did not come to Codex.
-const NOT_STARTED: &str = "Codex was not started";
 
 /// The exit code of a command that was interrupted before Codex ran.
 const INTERRUPTED: u8 = 130;
@@ -49,8 +48,13 @@ pub struct CodexArgs {
 }
 
 /// A failure with what happened, why, and a command that can be pasted.
-pub fn failure(exit: Exit, what: impl Into<String>, why: impl Into<String>, fix: impl Into<String>) -> Failure {
-    Failure::new(exit, what).why(why).fix(fix)
+pub fn failure(exit: Exit, what: Said, why: Said, fix: impl Into<String>) -> Failure {
+    Failure::new(exit, what).why(why).fix(Said::verbatim(fix))
+}
+
+/// What happened, when it did not come to Codex.
+fn not_started() -> Said {
+    said!(language(), en: "Codex was not started", zh: "Codex 没有启动")
 }
 
 /// Runs Codex, and ends as it ends (128 + the signal that killed it).
@@ -77,7 +81,7 @@ async fn through(args: &CodexArgs, config: &Config, global: &Global) -> Result<u
     if let Some(issued) = access.issued
         && let Err(failure) = issued.revoke().await
     {
-        global.say(&failure.to_string());
+        global.say(&Said::verbatim(failure.to_string()));
     }
     result
 }
@@ -85,7 +89,7 @@ async fn through(args: &CodexArgs, config: &Config, global: &Global) -> Result<u
 /// Codex's command line, ready to run.
 struct Prepared {
     command: Command,
-    note: Option<String>,
+    note: Option<Said>,
     /// Lives as long as Codex may read it.
     catalogue: Option<CatalogueFile>,
 }
@@ -130,16 +134,18 @@ async fn prepare(program: &Path, access: &Access, args: &CodexArgs) -> Result<Pr
 
 async fn start(mut prepared: Prepared, access: &Access, signals: &mut Signals, global: &Global) -> Result<u8, Failure> {
     prepared.note.iter().for_each(|note| global.say(note));
-    global.say(&format!(
-        "Codex through {} {}. No file was changed.",
-        access.url, access.by
+    let (url, by) = (&access.url, &access.by);
+    global.say(&said!(
+        language(),
+        en: "Codex through {url} {by}. No file was changed.",
+        zh: "Codex 经由 {url}，{by}。没有改动任何文件。",
     ));
     let child = prepared.command.spawn();
     let child = child.map_err(|error| {
         failure(
             Exit::Failed,
-            "Codex could not be started",
-            error.to_string(),
+            said!(language(), en: "Codex could not be started", zh: "无法启动 Codex"),
+            Said::verbatim(error.to_string()),
             "codex --version",
         )
     })?;
@@ -151,8 +157,8 @@ async fn start(mut prepared: Prepared, access: &Access, signals: &mut Signals, g
 fn not_installed() -> Failure {
     failure(
         Exit::NotFound,
-        NOT_STARTED,
-        "there is no `codex` on the PATH",
+        not_started(),
+        said!(language(), en: "there is no `codex` on the PATH", zh: "PATH 中没有 `codex`"),
         "npm install -g @openai/codex",
     )
 }
@@ -207,8 +213,8 @@ impl Signals {
 fn unwatched(error: std::io::Error) -> Failure {
     failure(
         Exit::Failed,
-        "Codex could not be watched",
-        error.to_string(),
+        said!(language(), en: "Codex could not be watched", zh: "无法监视 Codex"),
+        Said::verbatim(error.to_string()),
         "codex --version",
     )
 }

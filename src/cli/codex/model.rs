@@ -6,12 +6,14 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use super::access::PATIENCE;
-use super::{NOT_STARTED, failure};
+use super::{failure, not_started};
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::runtime;
+use crate::cli::{language, runtime};
+use crate::language::Said;
+use crate::said;
 
 /// What Codex 0.169 starts with when nothing else is said, for a Codex that cannot be asked.
-const CODEX_DEFAULT: &str = "gpt-6.1-sol";
+pub const CODEX_DEFAULT: &str = "gpt-6.1-sol";
 
 /// The catalogue entries of a model list.
 pub fn entries(list: &Value) -> impl Iterator<Item = &Value> {
@@ -112,7 +114,7 @@ pub(super) struct Model {
     /// To be passed to Codex, unless it takes it by itself.
     pub(super) pass: Option<String>,
     /// What to say about it.
-    pub(super) note: Option<String>,
+    pub(super) note: Option<Said>,
 }
 
 /// A model that was typed has to be offered. One that Codex would take by itself is replaced when it is not.
@@ -133,7 +135,11 @@ pub(super) fn choose_model(asked: Option<&str>, set: Option<&str>, own: &str, li
         });
     }
     let first = entries(list).next().map(slug).unwrap_or_default().to_owned();
-    let note = format!("The model {wanted} is not offered here; using {first} (another: gateway codex -m MODEL …)");
+    let note = said!(
+        language(),
+        en: "The model {wanted} is not offered here; using {first} (another: gateway codex -m MODEL …)",
+        zh: "这里没有提供模型 {wanted}；使用 {first}（换一个：gateway codex -m MODEL …）",
+    );
     Ok(Model {
         pass: Some(first),
         note: Some(note),
@@ -146,8 +152,12 @@ fn not_offered(name: &str, list: &Value) -> Failure {
     let near = crate::route::nearest(name, names.iter().copied())
         .or(names.first().copied())
         .unwrap_or("MODEL");
-    let why = format!("the model '{name}' is not offered to this key; these are: {shown}");
-    failure(Exit::NotFound, NOT_STARTED, why, format!("gateway codex -m {near} …"))
+    let why = said!(
+        language(),
+        en: "the model '{name}' is not offered to this key; these are: {shown}",
+        zh: "没有向此密钥提供模型 '{name}'；提供的有：{shown}",
+    );
+    failure(Exit::NotFound, not_started(), why, format!("gateway codex -m {near} …"))
 }
 
 #[cfg(test)]

@@ -2,103 +2,95 @@
 
 use serde::Serialize;
 
+use crate::admin::{self, Unpriced};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::output::{self, Column, Items};
-use crate::cli::{Global, open};
-use crate::config::{Pricing, UpstreamConfig};
-use crate::route::{model_allowed, nearest};
-use crate::store::{Create, Store};
+use crate::cli::{Global, language, open};
+use crate::language::Said;
+use crate::said;
+use crate::store::Create;
 use crate::time::now;
 
-/// A configured model without a price.
-#[derive(Debug, PartialEq, Eq, Serialize)]
-struct Unpriced {
-    upstream: String,
-    list: String,
-    model: String,
-    alias: Option<String>,
-    nearest: Option<String>,
+/// A configured model without a price in JSON documents.
+#[derive(Serialize)]
+struct UnpricedView<'a> {
+    upstream: &'a str,
+    list: &'a str,
+    model: &'a str,
+    alias: Option<&'a str>,
+    nearest: Option<&'a str>,
     fix: String,
+}
+
+impl<'a> UnpricedView<'a> {
+    fn new(one: &'a Unpriced) -> UnpricedView<'a> {
+        let model = if one.model.contains('*') {
+            "MODEL".to_owned()
+        } else {
+            output::shell_word(&one.model)
+        };
+        UnpricedView {
+            upstream: &one.upstream,
+            list: one.list.as_str(),
+            model: &one.model,
+            alias: one.alias.as_deref(),
+            nearest: one.nearest.as_deref(),
+            fix: format!("gateway price set {model} --list {} --input USD --output USD", one.list),
+        }
+    }
 }
 
 pub(super) fn run(global: &Global) -> anyhow::Result<()> {
     let config = global.settings(Vec::new())?.config;
     let store = open(&config.database, Create::Never)?;
-    let mut unpriced = Vec::new();
-    for upstream in &config.upstreams {
-        unpriced.extend(unpriced_of(&store, upstream)?);
-    }
+    let unpriced = admin::unpriced(&store, &config, now()).map_err(Failure::from)?;
     let fine = match config.upstreams.len() {
-        0 => "no upstream is configured, so there is nothing to check\n",
-        _ => "every configured model has a price\n",
+        0 => said!(
+            language(),
+            en: "no upstream is configured, so there is nothing to check",
+            zh: "没有配置上游，所以没有什么可检查",
+        ),
+        _ => said!(
+            language(),
+            en: "every configured model has a price",
+            zh: "每个已配置的模型都有价格",
+        ),
     };
-    report(&unpriced, fine, global)?;
-    if unpriced.is_empty() {
-        return Ok(());
-    }
-    let what = format!("{} configured models have no price", unpriced.len());
-    let failure = Failure::new(Exit::Failed, what).why("calls to them are refused: there is no default price");
-    Err(failure.fix(unpriced[0].fix.clone()).into())
+    let views: Vec<_> = unpriced.iter().map(UnpricedView::new).collect();
+    let fix = views.first().map(|first| first.fix.clone());
+    report(views, &fine, global)?;
+    let Some(fix) = fix else { return Ok(()) };
+    let count = unpriced.len();
+    let what = said!(
+        language(),
+        en: "{count} configured models have no price",
+        zh: "{count} 个已配置的模型没有价格",
+    );
+    let failure = Failure::new(Exit::Failed, what).why(said!(
+        language(),
+        en: "calls to them are refused: there is no default price",
+        zh: "对它们的调用会被拒绝：没有默认价格",
+    ));
+    Err(failure.fix(Said::verbatim(fix)).into())
 }
 
-fn report(unpriced: &[Unpriced], fine: &str, global: &Global) -> anyhow::Result<()> {
+fn report(unpriced: Vec<UnpricedView<'_>>, fine: &Said, global: &Global) -> anyhow::Result<()> {
     if global.json {
-        return output::json(&Items {
-            items: unpriced.iter().collect(),
-        });
+        return output::json(&Items { items: unpriced });
     }
     if unpriced.is_empty() {
-        return output::print(fine).map(drop);
+        return output::print(&format!("{fine}\n")).map(drop);
     }
     let columns = ["upstream", "list", "model without a price", "alias", "nearest"].map(Column::Left);
-    let none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
-    let row = |one: &Unpriced| {
+    let or_none = |value: Option<&str>| value.unwrap_or("-").to_owned();
+    let row = |one: &UnpricedView<'_>| {
         vec![
-            one.upstream.clone(),
-            one.list.clone(),
-            output::plain(&one.model),
-            none(&one.alias),
-            none(&one.nearest),
+            one.upstream.to_owned(),
+            one.list.to_owned(),
+            output::plain(one.model),
+            or_none(one.alias),
+            or_none(one.nearest),
         ]
     };
     output::table(&columns, unpriced.iter().map(row).collect())
-}
-
-/// Models named in `models`, aliases' targets, and patterns that fit no priced model.
-fn unpriced_of(store: &Store, upstream: &UpstreamConfig) -> anyhow::Result<Vec<Unpriced>> {
-    let list = match &upstream.prices {
-        Pricing::Free => return Ok(Vec::new()),
-        Pricing::List(list) => list,
-    };
-    let rows = store.prices(Some(list), None, now()).map_err(Failure::from)?;
-    let priced: Vec<&str> = rows.iter().map(|row| row.model.as_str()).collect();
-    let patterns = upstream.models.iter().filter(|pattern| !fits_any(pattern, &priced));
-    let aliases = upstream
-        .aliases
-        .iter()
-        .filter(|(_, model)| !priced.contains(&model.as_str()));
-    let one = |model: &str, alias: Option<&str>| Unpriced {
-        upstream: upstream.name.clone(),
-        list: list.to_string(),
-        model: model.to_owned(),
-        alias: alias.map(str::to_owned),
-        nearest: nearest(model, priced.iter().copied()).map(str::to_owned),
-        fix: format!(
-            "gateway price set {} --list {list} --input USD --output USD",
-            if model.contains('*') {
-                "MODEL".to_owned()
-            } else {
-                output::shell_word(model)
-            }
-        ),
-    };
-    Ok(patterns
-        .map(|pattern| one(pattern, None))
-        .chain(aliases.map(|(alias, model)| one(model, Some(alias))))
-        .collect())
-}
-
-fn fits_any(pattern: &str, models: &[&str]) -> bool {
-    let pattern = [pattern.to_owned()];
-    models.iter().any(|model| model_allowed(&pattern, model))
 }

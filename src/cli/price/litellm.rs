@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use rust_decimal::Decimal;
 use serde_json::value::RawValue;
 
-use crate::cli::output;
-use crate::pricing::{Card, Class, Kind, ListName, Price, Rate, Rates, Step};
+use crate::cli::{language, output};
+use crate::language::{Language, Said, Tell};
+use crate::pricing::{Card, Class, Kind, ListName, Price, PriceError, Rate, Rates, Step};
+use crate::said;
 use crate::usage::Tier;
 
 /// What was read from a map.
@@ -15,9 +17,73 @@ pub(super) struct Read {
     /// List, model and price.
     pub(super) prices: Vec<(ListName, String, Price)>,
     /// Models left out, and why.
-    pub(super) left_out: Vec<(String, String)>,
+    pub(super) left_out: Vec<(String, LeftOut)>,
     /// List, and what is said of a zero that is not taken over.
-    pub(super) zeros: Vec<(ListName, String)>,
+    pub(super) zeros: Vec<(ListName, Said)>,
+}
+
+/// Why a model is left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum LeftOut {
+    /// What it is for is not said.
+    NoMode,
+    /// It searches unasked, for a fee.
+    Searches,
+    /// It has two prices.
+    Twice,
+    /// It has a cost that is none of our classes.
+    NoClass(String),
+    /// A cost of it is no rate.
+    Cost(String, NotARate),
+    /// Its rates are no whole price.
+    Price(PriceError),
+}
+
+/// Why a number is no rate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NotARate {
+    /// It is none.
+    Number(String),
+    /// It is too large or too small to be written out.
+    Range(String),
+    /// A rate cannot be so much, or so fine.
+    Rate(PriceError),
+}
+
+impl Tell for LeftOut {
+    fn told(&self, language: Language) -> Said {
+        match self {
+            LeftOut::NoMode => said!(
+                language,
+                en: "it does not say what it is for (mode)",
+                zh: "没有说明用途（mode）",
+            ),
+            LeftOut::Searches => said!(
+                language,
+                en: "it searches by itself, for a fee that is not in its tokens",
+                zh: "它会自行搜索，费用不包含在其 token 中",
+            ),
+            LeftOut::Twice => said!(language, en: "there twice, with another price", zh: "出现两次，价格不同"),
+            LeftOut::NoClass(name) => {
+                said!(language, en: "`{name}` has no class here", zh: "`{name}` 在此没有对应的类别")
+            }
+            LeftOut::Cost(name, why) => {
+                let why = why.told(language);
+                said!(language, en: "{name}: {why}", zh: "{name}：{why}")
+            }
+            LeftOut::Price(why) => why.told(language),
+        }
+    }
+}
+
+impl Tell for NotARate {
+    fn told(&self, language: Language) -> Said {
+        match self {
+            NotARate::Number(number) => said!(language, en: "{number} is no number", zh: "{number} 不是数"),
+            NotARate::Range(number) => said!(language, en: "{number} is out of range", zh: "{number} 超出范围"),
+            NotARate::Rate(why) => why.told(language),
+        }
+    }
 }
 
 type Fields = BTreeMap<String, Box<RawValue>>;
@@ -36,10 +102,7 @@ const CLASSES: [(&str, Class); 9] = [
 ];
 
 /// Costs of things that no call through this gateway can use, or that are priced by hand (fees of hosted tools).
-const HARMLESS: [&str; 12] = [
-    "image",
-    "pixel",
-    "video",
+const HARMLESS: [&str; 7] = [
     "_query",
     "_page",
     "_session",
@@ -47,9 +110,10 @@ const HARMLESS: [&str; 12] = [
     "_gb_per_day",
     "above_1hr",
     "audio_token_cost",
-    "_per_second",
-    "_per_character",
 ];
+
+/// Tokens of pictures and films, which answers do not count apart: they have to cost what tokens of text cost.
+const LIKE_TEXT: [&str; 2] = ["_per_image_token", "_per_video_token"];
 
 /// Suffixes of tiers.
 const TIERS: [(&str, Tier); 4] = [
@@ -77,37 +141,42 @@ const PROVIDERS: [&str; 13] = [
 ];
 
 /// Reads a map. Vendors that have no list here, and models that are not billed by tokens of text, are not mentioned.
-pub(super) fn read(text: &str) -> Result<Read, String> {
-    let models: BTreeMap<String, Fields> =
-        serde_json::from_str(text).map_err(|error| format!("not a map of models to prices: {error}"))?;
+pub(super) fn read(text: &str) -> Result<Read, Said> {
+    let models: BTreeMap<String, Fields> = serde_json::from_str(text).map_err(|error| {
+        said!(
+            language(),
+            en: "not a map of models to prices: {error}",
+            zh: "不是模型到价格的映射：{error}",
+        )
+    })?;
     let mut read = Read::default();
     let mut ours: BTreeMap<(ListName, String), Price> = BTreeMap::new();
     for (key, fields) in models.iter().filter(|(key, _)| *key != "sample_spec") {
         let Some((list, kind)) = list_and_kind(fields) else {
+            let unsaid = list(fields).is_some() && string(fields, "mode").is_none();
+            read.left_out.extend(unsaid.then(|| (key.clone(), LeftOut::NoMode)));
             continue;
         };
         let model = key.strip_prefix(&format!("{list}/")).unwrap_or(key).to_owned();
         let made = if searches_by_itself(&list, &model, fields) {
-            Err("it searches by itself, for a fee that is not in its tokens".to_owned())
+            Err(LeftOut::Searches)
         } else {
             price(kind, fields)
         };
         let note = |zero: Zeros| {
-            (
-                list.clone(),
-                format!(
-                    "the zero of {key} is not taken over; {}",
-                    zero.what_to_do(&list, &model)
-                ),
-            )
+            let what = zero.what_to_do(&list, &model);
+            let note = said!(
+                language(),
+                en: "the zero of {key} is not taken over; {what}",
+                zh: "{key} 的零没有采用；{what}",
+            );
+            (list.clone(), note)
         };
         read.zeros.extend(zeros(kind, fields).into_iter().map(note));
         match made {
             Err(why) => read.left_out.push((key.clone(), why)),
             Ok(price) => match ours.insert((list, model), price.clone()) {
-                Some(other) if other != price => read
-                    .left_out
-                    .push((key.clone(), "there twice, with another price".into())),
+                Some(other) if other != price => read.left_out.push((key.clone(), LeftOut::Twice)),
                 _ => {}
             },
         }
@@ -116,7 +185,7 @@ pub(super) fn read(text: &str) -> Result<Read, String> {
         let prefixed = format!("{list}/{model}");
         read.left_out
             .iter()
-            .any(|(key, why)| (key == model || *key == prefixed) && why.starts_with("there twice"))
+            .any(|(key, why)| (key == model || *key == prefixed) && *why == LeftOut::Twice)
     };
     ours.retain(|(list, model), _| !twice(list, model));
     read.prices = ours
@@ -135,18 +204,23 @@ fn string(fields: &Fields, name: &str) -> Option<String> {
     serde_json::from_str(fields.get(name)?.get()).ok()
 }
 
-fn list_and_kind(fields: &Fields) -> Option<(ListName, Kind)> {
+fn list(fields: &Fields) -> Option<ListName> {
     let provider = string(fields, "litellm_provider")?;
     let provider = match provider.as_str() {
         "text-completion-openai" => "openai",
         other => PROVIDERS.into_iter().find(|known| *known == other)?,
     };
+    ListName::parse(provider).ok()
+}
+
+fn list_and_kind(fields: &Fields) -> Option<(ListName, Kind)> {
+    let list = list(fields)?;
     let kind = match string(fields, "mode")?.as_str() {
         "chat" | "responses" | "completion" => Kind::Text,
         "embedding" => Kind::Embedding,
         _ => return None,
     };
-    Some((ListName::parse(provider).ok()?, kind))
+    Some((list, kind))
 }
 
 /// Models that search the web whether asked or not: their answers do not say how often, so the fee cannot be metered.
@@ -166,17 +240,25 @@ enum Zeros {
 }
 
 impl Zeros {
-    fn what_to_do(&self, list: &ListName, model: &str) -> String {
+    fn what_to_do(&self, list: &ListName, model: &str) -> Said {
         match self {
             Zeros::Classes(classes) => {
                 let flag = |class: &Class| format!(" --{} 0", class.name().replace('_', "-"));
                 let (model, flags) = (output::shell_word(model), classes.iter().map(flag).collect::<String>());
-                format!("if it is free: gateway price set {model} --list {list}{flags}")
+                said!(
+                    language(),
+                    en: "if it is free: gateway price set {model} --list {list}{flags}",
+                    zh: "如果免费：gateway price set {model} --list {list}{flags}",
+                )
             }
-            Zeros::Others(fields) => format!(
-                "if it is free, import it in the form of `gateway price export`: {}",
-                fields.join(", ")
-            ),
+            Zeros::Others(fields) => {
+                let fields = fields.join(", ");
+                said!(
+                    language(),
+                    en: "if it is free, import it in the form of `gateway price export`: {fields}",
+                    zh: "如果免费，请以 `gateway price export` 的形式导入：{fields}",
+                )
+            }
         }
     }
 }
@@ -224,7 +306,7 @@ fn parse_name(name: &str) -> Option<Name> {
     Some(Name { class, above, tier })
 }
 
-fn price(kind: Kind, fields: &Fields) -> Result<Price, String> {
+fn price(kind: Kind, fields: &Fields) -> Result<Price, LeftOut> {
     let mut cards: BTreeMap<Option<Tier>, (Rates, BTreeMap<u64, Rates>)> = BTreeMap::new();
     for (name, value) in fields {
         let value = value.get();
@@ -232,12 +314,12 @@ fn price(kind: Kind, fields: &Fields) -> Result<Price, String> {
             continue;
         }
         let Some(parsed) = parse_name(name) else {
-            if HARMLESS.iter().any(|part| name.contains(part)) {
+            if HARMLESS.iter().any(|part| name.contains(part)) || costs_like_text(name, value, fields) {
                 continue;
             }
-            return Err(format!("`{name}` has no class here"));
+            return Err(LeftOut::NoClass(name.clone()));
         };
-        let rate = per_million(value).map_err(|why| format!("{name}: {why}"))?;
+        let rate = per_million(value).map_err(|why| LeftOut::Cost(name.clone(), why))?;
         if rate == Rate::ZERO {
             // Only an operator may say that something is free.
             continue;
@@ -273,7 +355,15 @@ fn price(kind: Kind, fields: &Fields) -> Result<Price, String> {
         fees: Rates::new(),
         ..made
     };
-    Price::from_json(&made.to_json()).map_err(|error| error.to_string())
+    Price::from_json(&made.to_json()).map_err(LeftOut::Price)
+}
+
+/// Whether a cost of pictures or films is that of text.
+fn costs_like_text(name: &str, value: &str, fields: &Fields) -> bool {
+    LIKE_TEXT.iter().any(|unit| {
+        let text = fields.get(&name.replace(unit, "_per_token"));
+        name.contains(unit) && text.is_some_and(|text| per_million(text.get()) == per_million(value))
+    })
 }
 
 fn ascending(steps: BTreeMap<u64, Rates>) -> Vec<Step> {
@@ -285,12 +375,13 @@ fn count(fields: &Fields, name: &str) -> Option<u32> {
 }
 
 /// Dollars per token, as the JSON text has it (`1.25e-06`), to dollars per million tokens, exactly.
-fn per_million(number: &str) -> Result<Rate, String> {
+fn per_million(number: &str) -> Result<Rate, NotARate> {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
-    let exponent: i32 = exponent.parse().map_err(|_| format!("{number} is no number"))?;
-    let mantissa = Decimal::from_str_exact(mantissa).map_err(|_| format!("{number} is no number"))?;
-    let shifted = shift(mantissa, exponent.saturating_add(6)).ok_or_else(|| format!("{number} is out of range"))?;
-    Rate::parse(&shifted.normalize().to_string()).map_err(|error| error.to_string())
+    let none = || NotARate::Number(number.to_owned());
+    let exponent: i32 = exponent.parse().map_err(|_| none())?;
+    let mantissa = Decimal::from_str_exact(mantissa).map_err(|_| none())?;
+    let shifted = shift(mantissa, exponent.saturating_add(6)).ok_or_else(|| NotARate::Range(number.to_owned()))?;
+    Rate::parse(&shifted.normalize().to_string()).map_err(NotARate::Rate)
 }
 
 /// `value × 10^places`, exactly, or `None`.
@@ -309,7 +400,7 @@ fn shift(value: Decimal, places: i32) -> Option<Decimal> {
 mod tests {
     use super::*;
 
-    fn rate(text: &str) -> Result<String, String> {
+    fn rate(text: &str) -> Result<String, NotARate> {
         per_million(text).map(|rate| rate.to_string())
     }
 
@@ -354,6 +445,14 @@ mod tests {
     }
 
     #[test]
+    fn pictures_that_cost_what_text_costs_are_no_hindrance() {
+        let text = r#"{"xai/m":{"litellm_provider":"xai","mode":"chat","input_cost_per_token":1.25e-06,"output_cost_per_token":2.5e-06,
+            "input_cost_per_image_token":0.00000125,"input_cost_per_image_token_flex":1e-6,"input_cost_per_token_flex":1e-6}}"#;
+        let read = read(text).expect("a map");
+        assert_eq!((read.prices.len(), read.left_out.as_slice()), (1, [].as_slice()));
+    }
+
+    #[test]
     fn what_cannot_be_expressed_is_left_out_with_its_reason() {
         let text = r#"{
           "a":{"litellm_provider":"openai","mode":"chat","input_cost_per_token":1e-6,"output_cost_per_token":1e-6,"output_cost_per_thought":1e-6},
@@ -365,12 +464,34 @@ mod tests {
           "o4-deep-research":{"litellm_provider":"openai","mode":"responses","input_cost_per_token":2e-6,"output_cost_per_token":1e-6},
           "it's":{"litellm_provider":"groq","mode":"chat","input_cost_per_token":0,"output_cost_per_token_flex":0,
             "output_cost_per_token":1e-6,"input_cost_per_token_above_272k_tokens":0e0},
-          "f":{"litellm_provider":"openai","mode":"image_generation","input_cost_per_token":2e-6}}"#;
+          "f":{"litellm_provider":"openai","mode":"image_generation","input_cost_per_token":2e-6},
+          "g":{"litellm_provider":"openai","mode":"chat","input_cost_per_token":-1e-6,"output_cost_per_token":1e-6},
+          "h":{"litellm_provider":"openai","mode":"chat","input_cost_per_token":1e-6,"output_cost_per_token":1.0000000001e-6},
+          "i":{"litellm_provider":"gemini","mode":"embedding","input_cost_per_token":2e-7,"input_cost_per_image_token":4.5e-7},
+          "j":{"litellm_provider":"gemini","mode":"chat","input_cost_per_token":2e-7,"output_cost_per_token":1e-6,"input_cost_per_second":1e-3},
+          "k":{"litellm_provider":"openai","mode":"chat","output_cost_per_token":1e-6},
+          "l":{"litellm_provider":"openai","input_cost_per_token":1e-6,"output_cost_per_token":1e-6}}"#;
         let read = read(text).expect("a map");
         assert!(read.prices.is_empty(), "{:?}", read.prices);
         let names: Vec<&str> = read.left_out.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["a", "b", "c", "it's", "o4-deep-research", "xai/d"]);
-        let zeros: Vec<&str> = read.zeros.iter().map(|(_, note)| note.as_str()).collect();
+        assert_eq!(
+            names,
+            [
+                "a",
+                "b",
+                "c",
+                "g",
+                "h",
+                "i",
+                "it's",
+                "j",
+                "k",
+                "l",
+                "o4-deep-research",
+                "xai/d"
+            ]
+        );
+        let zeros: Vec<&str> = read.zeros.iter().map(|(_, note)| &**note).collect();
         assert_eq!(
             zeros,
             [

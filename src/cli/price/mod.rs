@@ -1,9 +1,14 @@
 //! `gateway price …`
 
 mod check;
+mod diff;
+mod differences;
+mod file;
+mod history;
 mod import;
 mod litellm;
 mod set;
+mod sheet;
 
 use std::path::PathBuf;
 
@@ -12,12 +17,14 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::Global;
 use super::failure::Failure;
 use super::output::{self, Column, Items};
-use super::values::When;
-use crate::admin::{AdminError, PriceChange};
+use super::values::{self, When};
+use super::{Global, language};
+use crate::admin::{AdminError, Thing};
+use crate::language::Said;
 use crate::pricing::{Class, Kind, ListName, Price};
+use crate::said;
 use crate::store::prices::{PriceRow, PriceSource};
 use crate::store::{Create, Store};
 use crate::time::now;
@@ -35,32 +42,45 @@ pub enum PriceCommand {
     },
     /// Set rates of a model, in dollars per million tokens; what is not given stays as it is
     Set(Box<set::SetArgs>),
-    /// Read prices from a file: an export, or LiteLLM's price map; shows the differences first
-    Import {
-        /// The file, or - for stdin
-        file: PathBuf,
+    /// Every price that a model had or will have: from when, when it was in force, who wrote it when
+    History {
+        /// The model, by its upstream's name
+        model: String,
         /// Only this list
         #[arg(long, value_name = "NAME", value_parser = list_name)]
         list: Option<ListName>,
-        /// In force from: a date (midnight UTC) or a time [default: now; an export's own dates]
+    },
+    /// How a file's prices differ from those in force, one date's from another's, or yours from the catalogue's
+    Diff(diff::DiffArgs),
+    /// Read prices from a file: an export, as JSON or CSV, or LiteLLM's price map; shows the differences first
+    Import {
+        /// The file, or - for stdin
+        file: PathBuf,
+        /// Only this list; of a CSV file without lists, the list
+        #[arg(long, value_name = "NAME", value_parser = list_name)]
+        list: Option<ListName>,
+        /// In force from: a date (midnight UTC) or a time [default: the file's own dates, else now]
         #[arg(long, value_name = "DATE", value_parser = When::parse)]
         from: Option<When>,
         /// Write without asking
         #[arg(long)]
         yes: bool,
     },
-    /// Print the prices in force, and all of the operator's with their dates, as JSON that `import` reads
+    /// Print the prices in force, and all of the operator's with their dates, so that `import` reads them: JSON, or CSV
     Export {
         /// Only this list
         #[arg(long, value_name = "NAME", value_parser = list_name)]
         list: Option<ListName>,
+        /// A sheet to edit: a column for each rate, a line for each price, tier, long context and cheaper hours
+        #[arg(long, conflicts_with = "json")]
+        csv: bool,
     },
     /// Say which configured models have no price; exit code 1 when there are any
     Check,
 }
 
 fn list_name(text: &str) -> Result<ListName, String> {
-    ListName::parse(text).map_err(|error| error.to_string())
+    values::read(ListName::parse, text)
 }
 
 /// Runs the command.
@@ -72,7 +92,12 @@ pub fn run(command: PriceCommand, global: &Global) -> anyhow::Result<()> {
         PriceCommand::List { model, list } => show(list.as_ref(), model.as_deref(), global),
         PriceCommand::Set(args) => set::run(&args, global),
         PriceCommand::Import { file, list, from, yes } => import::run(&file, list.as_ref(), from, yes.into(), global),
-        PriceCommand::Export { list } => export(list.as_ref(), global),
+        PriceCommand::History { model, list } => history::run(&model, list.as_ref(), global),
+        PriceCommand::Diff(args) => diff::run(&args, global),
+        PriceCommand::Export { list, csv: false } => export(list.as_ref(), global),
+        PriceCommand::Export { list, csv: true } => {
+            output::print(&sheet::write(&exported(list.as_ref(), global)?)?).map(drop)
+        }
         PriceCommand::Check => check::run(global),
     }
 }
@@ -122,7 +147,7 @@ fn show(list: Option<&ListName>, model: Option<&str>, global: &Global) -> anyhow
         Column::Left("from"),
         Column::Left("by"),
     ];
-    global.say("dollars per million tokens; --json has every rate");
+    global.say(&unit());
     output::table(&columns, rows.iter().map(price_row).collect())
 }
 
@@ -134,7 +159,7 @@ fn check_list(store: &Store, list: Option<&ListName>) -> anyhow::Result<()> {
         Some(list) if rows.iter().all(|row| row.list != *list) => {
             let nearest = crate::route::nearest(list.as_str(), rows.iter().map(|row| row.list.as_str()));
             let failure = Failure::from(AdminError::NotFound {
-                what: "price list",
+                what: Thing::PriceList,
                 name: list.to_string(),
                 nearest: nearest.map(str::to_owned),
             });
@@ -148,38 +173,54 @@ fn no_price(store: &Store, list: Option<&ListName>, model: &str) -> anyhow::Resu
     let all = store.prices(list, None, now()).map_err(Failure::from)?;
     let nearest = crate::route::nearest(model, all.iter().map(|row| row.model.as_str()));
     Ok(AdminError::NotFound {
-        what: "price for the model",
+        what: Thing::Price { list: None },
         name: model.to_owned(),
         nearest: nearest.map(str::to_owned),
     })
 }
 
+/// What the rates of a table are.
+fn unit() -> Said {
+    said!(
+        language(),
+        en: "dollars per million tokens; --json has every rate",
+        zh: "美元/百万 token；--json 列出每种费率",
+    )
+}
+
 fn price_row(row: &PriceRow) -> Vec<String> {
-    let rates = &row.price.rates;
-    let (input, output_class) = match row.price.kind {
-        Kind::Text | Kind::Embedding => (Class::Input, Class::Output),
-        Kind::Image => (Class::ImageTextInput, Class::ImageOutput),
-    };
-    let also = also(&row.price);
-    let rate = |class: Class| rates.get(&class).map_or("-".to_owned(), ToString::to_string);
-    vec![
-        row.list.to_string(),
-        output::plain(&row.model),
-        rate(input),
-        rate(Class::CachedInput),
-        rate(output_class),
-        if also.is_empty() {
-            "-".to_owned()
-        } else {
-            also.join(", ")
-        },
+    let mut cells = vec![row.list.to_string(), output::plain(&row.model)];
+    cells.extend(main_rates(&row.price));
+    cells.extend([
+        also(&row.price),
         output::time(row.from).split(' ').next().unwrap_or_default().to_owned(),
         row.source.word().to_owned(),
-    ]
+    ]);
+    cells
+}
+
+/// The rates of plain input, cached input and output.
+fn main_rates(price: &Price) -> [String; 3] {
+    let (input, output_class) = match price.kind {
+        Kind::Text | Kind::Embedding | Kind::Transcription | Kind::Speech => (Class::Input, Class::Output),
+        Kind::Image => (Class::ImageTextInput, Class::ImageOutput),
+    };
+    let rate = |class: Class| price.rates.get(&class).map_or("-".to_owned(), ToString::to_string);
+    [rate(input), rate(Class::CachedInput), rate(output_class)]
+}
+
+/// What else a price is made of, in words.
+fn also(price: &Price) -> String {
+    let parts = parts(price);
+    if parts.is_empty() {
+        "-".to_owned()
+    } else {
+        parts.join(", ")
+    }
 }
 
 /// What else a price is made of.
-fn also(price: &Price) -> Vec<String> {
+fn parts(price: &Price) -> Vec<String> {
     let mut parts: Vec<String> = price.tiers.keys().map(|tier| tier.name().to_owned()).collect();
     parts.extend(
         price
@@ -198,7 +239,8 @@ struct Export {
     prices: Vec<PriceView>,
 }
 
-fn export(list: Option<&ListName>, global: &Global) -> anyhow::Result<()> {
+/// The catalogue's prices in force, and all of the operator's.
+fn exported(list: Option<&ListName>, global: &Global) -> anyhow::Result<Vec<PriceRow>> {
     let store = global.store(Create::Never)?;
     let mut rows = store.prices(list, None, now()).map_err(Failure::from)?;
     rows.retain(|row| row.source == PriceSource::Catalogue);
@@ -207,64 +249,11 @@ fn export(list: Option<&ListName>, global: &Global) -> anyhow::Result<()> {
         check_list(&store, list)?;
     }
     rows.sort_by(|a, b| (&a.list, &a.model, a.from).cmp(&(&b.list, &b.model, b.from)));
+    Ok(rows)
+}
+
+fn export(list: Option<&ListName>, global: &Global) -> anyhow::Result<()> {
+    let rows = exported(list, global)?;
     let prices = rows.iter().map(PriceView::new).collect::<Result<Vec<_>, _>>()?;
     output::json(&Export { prices })
-}
-
-/// One changed field in JSON documents.
-#[derive(Serialize)]
-struct ChangeView {
-    list: String,
-    model: String,
-    from: Timestamp,
-    field: String,
-    before: Option<String>,
-    after: Option<String>,
-}
-
-fn show_changes(changes: &[PriceChange], global: &Global) -> anyhow::Result<()> {
-    let all = changes.iter().flat_map(|change| {
-        let view = |(field, before, after): &(String, Option<String>, Option<String>)| ChangeView {
-            list: change.spec.list.to_string(),
-            model: change.spec.model.clone(),
-            from: change.spec.from,
-            field: field.clone(),
-            before: before.clone(),
-            after: after.clone(),
-        };
-        change.fields.iter().map(view).collect::<Vec<_>>()
-    });
-    if global.json {
-        return output::json(&Items { items: all.collect() });
-    }
-    let dated = changes
-        .windows(2)
-        .any(|pair| matches!(pair, [one, next] if one.spec.from != next.spec.from));
-    let mut columns = vec![
-        Column::Left("list"),
-        Column::Left("model"),
-        Column::Left("what"),
-        Column::Right("before"),
-        Column::Right("after"),
-    ];
-    columns.extend(dated.then_some(Column::Left("from")));
-    let none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
-    let rows: Vec<Vec<String>> = all
-        .map(|view| {
-            let mut cells = vec![
-                view.list,
-                output::plain(&view.model),
-                view.field,
-                none(view.before),
-                none(view.after),
-            ];
-            cells.extend(dated.then(|| output::time(view.from)));
-            cells
-        })
-        .collect();
-    if rows.is_empty() {
-        Ok(())
-    } else {
-        output::table(&columns, rows)
-    }
 }

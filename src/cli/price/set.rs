@@ -2,15 +2,18 @@
 
 use jiff::Timestamp;
 
-use super::{also, list_name, show_changes};
+use super::differences::{self, Difference};
+use super::{list_name, parts};
 use crate::admin::{self, PriceSpec, Same};
 use crate::cli::failure::{Exit, Failure};
-use crate::cli::values::When;
-use crate::cli::{Global, actor, open, output};
+use crate::cli::values::{self, When};
+use crate::cli::{Global, actor, language, open, output};
 use crate::config::{Config, UpstreamConfig};
+use crate::language::{Bilingual, Said, Tell};
 use crate::pricing::{Class, Factor, Kind, ListName, Price, Rate};
 use crate::store::{Create, Store};
 use crate::time::now;
+use crate::{bilingual, said};
 
 /// `gateway price set`
 #[derive(Debug, clap::Args)]
@@ -28,7 +31,7 @@ pub struct SetArgs {
     #[arg(long, value_name = "MODEL")]
     like: Option<String>,
     /// What the model is for [default: as it is, else text]
-    #[arg(long, value_name = "text|embedding|image", value_parser = kind)]
+    #[arg(long, value_name = "text|embedding|image|transcription|speech", value_parser = kind_typed)]
     kind: Option<Kind>,
     /// Input tokens
     #[arg(long, value_name = "USD", value_parser = rate)]
@@ -54,6 +57,12 @@ pub struct SetArgs {
     /// Audio tokens generated [default: as output]
     #[arg(long, value_name = "USD", value_parser = rate)]
     audio_output: Option<Rate>,
+    /// Seconds of sound that are heard, where a transcription is billed by them
+    #[arg(long, value_name = "USD", value_parser = rate)]
+    seconds: Option<Rate>,
+    /// Characters that are spoken, where speech is billed by them
+    #[arg(long, value_name = "USD", value_parser = rate)]
+    characters: Option<Rate>,
     /// A thousand web searches
     #[arg(long, value_name = "USD", value_parser = rate)]
     web_search: Option<Rate>,
@@ -75,19 +84,28 @@ pub struct SetArgs {
 }
 
 fn rate(text: &str) -> Result<Rate, String> {
-    Rate::parse(text).map_err(|error| error.to_string())
+    values::read(Rate::parse, text)
 }
 
 fn factor(text: &str) -> Result<Factor, String> {
-    Factor::parse(text).map_err(|error| error.to_string())
+    values::read(Factor::parse, text)
 }
 
-fn kind(text: &str) -> Result<Kind, String> {
+fn kind_typed(text: &str) -> Result<Kind, String> {
+    values::read(kind, text)
+}
+
+pub(super) fn kind(text: &str) -> Result<Kind, Bilingual> {
     match text {
         "text" => Ok(Kind::Text),
         "embedding" => Ok(Kind::Embedding),
         "image" => Ok(Kind::Image),
-        _ => Err("write text, embedding or image".into()),
+        "transcription" => Ok(Kind::Transcription),
+        "speech" => Ok(Kind::Speech),
+        _ => Err(bilingual!(
+            en: "write text, embedding, image, transcription or speech",
+            zh: "请写 text、embedding、image、transcription 或 speech",
+        )),
     }
 }
 
@@ -116,13 +134,18 @@ pub(super) fn run(args: &SetArgs, global: &Global) -> anyhow::Result<()> {
     let changes = admin::price_changes(&store, vec![spec]).map_err(Failure::from)?;
     admin::set_prices(&store, &changes, &actor(), at).map_err(Failure::from)?;
     if changes.is_empty() {
-        global.say("nothing differs from your price in force");
+        global.say(&said!(
+            language(),
+            en: "nothing differs from your price in force",
+            zh: "与您现行的价格没有差异",
+        ));
     }
-    show_changes(&changes, global)?;
+    differences::show(changes.iter().map(Difference::of_change), ["before", "after"], global)?;
     if !changes.is_empty() {
         kept.iter().for_each(|kept| global.say(kept));
         if from > at {
-            global.say(&format!("in force from {} UTC", output::time(from)));
+            let from = output::time(from);
+            global.say(&said!(language(), en: "in force from {from} UTC", zh: "自 {from} UTC 起生效"));
         }
     }
     Ok(())
@@ -145,7 +168,12 @@ impl SetArgs {
     /// These rates over a price.
     fn over(&self, base: Option<Price>) -> anyhow::Result<Price> {
         if self.model.is_empty() || self.model.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(Failure::new(Exit::Usage, "the model's name is empty or has spaces").into());
+            let what = said!(
+                language(),
+                en: "the model's name is empty or has spaces",
+                zh: "模型名称为空或含有空格",
+            );
+            return Err(Failure::new(Exit::Usage, what).into());
         }
         let mut price = base.unwrap_or_else(|| Price {
             rates: Default::default(),
@@ -159,18 +187,30 @@ impl SetArgs {
         price.max_input = self.max_input.or(price.max_input);
         price.max_output = self.max_output.or(price.max_output);
         Price::from_json(&price.to_json()).map_err(|error| {
-            let failure = Failure::new(Exit::Usage, format!("the price was not set: {error}"));
+            let error = error.told(language());
+            let what = said!(language(), en: "the price was not set: {error}", zh: "价格没有设置：{error}");
+            let failure = Failure::new(Exit::Usage, what);
             failure
-                .fix("give the rates per million tokens: --input 2.5 --cached-input 0.25 --output 10")
+                .fix(said!(
+                    language(),
+                    en: "give the rates per million tokens: --input 2.5 --cached-input 0.25 --output 10",
+                    zh: "请给出每百万 token 的费率：--input 2.5 --cached-input 0.25 --output 10",
+                ))
                 .into()
         })
     }
 
     /// What of a price these rates do not reach, in words.
-    fn keeps(&self, base: &Price) -> Option<String> {
-        let own = also(base);
-        (!own.is_empty() && self.rates().next().is_some())
-            .then(|| format!("unchanged, with rates of their own: {}", own.join(", ")))
+    fn keeps(&self, base: &Price) -> Option<Said> {
+        let own = parts(base);
+        (!own.is_empty() && self.rates().next().is_some()).then(|| {
+            let own = own.join(", ");
+            said!(
+                language(),
+                en: "unchanged, with rates of their own: {own}",
+                zh: "保持不变，有各自的费率：{own}",
+            )
+        })
     }
 
     fn rates(&self) -> impl Iterator<Item = (Class, Rate)> {
@@ -184,6 +224,8 @@ impl SetArgs {
             (Class::ReasoningOutput, self.reasoning_output),
             (Class::AudioInput, self.audio_input),
             (Class::AudioOutput, self.audio_output),
+            (Class::Seconds, self.seconds),
+            (Class::Characters, self.characters),
         ];
         given.into_iter().filter_map(|(class, rate)| Some((class, rate?)))
     }

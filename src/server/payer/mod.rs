@@ -1,4 +1,4 @@
-//! The payer's view: what a key may read, and nothing of another key.
+//! The payer's view: what a key may read, and nothing of another key; and the codes that it redeems.
 //!
 //! ```text
 //! server::dispatch
@@ -14,15 +14,16 @@
 
 mod openai;
 mod query;
+mod redeem;
+mod sessions;
 mod views;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Response};
+use axum::http::{HeaderValue, Response, Uri};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
@@ -30,14 +31,16 @@ use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::{App, auth};
-use crate::exchange;
+use super::refusal::Refused;
+use super::{App, Arrival, auth};
+use crate::exchange::{self, Live};
 use crate::refusal::Refusal;
 use crate::store::keys::Key;
 use crate::store::reports::{Of, Page, Standing, Stop, Sum, Unread};
 use crate::store::{Store, StoreError};
 use crate::time::now;
 use query::Query;
+pub(super) use redeem::{Tries, redeem};
 
 /// Questions that are read at the same time: a quarter of the store's readers, which calls need too.
 const TURNS: usize = 2;
@@ -59,6 +62,10 @@ pub(super) enum View {
     Request,
     /// `/gateway/usage`
     Usage,
+    /// `/gateway/sessions`
+    Sessions,
+    /// `/gateway/sessions/{id}`
+    Session,
     /// `/dashboard/billing/subscription`
     Subscription,
     /// `/dashboard/billing/usage`
@@ -119,31 +126,44 @@ fn unreadable(error: &StoreError) -> Refusal {
 pub(super) async fn answer(
     app: &App,
     view: View,
-    peer: SocketAddr,
+    arrival: &Arrival,
     head: &Parts,
     part: &str,
+) -> Result<Response<Body>, Refused> {
+    let key = auth::authenticate(app, arrival, &head.headers).await?;
+    let answered = of_key(app, &arrival.live, view, &key, &head.uri, part).await;
+    answered.map_err(Refused::to(auth::language(&key)))
+}
+
+async fn of_key(
+    app: &App,
+    live: &Live,
+    view: View,
+    key: &Key,
+    uri: &Uri,
+    part: &str,
 ) -> Result<Response<Body>, Refusal> {
-    let key = auth::authenticate(app, peer, &head.headers).await?;
     let of = Of {
         user: key.user_id,
         key: key.id,
     };
-    let (store, turns, uri) = (&app.gateway.store, &app.turns, &head.uri);
+    let (store, turns) = (&app.gateway.store, &app.turns);
     match view {
         View::Me => {
             Query::read(uri, &[])?;
-            me(app, &key, of).await
+            me(app, live, key, of).await
         }
         View::Requests => {
-            let mut query = Query::read(uri, &["since", "limit", "page"])?;
+            let mut query = Query::read(uri, &["since", "session", "limit", "page"])?;
             let page = Page {
                 since: query.time("since")?,
                 before: query.id("page")?,
+                session: query.label("session")?,
                 limit: query.number("limit", 1..=100)?.unwrap_or(20),
             };
             let more = Page {
                 limit: page.limit + 1,
-                ..page
+                ..page.clone()
             };
             let rows = turns.ask(store, move |store, stop| store.exchanges_of(of, &more, stop));
             json(&views::Receipts::new(rows.await?, page.limit)?)
@@ -164,8 +184,13 @@ pub(super) async fn answer(
             let sums = turns.ask(store, move |store, stop| store.sums_of(of, &asked, stop));
             json(&views::Usage::new(by, span, &sums.await?))
         }
+        View::Sessions => json(&sessions::list(store, turns, of, uri).await?),
+        View::Session => {
+            Query::read(uri, &[])?;
+            json(&sessions::one(store, turns, of, part).await?)
+        }
         // Whatever dates they pass: clients take one of these from the other.
-        View::Subscription => json(&openai::Subscription::new(&standing(app, of).await?, &key)),
+        View::Subscription => json(&openai::Subscription::new(&standing(app, of).await?, key)),
         View::BillingUsage => json(&openai::BillingUsage::new(&standing(app, of).await?)),
         View::CreditGrants => json(&openai::CreditGrants::new(&standing(app, of).await?)),
         View::OrganizationUsage => {
@@ -181,18 +206,24 @@ pub(super) async fn answer(
     }
 }
 
-async fn me(app: &App, key: &Key, of: Of) -> Result<Response<Body>, Refusal> {
-    let account = app
-        .turns
-        .ask(&app.gateway.store, move |store, stop| store.account_of(of, stop));
+async fn me(app: &App, live: &Live, key: &Key, of: Of) -> Result<Response<Body>, Refusal> {
+    let (budgets, at) = (key.budgets, now());
+    let account = app.turns.ask(&app.gateway.store, move |store, stop| {
+        store.account_of(of, budgets, at, stop)
+    });
     let account = account.await?;
     let _turn = app.turns.take().await?;
-    let offers = exchange::offered(&app.gateway, key, now()).await;
-    let models = offers
-        .map_err(|error| unreadable(&error))?
-        .into_iter()
-        .map(|offer| offer.name);
-    json(&views::Me::new(&account, key, models.collect()))
+    let offers = exchange::offered(&app.gateway, live, key, now()).await;
+    let offers = offers.map_err(|error| unreadable(&error))?;
+    let models: Vec<String> = offers.into_iter().map(|offer| offer.name).collect();
+    let settings = &live.config.limits;
+    let of_models = models.iter().map(|model| (model.clone(), settings.of_model(model)));
+    let limits = views::OwnLimits {
+        key: exchange::key_rates(settings, key),
+        user: key.user_rates,
+        models: of_models.filter(|(_, rates)| !rates.is_none()).collect(),
+    };
+    json(&views::Me::new(&account, key, limits, models))
 }
 
 async fn standing(app: &App, of: Of) -> Result<Standing, Refusal> {

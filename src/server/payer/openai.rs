@@ -14,7 +14,7 @@ use super::ends_at;
 use super::query::{Query, wrong};
 use crate::call::Endpoint;
 use crate::money::Usd;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, Wrong};
 use crate::store::keys::Key;
 use crate::store::reports::{Of, Question, Standing, Sum};
 
@@ -110,6 +110,16 @@ impl CreditGrants {
     }
 }
 
+/// What is no completion.
+const NO_COMPLETIONS: [Endpoint; 6] = [
+    Endpoint::Embeddings,
+    Endpoint::ImageGenerations,
+    Endpoint::ImageEdits,
+    Endpoint::Speech,
+    Endpoint::Transcriptions,
+    Endpoint::Translations,
+];
+
 /// What is asked of `/v1/organization/…`: buckets of time and how they are split.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -120,11 +130,11 @@ pub(super) struct Asked {
     models: Option<Vec<String>>,
     /// Whether the key itself is among the keys and users that are asked for.
     own: bool,
-    without: Option<Endpoint>,
+    without: &'static [Endpoint],
 }
 
 impl Asked {
-    /// `GET /v1/organization/usage/completions`: everything but embeddings, which are no completions.
+    /// `GET /v1/organization/usage/completions`: everything but what OpenAI tells of at paths of their own.
     pub(super) fn usage(uri: &Uri, of: Of, now: Timestamp) -> Result<Asked, Refusal> {
         let known = [
             "start_time",
@@ -147,7 +157,7 @@ impl Asked {
         Ok(Asked {
             by: groups(&mut query, &["model", "service_tier", "api_key_id", "user_id"])?,
             models: query.list("models")?,
-            without: Some(Endpoint::Embeddings),
+            without: &NO_COMPLETIONS,
             ..asked
         })
     }
@@ -185,21 +195,16 @@ impl Asked {
     ) -> Result<Asked, Refusal> {
         let start = query
             .number("start_time", 0..=LATEST)?
-            .ok_or_else(|| wrong("start_time", "it has to be there, in Unix seconds"))?;
+            .ok_or_else(|| wrong("start_time", Wrong::NoStart))?;
         let current = after(now.as_second(), width);
         let end = query.number("end_time", 0..=LATEST)?.unwrap_or(current.max(start + 1));
         if end <= start {
-            return Err(wrong("end_time", "it is not after start_time"));
+            return Err(wrong("end_time", Wrong::NotAfter { start: "start_time" }));
         }
         let page = query.text("page")?.map(|page| {
             let at = page.strip_prefix("page_").and_then(|at| at.parse::<i64>().ok());
             at.filter(|at| (start..end).contains(at) && at % width == 0)
-                .ok_or_else(|| {
-                    wrong(
-                        "page",
-                        "it is what the page before gave as next_page, of the same question",
-                    )
-                })
+                .ok_or_else(|| wrong("page", Wrong::NotAPage))
         });
         let own = |list: Option<Vec<String>>, id: String| list.is_none_or(|ids| ids.contains(&id));
         let own_key = own(query.list("api_key_ids")?, of.key.to_string());
@@ -210,7 +215,7 @@ impl Asked {
             by: Vec::new(),
             models: None,
             own: own_key && own(query.list("user_ids")?, of.user.to_string()),
-            without: None,
+            without: &[],
         })
     }
 
@@ -238,6 +243,7 @@ impl Asked {
             width: Some(std::time::Duration::from_secs(self.width.unsigned_abs())),
             by_model: by("model") || by("line_item"),
             by_tier: by("service_tier"),
+            by_origin: None,
             models: self.models.clone(),
             without: self.without,
         })
@@ -282,7 +288,12 @@ fn groups(query: &mut Query, known: &[&str]) -> Result<Vec<String>, Refusal> {
     let groups = query.list("group_by")?.unwrap_or_default();
     match groups.iter().find(|group| !known.contains(&group.as_str())) {
         None => Ok(groups),
-        Some(_) => Err(wrong("group_by", format!("it is any of {}", known.join(", ")))),
+        Some(_) => Err(wrong(
+            "group_by",
+            Wrong::NotOneOf {
+                words: known.join(", "),
+            },
+        )),
     }
 }
 
@@ -351,7 +362,7 @@ pub(super) fn completions(sum: &Sum, ids: Ids) -> Completions {
     }
 }
 
-/// A result of costs: what was charged.
+/// A result of costs: what was charged, less what was given back.
 #[derive(Debug, Serialize)]
 pub(super) struct Costs {
     object: &'static str,
@@ -367,12 +378,12 @@ struct Amount {
     currency: &'static str,
 }
 
-/// A group's charges.
+/// A group's charges, less what was given back.
 pub(super) fn costs(sum: &Sum, ids: Ids) -> Costs {
     Costs {
         object: "organization.costs.result",
         amount: Amount {
-            value: dollars(sum.charge),
+            value: dollars(sum.charge.saturating_sub(sum.refunded)),
             currency: "usd",
         },
         line_item: sum.model.clone(),

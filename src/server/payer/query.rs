@@ -10,7 +10,8 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use uuid::Uuid;
 
-use crate::refusal::Refusal;
+use crate::origin::Label;
+use crate::refusal::{Refusal, Wrong};
 use crate::store::ExchangeId;
 
 /// Parameters of one query, at most.
@@ -23,10 +24,10 @@ const MOST_LISTED: usize = 50;
 pub(super) struct Query(Vec<(String, String)>);
 
 /// A refusal of a parameter.
-pub(super) fn wrong(param: &str, why: impl Into<String>) -> Refusal {
+pub(super) fn wrong(param: &str, why: Wrong) -> Refusal {
     Refusal::Question {
         param: param.to_owned(),
-        why: why.into(),
+        why,
     }
 }
 
@@ -35,9 +36,9 @@ impl Query {
     /// it would make the answer another one than was asked for.
     pub(super) fn read(uri: &Uri, known: &[&str]) -> Result<Query, Refusal> {
         let pairs = extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
-        let extract::Query(pairs) = pairs.map_err(|_| wrong("query", "it does not parse"))?;
+        let extract::Query(pairs) = pairs.map_err(|_| wrong("query", Wrong::Unreadable))?;
         if pairs.len() > MOST_PARAMETERS {
-            return Err(wrong("query", format!("it has more than {MOST_PARAMETERS} parameters")));
+            return Err(wrong("query", Wrong::Parameters { most: MOST_PARAMETERS }));
         }
         let plain = |(name, value): (String, String)| match name.strip_suffix("[]") {
             Some(plain) => (plain.to_owned(), value),
@@ -46,11 +47,13 @@ impl Query {
         let pairs: Vec<_> = pairs.into_iter().map(plain).collect();
         match pairs.iter().find(|(name, _)| !known.contains(&name.as_str())) {
             None => Ok(Query(pairs)),
-            Some((name, _)) if known.is_empty() => Err(wrong(name, "this path takes no parameters")),
-            Some((name, _)) => {
-                let known = known.join(", ");
-                Err(wrong(name, format!("no such parameter here; there are {known}")))
-            }
+            Some((name, _)) if known.is_empty() => Err(wrong(name, Wrong::TakesNone)),
+            Some((name, _)) => Err(wrong(
+                name,
+                Wrong::Unknown {
+                    known: known.join(", "),
+                },
+            )),
         }
     }
 
@@ -63,14 +66,14 @@ impl Query {
         match values.len() {
             0 => Ok(None),
             1..=MOST_LISTED => Ok(Some(values)),
-            _ => Err(wrong(name, format!("it has more than {MOST_LISTED} values"))),
+            _ => Err(wrong(name, Wrong::Values { most: MOST_LISTED })),
         }
     }
 
     fn one(&mut self, name: &str) -> Result<Option<String>, Refusal> {
         let mut values = self.0.extract_if(.., |(given, _)| given == name);
         match (values.next(), values.next()) {
-            (_, Some(_)) => Err(wrong(name, "it is there more than once")),
+            (_, Some(_)) => Err(wrong(name, Wrong::Twice)),
             (value, None) => Ok(value.map(|(_, value)| value)),
         }
     }
@@ -83,17 +86,26 @@ impl Query {
         let Some(text) = self.one(name)? else { return Ok(None) };
         let number = text.parse().ok().filter(|number| bounds.contains(number));
         let (least, most) = bounds.into_inner();
-        number
-            .ok_or_else(|| wrong(name, format!("it is a whole number from {least} to {most}")))
-            .map(Some)
+        let bounds = || Wrong::NotWithin {
+            least: least.to_string(),
+            most: most.to_string(),
+        };
+        number.ok_or_else(|| wrong(name, bounds())).map(Some)
     }
 
     /// One of a few words.
     pub(super) fn word(&mut self, name: &str, words: &[&'static str]) -> Result<Option<&'static str>, Refusal> {
         let Some(text) = self.one(name)? else { return Ok(None) };
         let word = words.iter().copied().find(|word| *word == text);
-        word.ok_or_else(|| wrong(name, format!("it is one of {}", words.join(", "))))
-            .map(Some)
+        word.ok_or_else(|| {
+            wrong(
+                name,
+                Wrong::NotOneOf {
+                    words: words.join(", "),
+                },
+            )
+        })
+        .map(Some)
     }
 
     /// A time, or a date: its midnight, UTC.
@@ -110,18 +122,21 @@ impl Query {
         };
         // What Date writes as a year is what these count with: four digits from 1970.
         let time = time.filter(|time| *time >= Timestamp::UNIX_EPOCH);
-        time.ok_or_else(|| {
-            let why = "it is a date (2026-11-28) or a time (2026-11-28T15:04:05Z) since 1970";
-            wrong(name, why)
-        })
-        .map(Some)
+        time.ok_or_else(|| wrong(name, Wrong::NotATime)).map(Some)
     }
 
     /// The id of an exchange, as an earlier answer gave it.
     pub(super) fn id(&mut self, name: &str) -> Result<Option<ExchangeId>, Refusal> {
         let Some(text) = self.one(name)? else { return Ok(None) };
-        let id = Uuid::try_parse(&text).map_err(|_| wrong(name, "it is what the page before gave as next_page"))?;
+        let id = Uuid::try_parse(&text).map_err(|_| wrong(name, Wrong::NotAPage))?;
         Ok(Some(ExchangeId(id)))
+    }
+
+    /// The id of a session. No session is called anything else.
+    pub(super) fn label(&mut self, name: &str) -> Result<Option<Label>, Refusal> {
+        let Some(text) = self.one(name)? else { return Ok(None) };
+        let label = Label::new(&text);
+        label.ok_or_else(|| wrong(name, Wrong::NotASession)).map(Some)
     }
 
     /// A text.

@@ -19,14 +19,20 @@ use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use self::laws::{Beyond, Laws, Owner, Said, Times};
+use self::laws::{Beyond, Laws, Owner, Said, Times, Whose};
+use super::budgets::{Change, Spender, Standing};
 use super::entries::{self, Credit, CreditRefused, Entry};
+use super::idempotency::{Once, Repeat};
 use super::keys::{Key, NewKey};
 use super::ledger::{self, CloseHold, Closed, Excess, Hold, HoldRefused, PlaceHold};
+use super::refunds::{Refund, RefundRefused, Refunded};
 use super::testing::{ask, at, by, closing, done, new_key, quote};
 use super::users::{NewUser, User, UserStatus};
 use super::{Create, ExchangeId, Outcome, Store, UserId, Writer, connection};
+use crate::budget::{Budget, Period};
+use crate::call::Endpoint;
 use crate::config::DiskConfig;
+use crate::limits::Rates;
 use crate::money::Usd;
 
 /// What amounts are multiples of, in nano-dollars: a token of the receipts.
@@ -37,6 +43,9 @@ const USERS: [(i64, i64); 3] = [(40, 0), (9, 5), (0, 12)];
 
 /// Keys that a user starts with.
 const KEYS: usize = 2;
+
+/// Keys are numbered from here on: an id is a user's or a key's.
+const FIRST_KEY: usize = 1_000;
 
 /// After so many operations the whole books are compared.
 const LOOK_EVERY: i64 = 1_000;
@@ -55,8 +64,12 @@ const SHRINK: u32 = 20_000;
 /// What an exchange does. Numbers of what there is go by the rest of a division.
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    /// A new hold.
-    Hold { key: usize, nanos: i64 },
+    /// A new hold, perhaps under a name and with a body.
+    Hold {
+        key: usize,
+        nanos: i64,
+        name: Option<(u8, u8)>,
+    },
     /// One that was asked for lately, and is open, closed or was refused: asked for again, perhaps by another key.
     HoldAgain {
         which: usize,
@@ -109,6 +122,29 @@ enum Step {
     Sweep {
         age: i64,
     },
+    /// A budget of a user or a key is set or dropped.
+    Budget {
+        whose: Whose,
+        period: Period,
+        limit: Option<i64>,
+    },
+    /// One of the newest exchanges is refunded, wholly or in part.
+    Refund {
+        which: usize,
+        nanos: Option<i64>,
+        reference: Option<u32>,
+    },
+    /// So many hours pass; then, perhaps, the days that are over are summed.
+    Wait {
+        hours: i64,
+        then: Then,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    RollUp,
+    Nothing,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -116,9 +152,10 @@ fn op() -> impl Strategy<Value = Op> {
     let hold = (0..=10_i64, prop_oneof![3 => Just(0), 1 => 0..UNIT]).prop_map(|(units, odd)| units * UNIT + odd);
     let beyond = prop_oneof![Just(Beyond::Taken), Just(Beyond::Waived)];
     let row = prop_oneof![120 => Just(RowIs::Sound), 1 => Just(RowIs::Unsound)];
+    let name = prop_oneof![3 => Just(None), 1 => (0..4_u8, prop_oneof![8 => Just(0), 1 => Just(1_u8)]).prop_map(Some)];
     let units = prop_oneof![1 => Just(-1), 20 => Just(0), 100 => 1..=14_i64];
     prop_oneof![
-        40 => (key.clone(), hold.clone()).prop_map(|(key, nanos)| Op::Hold { key, nanos }),
+        40 => (key.clone(), hold.clone(), name).prop_map(|(key, nanos, name)| Op::Hold { key, nanos, name }),
         2 => (which.clone(), prop_oneof![9 => Just(None), 1 => key.prop_map(Some)], hold)
             .prop_map(|(which, other_key, nanos)| Op::HoldAgain { which, other_key, nanos }),
         50 => (which, units, beyond, row)
@@ -138,13 +175,26 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     let kind = prop_oneof![Just("credit"), Just("adjustment")];
     let reference = prop_oneof![Just(None), (0..40_u32).prop_map(Some)];
+    let whose = prop_oneof![
+        2 => (0..USERS.len()).prop_map(Whose::User),
+        1 => (0..32_usize).prop_map(Whose::Key),
+    ];
+    let period = prop_oneof![Just(Period::Day), Just(Period::Month), Just(Period::Total)];
+    let limit = prop_oneof![1 => Just(None), 1 => (0..60 * UNIT).prop_map(Some)];
+    let back = prop_oneof![2 => Just(None), 3 => (-UNIT..6 * UNIT).prop_map(Some)];
+    let hours = prop_oneof![2 => 1..30_i64, 1 => Just(24 * 17)];
     prop_oneof![
         30 => ops(24).prop_map(Step::Batch),
         2 => ops(8).prop_map(Step::RolledBack),
         1 => ops(8).prop_map(Step::Crash),
         // One user more than there are.
-        20 => (0..=USERS.len(), nanos, kind, reference)
+        20 => (0..=USERS.len(), nanos, kind, reference.clone())
             .prop_map(|(user, nanos, kind, reference)| Step::Credit { user, nanos, kind, reference }),
+        6 => (0..24_usize, back, reference)
+            .prop_map(|(which, nanos, reference)| Step::Refund { which, nanos, reference }),
+        4 => (whose, period, limit).prop_map(|(whose, period, limit)| Step::Budget { whose, period, limit }),
+        3 => (hours, prop_oneof![Just(Then::RollUp), Just(Then::Nothing)])
+            .prop_map(|(hours, then)| Step::Wait { hours, then }),
         3 => (user.clone(), prop_oneof![1 => Just(UserStatus::Suspended), 2 => Just(UserStatus::Active)])
             .prop_map(|(user, to)| Step::Status { user, to }),
         2 => (0..32_usize).prop_map(|key| Step::Revoke { key }),
@@ -165,9 +215,10 @@ struct Bench {
     keys: Vec<Key>,
     /// The newest exchanges that were asked for a hold.
     exchanges: Vec<u128>,
-    /// Operations so far, and the time in seconds.
+    /// The time in seconds: one for each operation, and more when time passes.
     now: i64,
-    looked_at: i64,
+    /// Operations since the whole books were compared.
+    unseen: i64,
     counts: Counts,
     process: Process,
 }
@@ -237,7 +288,7 @@ impl Bench {
             keys: Vec::new(),
             exchanges: Vec::new(),
             now: 0,
-            looked_at: 0,
+            unseen: 0,
             counts: Counts::new(),
             process: Process::start(folder()),
         };
@@ -266,8 +317,15 @@ impl Bench {
             Step::Revoke { key } => self.revoke(*key),
             Step::Issue { user, lives } => self.issue(*user, *lives),
             Step::Sweep { age } => self.sweep(*age).await,
+            Step::Budget { whose, period, limit } => self.set_budget(*whose, *period, *limit),
+            Step::Refund {
+                which,
+                nanos,
+                reference,
+            } => self.refund(self.lately(*which), *nanos, *reference),
+            Step::Wait { hours, then } => self.wait(*hours, *then),
         }
-        if self.now >= self.looked_at + LOOK_EVERY {
+        if self.unseen >= LOOK_EVERY {
             self.look();
         }
     }
@@ -275,6 +333,7 @@ impl Bench {
     /// The next moment.
     fn tick(&mut self) -> Timestamp {
         self.now += 1;
+        self.unseen += 1;
         self.count("steps", 1);
         at(self.now)
     }
@@ -325,9 +384,9 @@ impl Bench {
         assert_eq!(self.process.store.behind(), None, "nothing is lost");
         self.compare();
         let now = self.tick();
-        let released = self.laws.interrupt(i64::MAX).len();
-        let found = done(self.process.store.release_interrupted(now));
-        assert_eq!(found, u64::try_from(released).expect("few"));
+        let released = self.laws.interrupt(i64::MAX, self.now).len();
+        let swept = done(self.process.store.release_interrupted(now));
+        assert_eq!((swept.released, swept.stuck), (released, Vec::new()));
         self.look();
         self.count("crashes", 1);
         self.count("interrupted", released);
@@ -340,18 +399,19 @@ impl Bench {
         assert_eq!(open, ids(self.laws.open.keys()));
         // One that is closed by then stays as it is.
         let closed = self.laws.closed.keys().next_back().copied();
-        let overdue = self.laws.interrupt(self.now - age);
+        let overdue = self.laws.interrupt(self.now - age, self.now);
         let asked = ids(overdue.iter().chain(&closed));
-        self.process.writer.sweep(asked, now).await.expect("it writes");
+        let swept = self.process.writer.sweep(asked, now).await.expect("it writes");
+        assert_eq!((swept.released, swept.stuck), (overdue.len(), Vec::new()));
         self.count("interrupted", overdue.len());
     }
 
     /// What is asked of the store, and what it has to say to it.
     fn order(&mut self, op: Op) -> (Order, Said) {
         match op {
-            Op::Hold { key, nanos } => {
+            Op::Hold { key, nanos, name } => {
                 let exchange = self.next_exchange();
-                let (order, said) = self.hold(exchange, key % self.keys.len(), nanos);
+                let (order, said) = self.hold(exchange, key % self.keys.len(), nanos, name);
                 // Few of the refused are asked for again.
                 if matches!(said, Said::Held(_)) || exchange.is_multiple_of(64) {
                     self.exchanges.push(exchange);
@@ -366,7 +426,7 @@ impl Bench {
                 let exchange = self.lately(which);
                 let of_it = || Some(self.laws.hold_of(exchange)?.key);
                 let key = other_key.or_else(of_it).unwrap_or(which);
-                self.hold(exchange, key % self.keys.len(), nanos)
+                self.hold(exchange, key % self.keys.len(), nanos, None)
             }
             Op::Close {
                 which,
@@ -377,8 +437,11 @@ impl Bench {
         }
     }
 
+    /// Of its time, as all ids of exchanges are: sums are looked for by it.
     fn next_exchange(&self) -> u128 {
-        id(usize::try_from(self.now).expect("not negative")).as_u128()
+        let number = u128::try_from(self.now).expect("not negative");
+        let millis = u128::try_from(at(self.now).as_millisecond()).expect("not negative");
+        millis << 80 | 0x7000_8000_0000_0000_0000 | number
     }
 
     /// One of the newest exchanges, or, before there are any, one to come.
@@ -387,16 +450,18 @@ impl Bench {
         newest.copied().unwrap_or(self.next_exchange())
     }
 
-    fn hold(&mut self, exchange: u128, key: usize, nanos: i64) -> (Order, Said) {
+    fn hold(&mut self, exchange: u128, key: usize, nanos: i64, name: Option<(u8, u8)>) -> (Order, Said) {
         let now = self.tick();
         self.count("repeated", usize::from(self.laws.hold_of(exchange).is_some()));
-        let said = self.laws.hold(exchange, key, nanos, self.now);
+        let said = self.laws.hold(exchange, key, nanos, (self.now, name));
+        let once = |(name, body): (u8, u8)| Once::new(&name.to_string(), Endpoint::Responses, &[body]);
         let order = PlaceHold {
             quote: quote(Usd::from_nanos(nanos)),
+            once: name.map(once),
             now,
             ..ask(ExchangeId(Uuid::from_u128(exchange)), &self.keys[key], "0")
         };
-        (Order::Hold(order), said)
+        (Order::Hold(Box::new(order)), said)
     }
 
     fn close(&mut self, exchange: u128, charge: i64, beyond: Beyond, row: RowIs) -> (Order, Said) {
@@ -436,6 +501,11 @@ impl Bench {
                 times: Times::First, ..
             } => "credited",
             Said::Credited { .. } => "credited_before",
+            Said::Refunded {
+                times: Times::First, ..
+            } => "refunded",
+            Said::Running(_) | Said::Done(..) | Said::OtherCall => "named_before",
+            Said::Short { limit, .. } if limit != "balance" => "over_budget",
             Said::Error => "errors",
             _ => "refused",
         };
@@ -451,6 +521,8 @@ impl Bench {
             email: None,
             credit_line: Usd::from_nanos(credit_line),
             balance: Usd::ZERO,
+            budgets: Vec::new(),
+            rates: Rates::default(),
         };
         done(self.process.store.add_user(&new, &by(), at(0)));
         self.laws.users.push(Owner {
@@ -479,6 +551,53 @@ impl Bench {
         self.note(&expected);
     }
 
+    fn refund(&mut self, exchange: u128, nanos: Option<i64>, reference: Option<u32>) {
+        let now = self.tick();
+        let what = Refund {
+            exchange: ExchangeId(Uuid::from_u128(exchange)),
+            amount: nanos.map(Usd::from_nanos),
+            reference: reference.map(|reference| reference.to_string()),
+            note: None,
+        };
+        let expected = self.laws.refund(exchange, nanos, reference);
+        assert_eq!(
+            refunded(self.process.store.refund(&what, &by(), now)),
+            expected,
+            "{what:?}"
+        );
+        self.note(&expected);
+    }
+
+    fn set_budget(&mut self, whose: Whose, period: Period, limit: Option<i64>) {
+        let now = self.tick();
+        let (whose, of) = match whose {
+            Whose::User(user) => (whose, Spender::User(UserId(id(user)))),
+            Whose::Key(key) => {
+                let key = key % self.keys.len();
+                (Whose::Key(key), Spender::Key(self.keys[key].id))
+            }
+        };
+        let change = match limit.map(Usd::from_nanos) {
+            Some(limit) => Change::Set(Budget { period, limit }),
+            None => Change::Drop(period),
+        };
+        let expected = self.laws.set_budget(whose, period, limit, self.now);
+        let standing = done(self.process.store.change_budgets(of, &[change], &by(), now));
+        let of = |budget: &Standing| {
+            let (limit, spent, held) = (budget.limit.nanos(), budget.spent.nanos(), budget.held.nanos());
+            (budget.period, limit, spent, held)
+        };
+        assert_eq!(Said::Budgets(standing.iter().map(of).collect()), expected, "{change:?}");
+    }
+
+    fn wait(&mut self, hours: i64, then: Then) {
+        self.now += hours * 3600;
+        // No call waits so long for its hold.
+        self.exchanges.retain(|exchange| self.laws.hold_of(*exchange).is_some());
+        while then == Then::RollUp && self.process.store.roll_up(at(self.now)).expect("it is summed") {}
+        self.count("waits", 1);
+    }
+
     fn set_status(&mut self, user: usize, to: UserStatus) {
         let now = self.tick();
         let store = &self.process.store;
@@ -499,7 +618,7 @@ impl Bench {
         let new = NewKey {
             name: number.to_string(),
             expires_at: ends.map(at),
-            ..new_key(UserId(id(user)), id(number))
+            ..new_key(UserId(id(user)), id(FIRST_KEY + number))
         };
         let store = &self.process.store;
         let key = done(store.issue_key(&new, &by(), now));
@@ -534,16 +653,25 @@ impl Bench {
 
     /// And verify finds nothing.
     fn look(&mut self) {
-        self.looked_at = self.now;
+        self.unseen = 0;
         self.compare();
         let verified = self.process.store.verify().expect("it verifies");
-        assert_eq!(verified.findings, []);
+        let mut found: Vec<_> = verified
+            .findings
+            .iter()
+            .map(|finding| (finding.table, &*finding.row))
+            .collect();
+        found.sort_unstable();
+        let overdue: Vec<_> = ids(&self.laws.overdue()).iter().map(ExchangeId::to_string).collect();
+        let expected: Vec<_> = overdue.iter().map(|id| ("holds", &**id)).collect();
+        assert_eq!(found, expected, "{:?}", verified.findings);
         assert_eq!(verified.open_holds, u64::try_from(self.laws.open.len()).expect("few"));
     }
 }
 
 /// The whole books, a line for each row; the laws write the same ones.
 const BOOKS: &str = "
+    WITH owners AS (SELECT id, 'user ' || name AS name FROM users UNION ALL SELECT id, 'key ' || name FROM api_keys)
     SELECT format('user %s %s: %d, line %d, held %d', name, status, balance_nanos, credit_line_nanos, held_nanos)
     FROM users
     UNION ALL
@@ -559,14 +687,22 @@ const BOOKS: &str = "
     FROM usage_logs l JOIN users u ON u.id = l.user_id
     UNION ALL
     SELECT format('entry %d of %s %s: %d, balance %d, for %s, %s', e.seq, u.name, e.kind, e.amount_nanos,
-                  e.balance_after_nanos, hex(e.exchange_id), e.reference)
-    FROM ledger_entries e JOIN users u ON u.id = e.user_id";
+                  e.balance_after_nanos, hex(COALESCE(e.exchange_id, e.refunds)), e.reference)
+    FROM ledger_entries e JOIN users u ON u.id = e.user_id
+    UNION ALL
+    SELECT format('budget %s %s: %d', o.name, b.period, b.limit_nanos) FROM budgets b JOIN owners o ON o.id = b.owner_id
+    UNION ALL
+    SELECT format('window %s %s from %d: %d held, %d spent', o.name, w.period, w.start_at / 1000000, w.held_nanos,
+                  w.spent_nanos)
+    FROM budget_windows w JOIN owners o ON o.id = w.owner_id
+    UNION ALL
+    SELECT format('name by %s: %s', k.name, hex(i.exchange_id)) FROM idempotency i JOIN api_keys k ON k.id = i.key_id";
 
 // Asking the store -----------------------------------------------------------------------------------------------------
 
 /// An operation as the store takes it.
 enum Order {
-    Hold(PlaceHold),
+    Hold(Box<PlaceHold>),
     Close(ExchangeId, Box<CloseHold>),
 }
 
@@ -574,7 +710,7 @@ fn by_writer(writer: &Writer, order: Order) -> BoxFuture<'static, Said> {
     let writer = writer.clone();
     Box::pin(async move {
         match order {
-            Order::Hold(ask) => match writer.hold(ask).await.expect("there is room in the queue") {
+            Order::Hold(ask) => match writer.hold(*ask).await.expect("there is room in the queue") {
                 Outcome::Committed((hold, _)) => Said::Held(hold.amount.nanos()),
                 Outcome::Refused(why) => refused(&why),
                 Outcome::NotCommitted(_) => Said::Error,
@@ -606,13 +742,17 @@ fn in_transaction(tx: &Connection, order: &Order) -> Said {
 
 fn refused(why: &HoldRefused) -> Said {
     match why {
-        HoldRefused::Short(short) => Said::Short {
+        HoldRefused::Short(limit, short) => Said::Short {
+            limit: limit.name().to_owned(),
             needed: short.needed.nanos(),
             available: short.available.nanos(),
             held: short.held.nanos(),
         },
         HoldRefused::Suspended => Said::Suspended,
         HoldRefused::KeyGone => Said::KeyGone,
+        HoldRefused::Repeated(Repeat::Running(exchange)) => Said::Running(exchange.0.as_u128()),
+        HoldRefused::Repeated(Repeat::Done { exchange, charge }) => Said::Done(exchange.0.as_u128(), charge.nanos()),
+        HoldRefused::Repeated(Repeat::OtherCall) => Said::OtherCall,
     }
 }
 
@@ -632,10 +772,7 @@ fn credited(outcome: Outcome<(Entry, User, entries::Times), CreditRefused>) -> S
     match outcome {
         Outcome::Committed((entry, user, times)) => Said::Credited {
             seq: entry.seq,
-            times: match times {
-                entries::Times::First => Times::First,
-                entries::Times::Again => Times::Again,
-            },
+            times: again(times),
             balance: user.balance.nanos(),
         },
         Outcome::Refused(CreditRefused::NoUser) => Said::NoUser,
@@ -644,6 +781,35 @@ fn credited(outcome: Outcome<(Entry, User, entries::Times), CreditRefused>) -> S
         Outcome::Refused(CreditRefused::TooLarge) => Said::TooLarge,
         Outcome::NotCommitted(_) => Said::Error,
         Outcome::Unknown(error) => panic!("{error:?}"),
+    }
+}
+
+fn refunded(outcome: Outcome<Refunded, RefundRefused>) -> Said {
+    match outcome {
+        Outcome::Committed(Refunded {
+            entry,
+            user,
+            left,
+            times,
+        }) => Said::Refunded {
+            seq: entry.seq,
+            times: again(times),
+            left: left.nanos(),
+            balance: user.balance.nanos(),
+        },
+        Outcome::Refused(RefundRefused::NothingCharged) => Said::NothingCharged,
+        Outcome::Refused(RefundRefused::TooMuch(left)) => Said::TooMuch(left.nanos()),
+        Outcome::Refused(RefundRefused::OtherReference(first)) => Said::OtherReference(first.seq),
+        Outcome::Refused(RefundRefused::TooLarge) => Said::TooLarge,
+        Outcome::NotCommitted(_) => Said::Error,
+        Outcome::Unknown(error) => panic!("{error:?}"),
+    }
+}
+
+fn again(times: entries::Times) -> Times {
+    match times {
+        entries::Times::First => Times::First,
+        entries::Times::Again => Times::Again,
     }
 }
 

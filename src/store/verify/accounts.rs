@@ -15,7 +15,8 @@ use super::{Books, Sum, bytes, integer, is_hash, shown};
 pub(super) static ENTRIES: LazyLock<String> = LazyLock::new(|| {
     let columns = ENTRY_COLUMNS.join(", e.");
     format!(
-        "SELECT e.{columns}, e.hash, u.row_hash, u.charge_nanos, u.uncollected_nanos, u.balance_after_nanos
+        "SELECT e.{columns}, e.hash, u.row_hash, u.charge_nanos, u.uncollected_nanos, u.balance_after_nanos,
+                e.refunds
          FROM ledger_entries e LEFT JOIN usage_logs u ON u.exchange_id = e.exchange_id ORDER BY e.seq"
     )
 });
@@ -31,6 +32,7 @@ const USAGE_HASH: usize = HASH + 1;
 const USAGE_CHARGE: usize = HASH + 2;
 const USAGE_UNCOLLECTED: usize = HASH + 3;
 const USAGE_BALANCE: usize = HASH + 4;
+const REFUNDS: usize = HASH + 5;
 
 /// How many holds a user has: a usage row for each that is closed.
 const HOLDS: &str = "SELECT (SELECT COUNT(*) FROM usage_logs WHERE user_id = ?1)
@@ -40,7 +42,7 @@ const HOLDS: &str = "SELECT (SELECT COUNT(*) FROM usage_logs WHERE user_id = ?1)
 const HELD: &str = "SELECT COALESCE(SUM(amount_nanos), 0) FROM holds WHERE user_id = ?1 AND state = 'open'";
 
 /// How many entries operators made, by the audit log.
-const ACTS: &str = "SELECT COUNT(*) FROM audit_log WHERE subject = ?1 AND action IN ('ledger.credit', 'ledger.adjust')";
+const ACTS: &str = "SELECT COUNT(*) FROM audit_log WHERE subject = ?1 AND action IN ('ledger.credit', 'ledger.adjust', 'ledger.refund')";
 
 /// What a user's entries come to.
 struct Chain {
@@ -162,6 +164,7 @@ fn problems(row: &Row<'_>, chain: &Chain) -> rusqlite::Result<Vec<&'static str>>
     digest.field("previous_hash", ValueRef::Blob(&chain.head));
     digest.columns(row, 0, &ENTRY_COLUMNS)?;
     digest.field("usage_hash", row.get_ref(USAGE_HASH)?);
+    digest.field_if_any("refunds", row.get_ref(REFUNDS)?);
     let mut problems = Vec::new();
     if !is_hash(row, HASH, digest)? {
         problems.push("its hash does not fit: it, its usage row or an entry before it was altered");

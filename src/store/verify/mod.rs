@@ -9,6 +9,7 @@
 //! - a user's `password_hash`; a key's times of issue and last use; who did an act, when, and on what state; how a
 //!   price that is no longer in force came about;
 //! - acts taken off the end of the audit log together with what they did to a status, a key or an operator's price;
+//! - an Idempotency-Key that was taken away: the call of that name would be made, and charged, as a new one;
 //! - constraints and triggers that were taken out of the schema, as long as the rows keep the laws;
 //! - a whole database put back to what it was before: its books balance. A seal that is kept elsewhere shows it
 //!   (`store/seal.rs`), and so does the high-water mark beside the database, if that was not put back with it;
@@ -31,6 +32,7 @@ use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, ErrorCode, Row};
 
 use super::digest::{Digest, Hash};
+use super::rollups::Days;
 use super::seal::{self, Seal};
 use super::{Store, StoreError, commits, connection, during};
 
@@ -51,15 +53,23 @@ const TRIES: u32 = 1_000;
 const RANGES: i64 = 32;
 
 /// Tables with their indexes, the largest first.
-const TABLES: [&str; 10] = [
+const TABLES: [&str; 18] = [
     "usage_logs",
     "usage_items",
     "ledger_entries",
     "holds",
+    "usage_days",
+    "recordings",
+    "idempotency",
+    "attempts",
     "audit_log",
     "users",
     "api_keys",
     "model_pricing",
+    "codes",
+    "budget_windows",
+    "budgets",
+    "rolled_up",
     "commits",
     "meta",
 ];
@@ -116,6 +126,10 @@ enum Part {
     Holds,
     /// The index of items.
     Items,
+    /// The sums of days.
+    Days,
+    /// Attempts that belong to nothing.
+    Attempts,
     /// What operators wrote: credits, keys, prices.
     Records,
     /// A table, its indexes and the order of both.
@@ -132,6 +146,8 @@ impl Part {
             Part::Exchanges(..) => "usage_logs",
             Part::Holds => "holds",
             Part::Items => "usage_items",
+            Part::Days => "usage_days",
+            Part::Attempts => "attempts",
             Part::Records => "audit_log",
             Part::Structure(table) => table,
         }
@@ -142,7 +158,23 @@ impl Part {
 struct Books<'a> {
     conn: &'a Connection,
     result: Verification,
+    left: Left,
+}
+
+/// What is left over when what follows from usage rows is taken away from them: nothing, if it is all there.
+#[derive(Clone, Copy, Default)]
+struct Left {
     items: Items,
+    days: Days,
+}
+
+impl Left {
+    fn with(self, other: Left) -> Left {
+        Left {
+            items: Items(self.items.0.wrapping_add(other.items.0)),
+            days: self.days.with(other.days),
+        }
+    }
 }
 
 /// A sum over all items of answers, whatever their order: those in usage rows are added, those in their index are
@@ -188,6 +220,8 @@ impl Books<'_> {
             Part::Exchanges(first, last) => self.exchanges(first, last),
             Part::Holds => self.holds(),
             Part::Items => self.items(),
+            Part::Days => self.days(),
+            Part::Attempts => self.attempts(),
             Part::Records => self.records(),
             Part::Structure(table) => self.structure(table),
             Part::Sealed(seal) => self.sealed(seal),
@@ -302,7 +336,7 @@ fn snapshot(store: &Store, tries: u32) -> rusqlite::Result<Vec<Connection>> {
 fn parts(conn: &Connection, seal: Option<&Seal>) -> rusqlite::Result<Vec<Part>> {
     let sealed = seal.map(|seal| Part::Sealed(*seal));
     let structure = TABLES.into_iter().map(Part::Structure);
-    let parts = [Part::Accounts, Part::Holds, Part::Items].into_iter();
+    let parts = [Part::Accounts, Part::Holds, Part::Items, Part::Days, Part::Attempts].into_iter();
     Ok(parts
         .chain(structure)
         .chain(ranges(conn)?)
@@ -334,7 +368,7 @@ fn ranges(conn: &Connection) -> rusqlite::Result<Vec<Part>> {
 }
 
 /// Does one part after the other until none is left; by the parts' order.
-fn work(conn: &Connection, parts: &[Part], next: &AtomicUsize) -> rusqlite::Result<Vec<(usize, Verification, Items)>> {
+fn work(conn: &Connection, parts: &[Part], next: &AtomicUsize) -> rusqlite::Result<Vec<(usize, Verification, Left)>> {
     let mut done = Vec::new();
     loop {
         let at = next.fetch_add(1, Ordering::Relaxed);
@@ -344,13 +378,13 @@ fn work(conn: &Connection, parts: &[Part], next: &AtomicUsize) -> rusqlite::Resu
         let mut books = Books {
             conn,
             result: Verification::default(),
-            items: Items::default(),
+            left: Left::default(),
         };
         match books.verify(*part) {
             Err(error) if is_damage(&error) => books.find(part.table(), "*", format!("cannot be read: {error}")),
             other => other?,
         }
-        done.push((at, books.result, books.items));
+        done.push((at, books.result, books.left));
     }
 }
 
@@ -367,15 +401,17 @@ fn marked(store: &Store) -> Verification {
     }
 }
 
-/// What the items say that are left over.
-fn indexed(items: Items) -> Verification {
-    let wrong = (items != Items::default()).then(|| Finding {
-        table: "usage_items",
+/// What items and days say that are left over.
+fn indexed(left: Left) -> Verification {
+    let wrong = |table, problem: &str| Finding {
+        table,
         row: "*".to_owned(),
-        problem: "has other items than the usage rows".to_owned(),
-    });
+        problem: problem.to_owned(),
+    };
+    let items = (left.items != Items::default()).then(|| wrong("usage_items", "has other items than the usage rows"));
+    let days = (!left.days.is_even()).then(|| wrong("usage_days", "has other sums than the usage rows come to"));
     Verification {
-        findings: wrong.into_iter().collect(),
+        findings: items.into_iter().chain(days).collect(),
         ..Verification::default()
     }
 }
@@ -394,13 +430,13 @@ fn verify(store: &Store, seal: Option<&Seal>) -> rusqlite::Result<Verification> 
             .map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
         results.collect::<Result<Vec<_>, _>>()
     })?;
-    let (mut in_order, mut items) = (BTreeMap::new(), Items::default());
+    let (mut in_order, mut left) = (BTreeMap::new(), Left::default());
     for (at, result, some) in done.into_iter().flatten() {
         in_order.insert(at, result);
-        items.0 = items.0.wrapping_add(some.0);
+        left = left.with(some);
     }
     let all = in_order.into_values().fold(marked(store), Verification::with);
-    Ok(all.with(indexed(items)))
+    Ok(all.with(indexed(left)))
 }
 
 impl Store {

@@ -1,18 +1,31 @@
-//! What operators wrote: credits, keys and prices, as the audit log says of them.
+//! What operators wrote: credits, refunds, codes, keys and prices, as the audit log says of them.
 
 use rusqlite::OptionalExtension;
 
-use super::super::{audit, keys, prices};
-use super::{Books, Sum, integer, shown};
+use super::super::{audit, budgets, codes, idempotency, keys, prices};
+use super::{Books, Sum, bytes, integer, shown};
 use crate::money::Usd;
+
+/// Refunds by exchange, each with the charge of it.
+pub(super) const REFUNDS: &str = "SELECT r.refunds, r.seq, r.amount_nanos AS amount, r.user_id AS user,
+            c.amount_nanos AS charge, c.user_id AS charged_to
+     FROM ledger_entries r LEFT JOIN ledger_entries c ON c.exchange_id = r.refunds
+     WHERE r.refunds IS NOT NULL ORDER BY r.refunds";
 
 impl Books<'_> {
     pub(super) fn records(&mut self) -> rusqlite::Result<()> {
         self.missing("user.add", "users")?;
         self.gaps()?;
         self.credits()?;
+        self.refunds()?;
+        self.codes()?;
         self.keys()?;
         self.missing("key.issue", "api_keys")?;
+        for (table, row, problem) in budgets::wrong(self.conn)? {
+            self.find(table, row, problem);
+        }
+        let other_keys = "stands for no exchange of its key";
+        self.rows_that_must_not_be("idempotency", idempotency::UNFOUNDED, other_keys)?;
         self.prices()
     }
 
@@ -38,9 +51,8 @@ impl Books<'_> {
     /// What operators put into balances or took out has to be there, as an entry of that amount.
     fn credits(&mut self) -> rusqlite::Result<()> {
         let conn = self.conn;
-        let mut statement = conn.prepare(
-            "SELECT seq, subject, after FROM audit_log WHERE action IN ('ledger.credit', 'ledger.adjust') ORDER BY seq",
-        )?;
+        let mut statement =
+            conn.prepare("SELECT seq, subject, after FROM audit_log WHERE action LIKE 'ledger.%' ORDER BY seq")?;
         let mut entries = conn.prepare("SELECT user_id, amount_nanos FROM ledger_entries WHERE seq = ?1")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -61,6 +73,62 @@ impl Books<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Refunds give back what was charged, at most, and to whom it was charged.
+    fn refunds(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare(REFUNDS)?;
+        let mut rows = statement.query([])?;
+        let mut of: (Vec<u8>, Sum) = Default::default();
+        while let Some(row) = rows.next()? {
+            let exchange = bytes(row.get_ref("refunds")?);
+            if of.0 != exchange {
+                of = (exchange.to_vec(), 0);
+            }
+            of.1 += integer(row.get_ref("amount")?).unwrap_or_default();
+            let seq = shown(row.get_ref("seq")?);
+            let charge = integer(row.get_ref("charge")?).unwrap_or_default();
+            if of.1 + charge > 0 {
+                self.find("ledger_entries", &*seq, "gives back more than was charged");
+            }
+            if charge != 0 && row.get_ref("charged_to")? != row.get_ref("user")? {
+                self.find("ledger_entries", &*seq, "gives back what was another user's charge");
+            }
+        }
+        Ok(())
+    }
+
+    /// Codes are as they were made, and each that was redeemed is the entry that it became, and no other one is.
+    fn codes(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare(&codes::select("ORDER BY c.id"))?;
+        let mut entry = self.conn.prepare(
+            "SELECT seq, user_id, amount_nanos FROM ledger_entries WHERE reference = ?1 AND kind = 'credit'",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let code = match codes::code(row) {
+                Ok(code) => code,
+                Err(error) => {
+                    self.find("codes", shown(row.get_ref("id")?), format!("does not parse: {error}"));
+                    continue;
+                }
+            };
+            let name = shown(code.id.value());
+            let written = audit::last_state(self.conn, "code.", &name)?;
+            if !audit::is_as_written(written.as_deref(), &codes::audited(&code)) {
+                self.find("codes", &*name, "is not what the audit log says of it");
+            }
+            let found = entry
+                .query_row([codes::reference(code.id)], |entry| {
+                    Ok((entry.get(0)?, entry.get(1)?, entry.get(2)?))
+                })
+                .optional()?;
+            let said = code.redeemed.map(|by| (by.entry, by.user, code.amount));
+            if found != said {
+                self.find("codes", name, "is not the entry that it says it became");
+            }
+        }
+        self.missing("code.create", "codes")
     }
 
     /// Entries and acts are numbered without gaps.

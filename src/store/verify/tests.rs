@@ -3,10 +3,13 @@
 use super::super::entries::ENTRY_COLUMNS;
 use super::super::ledger::HOLD_COLUMNS;
 use super::super::testing::*;
-use super::super::usage_log::{ExchangeRow, USAGE_COLUMNS};
+use super::super::usage_log::{ExchangeRow, ORIGIN_COLUMNS, USAGE_COLUMNS};
 use super::*;
+use crate::limits::RatesChange;
+use crate::origin::Origin;
 use crate::pricing::Price;
 use crate::store::ledger::{CloseHold, Excess};
+use crate::store::users::UserChange;
 use rusqlite::types::Value;
 
 /// Columns whose change `verify` cannot see, and why that is no loss.
@@ -20,19 +23,30 @@ fn books() -> Desk {
     let desk = Desk::new();
     let ada = desk.user("ada", "9");
     desk.user("bob", "0");
+    let rates = RatesChange {
+        tpm: Some("1000".parse().ok()),
+        ..RatesChange::default()
+    };
+    let limited = UserChange {
+        rates,
+        ..UserChange::default()
+    };
+    done(desk.store.change_user(ada.id, &limited, &by(), at(1)));
     let key = desk.key(&ada);
     let adjusted = top_up(&ada, "-1", Some("correction"));
     done(desk.store.credit(&adjusted, &by(), at(2)));
     for (charge, excess) in [("1", Excess::Collect), ("0", Excess::Collect), ("3", Excess::Waive)] {
         let id = exchange();
         desk.set_aside(&ask(id, &key, "2"));
-        desk.close(
-            id,
-            &CloseHold {
-                excess,
-                ..closing(id, &key, charge)
-            },
-        );
+        let mut close = CloseHold {
+            excess,
+            ..closing(id, &key, charge)
+        };
+        if charge == "3" {
+            // Of a client that says nothing, as of versions that did not keep it.
+            close.row.origin = Origin::default();
+        }
+        desk.close(id, &close);
     }
     desk.set_aside(&ask(exchange(), &key, "2"));
     desk.assert_books_balance();
@@ -60,6 +74,9 @@ fn altered(value: Value, column: &str) -> Value {
             "settled" => "released".to_owned(),
             "completed" => "left".to_owned(),
             "credit" => "adjustment".to_owned(),
+            "sub-agent" => "turn".to_owned(),
+            // As good a label as before.
+            other if ORIGIN_COLUMNS.contains(&column) => format!("{other}x"),
             other => format!("{other} "),
         }),
         Value::Blob(mut bytes) => {
@@ -191,6 +208,9 @@ fn a_missing_row_is_found() {
         ("DELETE FROM usage_logs WHERE charge_nanos = 0", "holds"),
         ("DELETE FROM api_keys", "api_keys"),
         ("UPDATE api_keys SET models = '[]'", "api_keys"),
+        ("UPDATE api_keys SET rpm = 7", "api_keys"),
+        ("UPDATE api_keys SET tpm = 7", "api_keys"),
+        ("UPDATE api_keys SET concurrency = 7", "api_keys"),
     ] {
         let desk = books();
         drop_triggers(&desk);
@@ -310,6 +330,102 @@ fn every_credit_is_the_act_of_somebody() {
     }
 }
 
+/// Books with a charge of which a part was given back, and a charge and a refund of another user.
+fn refunded() -> Desk {
+    let desk = Desk::new();
+    for name in ["ada", "bob"] {
+        let key = desk.key(&desk.user(name, "9"));
+        let id = exchange();
+        desk.set_aside(&ask(id, &key, "2"));
+        desk.close(id, &closing(id, &key, "1"));
+        for _ in 0..2 {
+            let refund = crate::store::refunds::Refund {
+                exchange: id,
+                amount: Some(usd("0.4")),
+                reference: None,
+                note: None,
+            };
+            done(desk.store.refund(&refund, &by(), at(20)));
+        }
+    }
+    desk.assert_books_balance();
+    desk
+}
+
+#[test]
+fn a_refund_of_more_than_the_charge_or_of_anothers_is_found() {
+    let adas = "(SELECT e.exchange_id FROM ledger_entries e JOIN users u ON u.id = e.user_id WHERE u.name = 'ada' AND e.kind = 'charge')";
+    for (sql, problem) in [
+        (
+            "UPDATE ledger_entries SET amount_nanos = 600000001 WHERE kind = 'refund' AND seq = (SELECT MAX(seq) FROM ledger_entries)".to_owned(),
+            "gives back more than was charged",
+        ),
+        (
+            format!("UPDATE ledger_entries SET refunds = {adas} WHERE seq = (SELECT MAX(seq) FROM ledger_entries)"),
+            "gives back what was another user's charge",
+        ),
+        (
+            format!("UPDATE ledger_entries SET refunds = {adas} WHERE seq = (SELECT MAX(seq) FROM ledger_entries)"),
+            "gives back more than was charged",
+        ),
+        (
+            "UPDATE ledger_entries SET refunds = zeroblob(16) WHERE seq = (SELECT MAX(seq) FROM ledger_entries)".to_owned(),
+            "gives back more than was charged",
+        ),
+    ] {
+        let desk = refunded();
+        drop_triggers(&desk);
+        let raw = desk.raw();
+        raw.execute_batch("PRAGMA foreign_keys = OFF").expect("settings");
+        assert!(raw.execute(&sql, []).expect(&sql) > 0, "{sql}");
+        let findings = desk.store.verify().expect("it verifies").findings;
+        let found = |f: &Finding| f.table == "ledger_entries" && f.problem == problem;
+        assert!(findings.iter().any(found), "{sql}: {findings:#?}");
+    }
+}
+
+#[test]
+fn altered_codes_are_found() {
+    for sql in [
+        "UPDATE codes SET amount_nanos = 4000000000",
+        "UPDATE codes SET hash = randomblob(32)",
+        "UPDATE codes SET expires_at = NULL, note = 'x'",
+        "UPDATE codes SET revoked_at = NULL WHERE revoked_at IS NOT NULL",
+        "UPDATE codes SET redeemed_at = NULL, user_id = NULL, entry = NULL WHERE entry IS NOT NULL",
+        "UPDATE codes SET user_id = (SELECT id FROM users WHERE name = 'bob') WHERE entry IS NOT NULL",
+        "UPDATE codes SET entry = 1 WHERE entry IS NOT NULL",
+        "DELETE FROM codes WHERE revoked_at IS NOT NULL",
+        "INSERT INTO codes (id, prefix, hash, amount_nanos, created_at) VALUES (randomblob(16), 'gwc-x', randomblob(32), 1, 1)",
+        "UPDATE ledger_entries SET reference = NULL WHERE reference LIKE 'code %'",
+        "UPDATE ledger_entries SET reference = 'code ' || (SELECT subject FROM audit_log WHERE action = 'code.revoke') WHERE seq = 1",
+    ] {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "1");
+        desk.user("bob", "1");
+        let secrets = [1, 2].map(|n| crate::redemption::RedemptionCode::from_entropy([n; crate::redemption::SYMBOLS]));
+        let id = |_| crate::store::CodeId(uuid::Uuid::now_v7());
+        let new = crate::store::codes::NewCodes {
+            codes: secrets
+                .each_ref()
+                .map(|code| (id(code), code.prefix(), code.hash()))
+                .to_vec(),
+            amount: usd("3"),
+            note: None,
+            expires_at: Some(at(100)),
+        };
+        let made = done(desk.store.create_codes(&new, &by(), at(1)));
+        done(desk.store.redeem(secrets[0].hash(), (ada.id, desk.key(&ada).id), at(2)));
+        done(desk.store.revoke_code(made[1].id, &by(), at(2)));
+        desk.assert_books_balance();
+        drop_triggers(&desk);
+        let raw = desk.raw();
+        raw.execute_batch("PRAGMA foreign_keys = OFF").expect("settings");
+        assert!(raw.execute(sql, []).expect(sql) > 0, "{sql}");
+        let findings = desk.store.verify().expect("it verifies").findings;
+        assert!(findings.iter().any(|f| f.table == "codes"), "{sql}: {findings:#?}");
+    }
+}
+
 #[test]
 fn altered_prices_and_keys_are_found() {
     let price = |input: &str| {
@@ -353,8 +469,12 @@ fn every_column_of_the_hashed_tables_is_in_a_hash() {
         assert_eq!(columns(&raw, table), expected, "{table}");
     };
     own("holds", &HOLD_COLUMNS, &["hash", "state", "closed_at"]);
-    own("usage_logs", &USAGE_COLUMNS, &["row_hash"]);
-    own("ledger_entries", &ENTRY_COLUMNS, &["hash"]);
+    own(
+        "usage_logs",
+        &USAGE_COLUMNS,
+        &[&["row_hash"], ORIGIN_COLUMNS.as_slice()].concat(),
+    );
+    own("ledger_entries", &ENTRY_COLUMNS, &["hash", "refunds"]);
 }
 
 #[test]
@@ -532,7 +652,12 @@ fn twice_the_books_are_twice_the_work() {
 #[test]
 fn no_table_is_sorted_or_looked_through_for_each_row_of_another() {
     let desk = books();
-    for sql in [&*accounts::ENTRIES, &*exchanges::EXCHANGES, &*exchanges::OPEN_HOLDS] {
+    for sql in [
+        &*accounts::ENTRIES,
+        &*exchanges::EXCHANGES,
+        &*exchanges::OPEN_HOLDS,
+        records::REFUNDS,
+    ] {
         let conn = desk.raw();
         let mut plan = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect(sql);
         let unbound = vec![0; plan.parameter_count()];

@@ -2,118 +2,98 @@
 //!
 //! The profile is `$CODEX_HOME/gateway.config.toml`, which `codex -p gateway` lays over `config.toml`; nothing else is
 //! touched. The key stands in the profile (0600) as the provider's bearer token: with Codex 0.169 that works beside
-//! `model_catalog_url`, gives no warning, and needs no other program, whatever directory Codex is started from.
+//! `model_catalog_url`, gives no warning, and needs no other program, whatever directory Codex is started from. With
+//! `--turn-cost` it also names a hook that Codex runs at the end of each turn ([`crate::cli::turn_cost`]); Codex asks once
+//! whether it may.
 
 use std::fs;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::codex::access::{base, fetch_models};
-use super::codex::args::{codex_home, toml_text};
-use super::codex::model::{any_from_openai, bundled, codex_default, entries};
-use super::codex::{KEY_VARIABLE, failure, find_program};
-use super::failure::{Exit, Failure};
-use super::prompt::{self, Consent};
-use super::{Global, block_on, output, runtime};
-
-/// The profile's name: `codex -p gateway`.
-const PROFILE: &str = "gateway";
+use super::{Asked, PROFILE};
+use crate::cli::codex::access::fetch_models;
+use crate::cli::codex::args::{codex_home, toml_text};
+use crate::cli::codex::model::{any_from_openai, bundled, codex_default, entries};
+use crate::cli::codex::{KEY_VARIABLE, failure, find_program};
+use crate::cli::failure::{Exit, Failure};
+use crate::cli::prompt::{self, Consent};
+use crate::cli::{Global, language, output, runtime};
+use crate::language::Said;
+use crate::said;
 
 /// The first line of every profile written here: what does not begin so is somebody else's, and is kept.
 const MARK: &str = "# Written by `gateway connect codex`";
 
-/// A key is some fifty characters; more on stdin is not one.
-const MAX_KEY: u64 = 4096;
-
-/// Set up a client for this gateway.
-#[derive(Clone, Debug, clap::Args)]
-pub struct ConnectArgs {
-    /// Which client
-    #[command(subcommand)]
-    pub app: App,
-}
-
-/// The clients that can be set up.
-#[derive(Clone, Debug, clap::Subcommand)]
-pub enum App {
-    /// Write the profile that `codex -p gateway` uses; config.toml stays as it is
-    Codex(CodexProfile),
-}
+/// How long Codex waits for the hook, in seconds; the hook itself gives up sooner.
+const HOOK_SECONDS: u32 = 10;
 
 /// How Codex is set up.
 #[derive(Clone, Debug, clap::Args)]
 pub struct CodexProfile {
-    /// The gateway's address, such as `https://gw.example.com` [default: this machine's]
-    #[arg(long, value_name = "URL")]
-    pub url: Option<String>,
-    /// Keep the key in the profile: asked for on a terminal, else read from stdin, which is consent to write it.
-    /// Without this Codex reads it from CODEX_GATEWAY_API_KEY
-    #[arg(long, conflicts_with = "undo")]
-    pub key_stdin: bool,
+    #[command(flatten)]
+    pub asked: Asked,
+    /// Show under each answer what its turn was charged, and the balance: a hook that Codex asks once to trust
+    #[arg(long)]
+    pub turn_cost: bool,
     /// Write nothing; print the profile
-    #[arg(long, conflicts_with = "undo")]
+    #[arg(long)]
     pub print: bool,
     /// Do not ask before writing; without a terminal and a key on stdin nothing is written unless this is given
     #[arg(long)]
     pub yes: bool,
     /// Bring back what was there before
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["key_stdin", "print", "turn_cost"])]
     pub undo: bool,
 }
 
 impl CodexProfile {
     /// Whoever hands the key in by a pipe has said what it is for; everybody else is asked.
     fn agreed(&self, global: &Global) -> anyhow::Result<bool> {
-        let piped = self.key_stdin && !io::stdin().is_terminal();
-        prompt::agreed("Write it?", Consent::from(self.yes || piped), global)
+        let piped = self.asked.key_stdin && !io::stdin().is_terminal();
+        prompt::agreed(
+            &said!(language(), en: "Write it?", zh: "写入吗？"),
+            Consent::from(self.yes || piped),
+            global,
+        )
     }
 }
 
 /// Sets up Codex, or undoes it. Data goes to stdout (`--print`), everything else to stderr.
-///
-/// # Errors
-/// No home directory, an unusable key or address, a gateway that does not answer, a file that cannot be written.
-pub fn run(args: &ConnectArgs, global: &Global) -> anyhow::Result<()> {
-    let App::Codex(args) = &args.app;
-    block_on(connect(args, global))
-}
-
-async fn connect(args: &CodexProfile, global: &Global) -> anyhow::Result<()> {
+pub(super) async fn connect(args: &CodexProfile, global: &Global) -> anyhow::Result<()> {
     let home = codex_home().ok_or_else(no_home)?;
     let place = Place::in_home(&home);
     if args.undo {
         global.say(&place.undo()?);
         return Ok(());
     }
-    let url = match &args.url {
-        Some(url) => base(url),
-        None => global.settings_as_served()?.server.url(),
-    };
-    check_url(&url)?;
-    let key = match args.key_stdin {
-        true if io::stdin().is_terminal() => Some(check_key(&prompt::secret(&format!("Key for {url} (not shown)"))?)?),
-        true => Some(read_key(io::stdin().lock())?),
-        false => None,
-    };
+    let url = args.asked.url("codex", global)?;
+    let key = args.asked.key("codex", &url)?;
     let choices = Choices::ask(&url, key.as_deref(), global).await?;
-    let profile = profile(&url, key.as_deref(), &choices);
+    let mut profile = profile(&url, key.as_deref(), &choices);
+    if args.turn_cost {
+        profile.push_str(&hook(&program_file()?, &place.profile));
+    }
     if args.print {
         return output::print(&profile).map(drop);
     }
-    global.say(&format!(
-        "This goes into {} (config.toml stays as it is):\n",
-        place.profile.display()
+    let file = place.profile.display();
+    global.say(&said!(
+        language(),
+        en: "This goes into {file} (config.toml stays as it is):\n",
+        zh: "以下内容写入 {file}（config.toml 保持不变）：\n",
     ));
-    global.say(&shown(&profile, key.as_deref()));
+    global.say(&Said::verbatim(shown(&profile, key.as_deref())));
     if !args.agreed(global)? {
         return Ok(());
     }
     place.write(&profile)?;
-    global.say(&format!(
-        "Use it:   codex -p {PROFILE}\nUndo:     {} connect codex --undo",
-        output::program()
+    let program = output::program();
+    global.say(&said!(
+        language(),
+        en: "Use it:   codex -p {PROFILE}\nUndo:     {program} connect codex --undo",
+        zh: "使用：  codex -p {PROFILE}\n撤销：  {program} connect codex --undo",
     ));
     Ok(())
 }
@@ -144,7 +124,10 @@ impl Place {
             }
             runtime::write_private(&self.profile, profile.as_bytes())
         };
-        write().map_err(|error| failed("the profile was not written", &error))
+        write().map_err(|error| {
+            let what = said!(language(), en: "the profile was not written", zh: "配置没有写入");
+            failed(what, &error)
+        })
     }
 
     fn holds_something_else(&self) -> io::Result<bool> {
@@ -156,24 +139,35 @@ impl Place {
     }
 
     /// Takes our profile away, or puts back what it replaced, and says which.
-    fn undo(&self) -> Result<String, Failure> {
-        let undo = || -> io::Result<String> {
+    fn undo(&self) -> Result<Said, Failure> {
+        let language = language();
+        let undo = || -> io::Result<Said> {
             let profile = self.profile.display();
             if self.holds_something_else()? {
-                return Ok(format!(
-                    "{profile} was not written by `gateway connect`; it stays as it is."
+                return Ok(said!(
+                    language,
+                    en: "{profile} was not written by `gateway connect`; it stays as it is.",
+                    zh: "{profile} 不是由 `gateway connect` 写入的；保持不变。",
                 ));
             }
             if self.before.try_exists()? {
                 fs::rename(&self.before, &self.profile)?;
-                return Ok(format!("{profile} is what it was before."));
+                return Ok(said!(language, en: "{profile} is what it was before.", zh: "{profile} 已恢复原样。"));
             }
             match fs::remove_file(&self.profile) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(format!("There is no {profile}.")),
-                removed => removed.map(|()| format!("{profile} is gone, as it was before.")),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    Ok(said!(language, en: "There is no {profile}.", zh: "没有 {profile}。"))
+                }
+                removed => removed
+                    .map(|()| said!(language, en: "{profile} is gone, as it was before.", zh: "{profile} 已删除，恢复原样。")),
             }
         };
-        undo().map_err(|error| failed("nothing was undone", &error))
+        undo().map_err(|error| {
+            failed(
+                said!(language, en: "nothing was undone", zh: "没有撤销任何内容"),
+                &error,
+            )
+        })
     }
 }
 
@@ -189,8 +183,10 @@ impl Choices {
     /// Asks the gateway with the key; without one nothing can be asked, and the gateway's catalogue decides.
     async fn ask(url: &str, key: Option<&str>, global: &Global) -> Result<Choices, Failure> {
         let Some(key) = key else {
-            global.say(&format!(
-                "Without --key-stdin the gateway cannot be asked; Codex will read {KEY_VARIABLE}."
+            global.say(&said!(
+                language(),
+                en: "Without --key-stdin the gateway cannot be asked; Codex will read {KEY_VARIABLE}.",
+                zh: "没有 --key-stdin 就无法询问网关；Codex 将读取 {KEY_VARIABLE}。",
             ));
             return Ok(Choices {
                 model: None,
@@ -203,9 +199,11 @@ impl Choices {
             Some(program) => bundled(&program).await,
             None => Vec::new(),
         };
-        global.say(&format!(
-            "Asked {url} for its models: {} for Codex.",
-            entries(&list).count()
+        let count = entries(&list).count();
+        global.say(&said!(
+            language(),
+            en: "Asked {url} for its models: {count} for Codex.",
+            zh: "已向 {url} 询问模型：{count} 个可用于 Codex。",
         ));
         Ok(Choices::from_list(&list, &codex_default(&bundle)))
     }
@@ -263,6 +261,22 @@ fn credential(key: Option<&str>) -> Vec<String> {
     }
 }
 
+/// What Codex runs at the end of each turn. The path is absolute: it is run from whatever folder the user works in. The key
+/// is not on its command line; it is read from the profile, as Codex reads it.
+fn hook(program: &Path, profile: &Path) -> String {
+    let word = |path: &Path| output::shell_word(&path.display().to_string());
+    let command = format!("{} turn-cost --profile {}", word(program), word(profile));
+    format!(
+        "\n[[hooks.Stop]]\n[[hooks.Stop.hooks]]\ntype = \"command\"\ncommand = {}\ntimeout = {HOOK_SECONDS}\n",
+        toml_text(&command)
+    )
+}
+
+/// This program's file, wherever it is started from.
+fn program_file() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|error| failed(super::not_set_up(), &error))
+}
+
 /// The profile as it is shown on a terminal: with the start of the key.
 fn shown(profile: &str, key: Option<&str>) -> String {
     let Some(key) = key else {
@@ -272,49 +286,22 @@ fn shown(profile: &str, key: Option<&str>) -> String {
     profile.replace(key, &format!("{start}…"))
 }
 
-fn read_key(input: impl Read) -> Result<String, Failure> {
-    let mut text = String::new();
-    input
-        .take(MAX_KEY)
-        .read_to_string(&mut text)
-        .map_err(|error| failed("no key was read", &error))?;
-    check_key(&text)
-}
-
-fn check_key(text: &str) -> Result<String, Failure> {
-    let key = text.trim();
-    let printable = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
-    let fix = "printf %s \"$KEY\" | gateway connect codex --url URL --key-stdin";
-    printable
-        .then(|| key.to_owned())
-        .ok_or_else(|| failure(Exit::Usage, "no key was read", "what was given is no key", fix))
-}
-
-fn check_url(url: &str) -> Result<(), Failure> {
-    let parsed = reqwest::Url::parse(url).ok();
-    let usable = parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let why = format!("'{url}' is not an address like https://gw.example.com");
-    usable.then_some(()).ok_or_else(|| {
-        failure(
-            Exit::Usage,
-            "Codex was not set up",
-            why,
-            "gateway connect codex --url http://127.0.0.1:8080 --key-stdin",
-        )
-    })
-}
-
 fn no_home() -> Failure {
     failure(
         Exit::Settings,
-        "Codex was not set up",
-        "neither CODEX_HOME nor HOME is set",
+        super::not_set_up(),
+        said!(language(), en: "neither CODEX_HOME nor HOME is set", zh: "CODEX_HOME 和 HOME 都没有设置"),
         "CODEX_HOME=DIR gateway connect codex …",
     )
 }
 
-fn failed(what: &str, error: &io::Error) -> Failure {
-    failure(Exit::Failed, what, error.to_string(), "gateway connect codex --print …")
+fn failed(what: Said, error: &io::Error) -> Failure {
+    failure(
+        Exit::Failed,
+        what,
+        Said::verbatim(error.to_string()),
+        "gateway connect codex --print …",
+    )
 }
 
 #[cfg(test)]
@@ -389,11 +376,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_or_address_is_refused() {
-        assert_eq!(read_key(" sk-gw-a\n".as_bytes()).expect("a key"), "sk-gw-a");
-        assert_eq!(read_key("\n".as_bytes()).expect_err("none").exit, Exit::Usage);
-        assert_eq!(read_key("two words".as_bytes()).expect_err("none").exit, Exit::Usage);
-        assert!(check_url("https://gw.example.com").is_ok());
-        assert!(check_url("gw.example.com").is_err() && check_url("").is_err());
+    fn the_hook_is_in_the_profile_and_names_no_key() {
+        let text = profile("http://h:1", Some(KEY), &PUBLIC);
+        let hook = hook(
+            Path::new("/opt/my tools/gateway"),
+            Path::new("/home/me/.codex/gateway.config.toml"),
+        );
+        assert!(!hook.contains(KEY));
+        let table: toml::Table = (text + &hook).parse().expect("TOML");
+        let hook = &table["hooks"]["Stop"][0]["hooks"][0];
+        assert_eq!(
+            hook["command"].as_str(),
+            Some("'/opt/my tools/gateway' turn-cost --profile /home/me/.codex/gateway.config.toml")
+        );
+        assert_eq!(hook["type"].as_str(), Some("command"));
+        assert_eq!(
+            table["model_provider"].as_str(),
+            Some("gateway"),
+            "it stands behind everything else"
+        );
     }
 }

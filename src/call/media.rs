@@ -1,0 +1,508 @@
+//! Calls to image and audio endpoints: what bounds their cost beside text; and forms, which some of them come in.
+//!
+//! A form is read as strictly as JSON: upstreams differ in what they make of a part that is there twice, is written in
+//! another case, or stands outside of the boundaries. All of it is here when it is read, because the model may come last.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::fields::{Member, wrong_type};
+use super::input::decoded;
+use super::parse::{MAX_CHOICES, is_model};
+use super::splice::Places;
+use super::{BodyProblem, Call, CallError, Echo, Endpoint, HostedTools, InputShape, Problem, Wanted};
+use crate::usage::{CacheTtl, Tier};
+
+/// What a call makes or hears beside text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Medium {
+    /// Nothing.
+    #[default]
+    Text,
+    /// Images.
+    Image {
+        /// Output tokens of each, at most.
+        tokens: u64,
+    },
+    /// It hears a recording.
+    Sound {
+        /// How long it is, in bytes.
+        bytes: u64,
+        /// Whether the answer, in the form that was asked for, tells its usage.
+        tells: bool,
+    },
+    /// It speaks.
+    Speech {
+        /// The text, in characters.
+        characters: u64,
+        /// Whether the answer, in the form that was asked for, tells its usage.
+        tells: bool,
+    },
+}
+
+/// A square of 1024 pixels, in pixels: an image of it was seen to have 272, 1,056 and 4,160 output tokens.
+const SQUARE: u64 = 1024 * 1024;
+const LOW: u64 = 272;
+const MEDIUM: u64 = 1_056;
+const HIGH: u64 = 4_160;
+
+/// An image whose size is not told has no more pixels.
+const LARGEST: u64 = 4 * SQUARE;
+
+/// Partial images, and text of a model that thinks before it draws.
+const BESIDE: u64 = 2_500;
+
+/// More parts than any form has.
+const MAX_PARTS: usize = 64;
+
+/// The head of a part, at most, in bytes.
+const MAX_PART_HEAD: usize = 4_096;
+
+/// Parts that decide what a call costs or how its answer comes.
+const DECIDING: [&str; 8] = [
+    "model",
+    "n",
+    "partial_images",
+    "quality",
+    "response_format",
+    "size",
+    "stream",
+    "stream_format",
+];
+
+/// What a JSON call makes beside text.
+pub(super) fn of_json(endpoint: Endpoint, members: &[Member<'_>]) -> Medium {
+    let texts = |name: &'static str| {
+        let named = members
+            .iter()
+            .filter(move |member| member.name.eq_ignore_ascii_case(name));
+        named.filter_map(|member| decoded(member.value))
+    };
+    match endpoint {
+        Endpoint::ImageGenerations | Endpoint::ImageEdits => Medium::Image {
+            tokens: image_tokens(texts("quality"), texts("size")),
+        },
+        Endpoint::Speech => {
+            let formats: Vec<_> = texts("stream_format").collect();
+            Medium::Speech {
+                characters: texts("input").map(|text| length(text.chars().count())).sum(),
+                tells: formats.len() == 1 && formats[0] == "sse",
+            }
+        }
+        _ => Medium::Text,
+    }
+}
+
+/// Output tokens of an image, at most: by the dearest of all that is written of it.
+fn image_tokens<T: AsRef<str>>(qualities: impl Iterator<Item = T>, sizes: impl Iterator<Item = T>) -> u64 {
+    let of_square = qualities.map(|quality| match quality.as_ref() {
+        "low" => LOW,
+        "medium" => MEDIUM,
+        _ => HIGH,
+    });
+    let pixels = sizes.map(|size| {
+        let sides = size.as_ref().split_once('x');
+        let sides = sides.and_then(|(width, height)| Some((width.parse::<u32>().ok()?, height.parse::<u32>().ok()?)));
+        sides.map_or(LARGEST, |(width, height)| {
+            u64::from(width).saturating_mul(u64::from(height))
+        })
+    });
+    let of_square = of_square.max().unwrap_or(HIGH);
+    let pixels = pixels.max().unwrap_or(LARGEST).max(1);
+    of_square.saturating_mul(pixels).div_ceil(SQUARE).saturating_add(BESIDE)
+}
+
+fn length(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// One part of a form.
+struct Part {
+    name: String,
+    place: Range<usize>,
+    is_file: bool,
+}
+
+/// The parts that decide, each at most once.
+struct Parts<'a> {
+    body: &'a [u8],
+    all: Vec<Part>,
+}
+
+impl<'a> Parts<'a> {
+    fn read(content_type: &str, body: &'a [u8]) -> Option<Parts<'a>> {
+        let boundary = boundary(content_type)?;
+        let mark = format!("--{boundary}");
+        let mut rest = body.strip_prefix(mark.as_bytes())?;
+        let (mut all, after_mark) = (Vec::new(), format!("\r\n{mark}"));
+        while let Some(part) = rest.strip_prefix(b"\r\n") {
+            let head = memchr::memmem::find(&part[..part.len().min(MAX_PART_HEAD)], b"\r\n\r\n")?;
+            let content = &part[head + 4..];
+            let end = memchr::memmem::find(content, after_mark.as_bytes())?;
+            let start = body.len() - content.len();
+            let (name, is_file) = disposition(std::str::from_utf8(&part[..head]).ok()?)?;
+            if all.len() == MAX_PARTS {
+                return None;
+            }
+            all.push(Part {
+                name,
+                place: start..start + end,
+                is_file,
+            });
+            rest = &content[end + after_mark.len()..];
+        }
+        let ends = rest.strip_prefix(b"--")?.trim_ascii().is_empty();
+        (ends && !all.is_empty()).then_some(Parts { body, all })
+    }
+
+    /// Refuses what an upstream could read in another way.
+    fn check(&self) -> Result<(), CallError> {
+        let mut seen = Vec::new();
+        for part in &self.all {
+            let plain = part.name.trim_end_matches("[]").to_ascii_lowercase();
+            let Some(name) = DECIDING.into_iter().find(|name| *name == plain) else {
+                continue;
+            };
+            if part.name != name || part.is_file {
+                return Err(CallError::of(name, Problem::Miswritten));
+            }
+            if seen.contains(&name) {
+                return Err(CallError::of(name, Problem::Repeated));
+            }
+            seen.push(name);
+        }
+        Ok(())
+    }
+
+    fn place(&self, name: &str) -> Option<&Range<usize>> {
+        self.all.iter().find(|part| part.name == name).map(|part| &part.place)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<&'a str>, CallError> {
+        let place = self.place(name).map(|place| &self.body[place.clone()]);
+        let read = |bytes| std::str::from_utf8(bytes).map_err(|_| CallError::Body(BodyProblem::NotUtf8));
+        place.map(read).transpose()
+    }
+
+    /// Bytes of the parts that are files, or are none.
+    fn bytes(&self, files: bool) -> u64 {
+        let parts = self.all.iter().filter(|part| part.is_file == files);
+        parts.map(|part| length(part.place.len())).sum()
+    }
+}
+
+/// The boundary that a content type names.
+fn boundary(content_type: &str) -> Option<&str> {
+    let named = content_type.split(';').filter_map(|part| part.trim().split_once('='));
+    let mut boundaries = named.filter(|(name, _)| name.eq_ignore_ascii_case("boundary"));
+    let (_, written) = boundaries.next().filter(|_| boundaries.next().is_none())?;
+    let plain = written
+        .strip_prefix('"')
+        .map_or(Some(written), |rest| rest.strip_suffix('"'))?;
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"'()+_,-./:=?".contains(&byte);
+    ((1..=70).contains(&plain.len()) && plain.bytes().all(fits)).then_some(plain)
+}
+
+/// The name of a part, and whether it is a file. Parsers differ in which of two names they take, in `name*`, in escapes
+/// inside of quotes, and in what ends a line: none of that is read.
+fn disposition(head: &str) -> Option<(String, bool)> {
+    let mut found = None;
+    for line in head.split("\r\n") {
+        if line.contains(char::is_control) {
+            return None;
+        }
+        let (name, value) = line.split_once(':')?;
+        if name.eq_ignore_ascii_case("content-disposition") {
+            let value = value.trim().strip_prefix("form-data; name=\"")?;
+            let (name, more) = value.split_once('"')?;
+            let is_plain = match more {
+                "" => true,
+                _ => {
+                    let file = more.strip_prefix("; filename=\"")?.strip_suffix('"')?;
+                    !file.contains(['"', '\\'])
+                }
+            };
+            if found.is_some() || name.contains(['\\', '%']) || name.is_empty() || !is_plain {
+                return None;
+            }
+            found = Some((name.to_owned(), !more.is_empty()));
+        } else if !name.eq_ignore_ascii_case("content-type") && !name.eq_ignore_ascii_case("content-length") {
+            return None;
+        }
+    }
+    found
+}
+
+/// Reads a form.
+pub(super) fn form(endpoint: Endpoint, content_type: &str, body: &Bytes) -> Result<Call, CallError> {
+    let parts = Parts::read(content_type, body).ok_or(CallError::Body(BodyProblem::NotAForm))?;
+    parts.check()?;
+    let (Some(model), Some(place)) = (parts.text("model")?, parts.place("model")) else {
+        return Err(CallError::of("model", Problem::NoModel));
+    };
+    if !is_model(model) {
+        return Err(CallError::of("model", Problem::NotAModel));
+    }
+    let stream = match parts.text("stream")? {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(_) => return Err(wrong_type("stream", Wanted::Bool)),
+    };
+    let n = parts.text("n")?.map(|n| n.parse::<u64>().ok().filter(|n| *n > 0));
+    let choices = match n {
+        None => 1,
+        Some(Some(n)) if n <= MAX_CHOICES => u32::try_from(n).unwrap_or(1),
+        Some(Some(_)) => return Err(CallError::of("n", Problem::Above { most: MAX_CHOICES })),
+        Some(None) => return Err(wrong_type("n", Wanted::Count)),
+    };
+    let format = parts.text("response_format")?;
+    let (medium, images) = match endpoint {
+        Endpoint::ImageEdits => {
+            let (quality, size) = (parts.text("quality")?, parts.text("size")?);
+            let tokens = image_tokens(quality.into_iter(), size.into_iter());
+            let files = parts.all.iter().filter(|part| part.is_file).count();
+            (Medium::Image { tokens }, length(files))
+        }
+        _ => {
+            let medium = Medium::Sound {
+                bytes: parts.bytes(true),
+                tells: match format {
+                    Some("verbose_json") => true,
+                    // Of a translation it is the text alone.
+                    None | Some("json" | "diarized_json") => endpoint == Endpoint::Transcriptions,
+                    _ => false,
+                },
+            };
+            (medium, 0)
+        }
+    };
+    one_image_in_a_stream(medium, stream, choices)?;
+    Ok(Call {
+        endpoint,
+        model: model.to_owned(),
+        stream,
+        include_usage: false,
+        output_limit: None,
+        choices,
+        tier: Tier::default(),
+        input: InputShape {
+            text_bytes: parts.bytes(false),
+            messages: 1,
+            images,
+            ..InputShape::default()
+        },
+        tools: HostedTools::default(),
+        refers_to: Vec::new(),
+        cache_ttl: CacheTtl::default(),
+        echo: Echo::No,
+        is_encrypted: false,
+        medium,
+        form: Some(content_type.to_owned()),
+        places: Places {
+            model: place.clone(),
+            ..Places::default()
+        },
+        body: body.clone(),
+        cache_key: None,
+        client_metadata: None,
+    })
+}
+
+/// Whether several images of a stream tell one usage or several is not known.
+pub(super) fn one_image_in_a_stream(medium: Medium, stream: bool, choices: u32) -> Result<(), CallError> {
+    match medium {
+        Medium::Image { .. } if stream && choices > 1 => Err(CallError::of("n", Problem::Above { most: 1 })),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(head: &str, content: &str) -> String {
+        format!("--mark\r\ncontent-disposition: form-data; {head}\r\n\r\n{content}\r\n")
+    }
+
+    fn read(endpoint: Endpoint, parts: &[String]) -> Result<Call, CallError> {
+        let body = parts.concat() + "--mark--\r\n";
+        Call::parse_form(endpoint, "multipart/form-data; boundary=mark", body.into())
+    }
+
+    fn model() -> String {
+        part("name=\"model\"", "whisper-1")
+    }
+
+    fn file(content: &str) -> String {
+        part("name=\"file\"; filename=\"a; name=é.mp3\"", content)
+    }
+
+    #[test]
+    fn a_form_is_read_whatever_its_order() {
+        for parts in [[model(), file("12345")], [file("12345"), model()]] {
+            let call = read(Endpoint::Transcriptions, &parts).expect("a call");
+            assert_eq!(
+                (call.model.as_str(), call.stream, call.choices),
+                ("whisper-1", false, 1)
+            );
+            assert_eq!(call.medium, Medium::Sound { bytes: 5, tells: true });
+            assert_eq!(call.input.text_bytes, 9);
+            let edits = crate::call::Edits {
+                model: Some("other".into()),
+                ..crate::call::Edits::default()
+            };
+            let sent = call.upstream_body(&edits);
+            let expected = String::from_utf8(call.body.to_vec())
+                .expect("text")
+                .replace("whisper-1", "other");
+            assert_eq!(sent, expected);
+        }
+        let told = |endpoint: Endpoint, format: &str| {
+            let parts = [model(), part("name=\"response_format\"", format), file("1")];
+            read(endpoint, &parts).expect("a call").medium
+        };
+        for (format, heard, translated) in [
+            ("verbose_json", true, true),
+            ("json", true, false),
+            ("srt", false, false),
+        ] {
+            for (endpoint, tells) in [(Endpoint::Transcriptions, heard), (Endpoint::Translations, translated)] {
+                assert_eq!(
+                    told(endpoint, format),
+                    Medium::Sound { bytes: 1, tells },
+                    "{endpoint:?} {format}"
+                );
+            }
+        }
+        let plain = read(Endpoint::Translations, &[model(), file("1")]).expect("a call");
+        assert_eq!(plain.medium, Medium::Sound { bytes: 1, tells: false });
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_no_form() {
+        let param = |parts: &[String]| {
+            let error = read(Endpoint::Transcriptions, parts).expect_err("no call");
+            error.param().map(str::to_owned)
+        };
+        assert_eq!(param(&[model(), model()]).as_deref(), Some("model"));
+        assert_eq!(
+            param(&[model(), part("name=\"Model\"", "dear")]).as_deref(),
+            Some("model")
+        );
+        assert_eq!(
+            param(&[model(), part("name=\"model[]\"", "dear")]).as_deref(),
+            Some("model")
+        );
+        assert_eq!(
+            param(&[part("name=\"model\"; filename=\"x\"", "dear")]).as_deref(),
+            Some("model")
+        );
+        assert_eq!(param(&[file("x")]).as_deref(), Some("model"));
+        assert_eq!(
+            param(&[model(), part("name=\"stream\"", "yes")]).as_deref(),
+            Some("stream")
+        );
+        assert_eq!(param(&[model(), part("name=\"n\"", "0")]).as_deref(), Some("n"));
+        for wrong in [
+            part("name=\"mo\\del\"", "x"),
+            part("name=model", "x"),
+            part("name=\"x\"; name=\"model\"", "x"),
+            part("name=\"x\"; name*=utf-8''model", "x"),
+            part("name=\"x\"; filename*=utf-8''y", "x"),
+            part("name=\"x\"; filename=\"y\"; filename=\"z\"", "x"),
+            part("name=\"x\"; filename=\"y\"; name=\"model\"", "x"),
+            part("name=\"x\"; filename=\"y\\\"; name=\"model\"", "x"),
+            part("name=\"x\"; filename=y", "x"),
+            part("name=\"x\";", "x"),
+            part("name=\"x\"\ncontent-disposition: form-data; name=\"model\"", "x"),
+            part(
+                "name=\"x\"\r\ncontent-type: a/b\ncontent-disposition: form-data; name=\"model\"",
+                "x",
+            ),
+            part("name=\"x\"\r", "x"),
+            part("name=\"\0model\"", "x"),
+            part("filename=\"x\"; name=\"model\"", "x"),
+            "--mark\r\ncontent-transfer-encoding: base64\r\ncontent-disposition: form-data; name=\"a\"\r\n\r\nx\r\n"
+                .into(),
+            "--mark\r\nno head\r\n\r\nx\r\n".into(),
+        ] {
+            assert_eq!(param(&[model(), wrong.clone()]), None, "{wrong}");
+        }
+        let body = [model(), file("x")].concat();
+        for (kind, body) in [
+            ("multipart/form-data", format!("{body}--mark--\r\n")),
+            (
+                "multipart/form-data; boundary=a; boundary=mark",
+                format!("{body}--mark--\r\n"),
+            ),
+            ("multipart/form-data; boundary=other", format!("{body}--mark--\r\n")),
+            ("multipart/form-data; boundary=mark", body.clone()),
+            (
+                "multipart/form-data; boundary=mark",
+                format!("preamble\r\n{body}--mark--\r\n"),
+            ),
+            ("multipart/form-data; boundary=mark", format!("{body}--mark--\r\nmore")),
+            ("multipart/form-data; boundary=mark", String::new()),
+        ] {
+            let error = Call::parse_form(Endpoint::Transcriptions, kind, body.into()).expect_err(kind);
+            assert_eq!(error, CallError::Body(BodyProblem::NotAForm), "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_bounded_by_the_dearest_that_is_written() {
+        let tokens = |json: &str| match Call::parse(Endpoint::ImageGenerations, json.to_owned().into())
+            .expect("a call")
+            .medium
+        {
+            Medium::Image { tokens } => tokens - BESIDE,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            tokens(r#"{"model":"m","prompt":"p","quality":"low","size":"1024x1024"}"#),
+            LOW
+        );
+        assert_eq!(
+            tokens(r#"{"model":"m","prompt":"p","quality":"high","size":"1536x1024"}"#),
+            6_240
+        );
+        assert_eq!(tokens(r#"{"model":"m","prompt":"p"}"#), 4 * HIGH);
+        assert_eq!(
+            tokens(r#"{"model":"m","quality":"low","Quality":"medium","size":"1024x1024"}"#),
+            MEDIUM
+        );
+        let streamed = Call::parse(
+            Endpoint::ImageGenerations,
+            r#"{"model":"m","n":2,"stream":true}"#.into(),
+        );
+        assert_eq!(streamed.expect_err("no call").param(), Some("n"));
+        let call = Call::parse(
+            Endpoint::ImageGenerations,
+            r#"{"model":"m","n":2,"background":"opaque"}"#.into(),
+        );
+        assert_eq!(call.expect("a call").choices, 2);
+    }
+
+    #[test]
+    fn speech_is_counted_in_characters() {
+        let medium = |json: &str| {
+            Call::parse(Endpoint::Speech, json.to_owned().into())
+                .expect("a call")
+                .medium
+        };
+        let spoken = |characters, tells| Medium::Speech { characters, tells };
+        assert_eq!(
+            medium(r#"{"model":"m","input":"né😀\n","voice":"a"}"#),
+            spoken(4, false)
+        );
+        assert_eq!(
+            medium(r#"{"model":"m","input":"a","stream_format":"sse"}"#),
+            spoken(1, true)
+        );
+        assert_eq!(
+            medium(r#"{"model":"m","input":"a","stream_format":"sse","Stream_format":"audio"}"#),
+            spoken(1, false)
+        );
+    }
+}

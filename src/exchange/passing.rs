@@ -1,0 +1,603 @@
+//! Requests that cost nothing: passed on to the upstream that they belong to, without a hold and without a receipt.
+//!
+//! ```text
+//! server::passing ─ who is calling? may it go now?          Passing
+//!    place ─ whose object is it? who serves the model?      an upstream, or 404
+//!    send  ─ our credential, headers from a list            the head of an answer
+//!    keep  ─ whose the new object is, durable               only then its id is told
+//!    the answer, whole or as it comes
+//! ```
+//!
+//! An object stays where it was made: upstreams do not share them. What has to be kept nowhere goes to the first upstream
+//! that sells OpenAI's models, else to the first of all.
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use reqwest::{Response, Url};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission::{self, storage};
+use super::health::Turn;
+use super::upstream::{self, Free as Request, NotPassed, returned_headers};
+use super::{Gateway, Live, Upstream};
+use crate::call::{Call, Edits, Endpoint};
+use crate::config::Pricing;
+use crate::endpoints::{Free, Kind};
+use crate::pricing::ListName;
+use crate::refusal::{Refusal, UpstreamFault};
+use crate::retry;
+use crate::store::keys::Key;
+use crate::store::objects;
+use crate::store::{ExchangeId, Outcome, StoreError};
+use crate::time::now;
+
+/// The largest file: OpenAI's own bound.
+pub const MAX_FILE: usize = 512 * 1024 * 1024;
+
+/// An upstream's error is read up to here.
+const ERROR_BYTES: usize = 1 << 20;
+
+/// An id of an upstream's, at most, in bytes.
+const MAX_ID_BYTES: usize = 256;
+
+/// Files that one page of an upstream's list has at most.
+const PAGE: usize = 10_000;
+
+/// Pages of an upstream's list that are read for one of ours.
+const MOST_PAGES: usize = 20;
+
+/// A request that costs nothing, with who makes it.
+#[derive(Debug)]
+pub struct Passing {
+    /// The answer's `x-request-id`.
+    pub id: ExchangeId,
+    /// The settings in force.
+    pub live: Arc<Live>,
+    /// The key it came with, known to be good.
+    pub key: Arc<Key>,
+    /// What is asked.
+    pub free: Free,
+    /// Its method.
+    pub method: Method,
+    /// Its path below `/v1`.
+    pub path: String,
+    /// Its query.
+    pub query: Option<String>,
+    /// The object that its path names.
+    pub object: String,
+    /// The client's headers; only those on a list go on.
+    pub headers: HeaderMap,
+}
+
+/// The body of a request.
+#[derive(Debug)]
+pub enum Carried {
+    /// None.
+    Nothing,
+    /// A document.
+    Document(Bytes),
+    /// A file, on its way.
+    File {
+        /// It is read as it is sent.
+        body: reqwest::Body,
+        /// Its length, if the client says.
+        length: Option<HeaderValue>,
+    },
+}
+
+impl Carried {
+    /// A file, of at most [`MAX_FILE`] bytes.
+    pub fn file(body: Body, length: Option<HeaderValue>) -> Carried {
+        let within = Limited::new(body, MAX_FILE).into_data_stream();
+        Carried::File {
+            body: reqwest::Body::wrap_stream(within),
+            length,
+        }
+    }
+}
+
+/// An answer to pass on.
+#[derive(Debug)]
+pub struct Passed {
+    /// Its status.
+    pub status: StatusCode,
+    /// Headers for the client.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Coming,
+}
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Coming {
+    /// All of it.
+    Whole(Bytes),
+    /// As it comes.
+    Still(Box<Rest>),
+}
+
+/// What of an answer is still to come.
+#[derive(Debug)]
+pub struct Rest {
+    response: Response,
+    idle: Duration,
+    /// Its place among the requests under way at the upstream.
+    _turn: Option<Turn>,
+}
+
+impl Rest {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// It broke off, or paused for too long.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamFault> {
+        match tokio::time::timeout(self.idle, self.response.chunk()).await {
+            Err(_) => Err(UpstreamFault::Timeout),
+            Ok(Err(_)) => Err(UpstreamFault::Broken),
+            Ok(Ok(chunk)) => Ok(chunk),
+        }
+    }
+}
+
+/// Where a request goes, and what is left of it then.
+struct Placed {
+    upstream: usize,
+    turn: Option<Turn>,
+    body: Option<reqwest::Body>,
+    length: Option<HeaderValue>,
+}
+
+/// Passes a request on.
+///
+/// # Errors
+/// It is not known to be this user's, no upstream takes it, or the upstream did not do its part.
+pub async fn pass(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Passed, Refusal> {
+    if passing.free == Free::List(Kind::File) {
+        return list(gateway, passing).await;
+    }
+    let placed = place(gateway, passing, body).await?;
+    let upstream = Arc::clone(&passing.live.upstreams[placed.upstream]);
+    let response = send(passing, &upstream, placed.body, placed.length).await?;
+    if !response.status().is_success() {
+        let is_deleted = matches!(passing.free, Free::Delete(kind) if kind != Kind::Response);
+        if is_deleted && response.status() == StatusCode::NOT_FOUND {
+            // It expired, or went by another way: it would count among the user's for ever.
+            forget(gateway, passing, &upstream).await;
+        }
+        return refused(&upstream, response).await;
+    }
+    match passing.free {
+        Free::Make(kind) => made(gateway, passing, kind, &upstream, response).await,
+        Free::Delete(kind) if kind != Kind::Response => deleted(gateway, passing, &upstream, response).await,
+        _ => Ok(Passed {
+            status: response.status(),
+            headers: returned_headers(response.headers()),
+            body: Coming::Still(Box::new(Rest {
+                response,
+                idle: upstream.idle_timeout(),
+                _turn: placed.turn,
+            })),
+        }),
+    }
+}
+
+/// Which upstream, and the body that goes there. A document that leads to objects leads to this user's only.
+async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Placed, Refusal> {
+    let Passing { live, key, .. } = passing;
+    let (upstream, turn) = match (passing.free, &body) {
+        (Free::Count, Carried::Document(document)) => {
+            let call = Call::parse(Endpoint::Responses, document.clone()).map_err(Refusal::Call)?;
+            let (target, turn) = admission::without_hold(gateway, live, key, &call).await?;
+            let edits = Edits {
+                model: target.aliased.then(|| target.model.clone()),
+                ..Edits::default()
+            };
+            return Ok(Placed {
+                upstream: target.upstream,
+                turn: Some(turn),
+                body: Some(call.upstream_body(&edits).into()),
+                length: None,
+            });
+        }
+        (Free::Moderation, Carried::Document(document)) => (moderator(gateway, passing, document).await?, None),
+        (Free::Make(kind), _) => {
+            let (user, may) = (key.user_id, gateway.store.clone());
+            match may.blocking(move |store| store.may_keep(user, kind)).await {
+                Ok(true) => (home(live), None),
+                Ok(false) => return Err(Refusal::TooManyObjects { most: objects::MOST }),
+                Err(error) => return Err(storage(&error)),
+            }
+        }
+        (Free::Read(kind) | Free::Change(kind) | Free::Delete(kind), _) => {
+            (where_is(gateway, passing, kind).await?, None)
+        }
+        _ => return Err(Refusal::Internal),
+    };
+    if let (Free::Make(_) | Free::Change(_), Carried::Document(document)) = (passing.free, &body)
+        && !document.is_empty()
+    {
+        let wanted = Call::references(document).map_err(Refusal::Call)?;
+        let name = live.upstreams[upstream].name();
+        admission::kept_at(gateway, key.user_id, name, wanted).await?;
+    }
+    let (body, length) = match body {
+        Carried::Nothing => (None, None),
+        Carried::Document(document) => (Some(document.into()), None),
+        Carried::File { body, length } => (Some(body), length),
+    };
+    Ok(Placed {
+        upstream,
+        turn,
+        body,
+        length,
+    })
+}
+
+/// The upstream of what is kept nowhere yet: the first of those that sell OpenAI's models, else the first of all.
+fn home(live: &Live) -> usize {
+    let settings = live.config.upstreams.iter().enumerate();
+    let sells_openais = |prices: &Pricing| *prices == Pricing::List(ListName::openai());
+    let first = settings.min_by_key(|(_, upstream)| (!sells_openais(&upstream.prices), upstream.priority));
+    first.map_or(0, |(upstream, _)| upstream)
+}
+
+/// OpenAI moderates by it where a document names no model.
+const MODERATOR: &str = "omni-moderation-latest";
+
+/// The upstream that moderates: only where that is known to cost nothing. Under an alias it would be another's model.
+async fn moderator(gateway: &Gateway, passing: &Passing, document: &[u8]) -> Result<usize, Refusal> {
+    let Passing { live, key, .. } = passing;
+    let named = Call::named_model(document).map_err(Refusal::Call)?;
+    let costs_nothing = |upstream: &usize| moderates_for_nothing(&live.config.upstreams[*upstream].prices);
+    let upstream = match &named {
+        None => Some(home(live)).filter(costs_nothing),
+        Some(model) => {
+            let candidates = live.routes.candidates(model).filter(|candidate| !candidate.aliased);
+            let mut upstreams = candidates.map(|candidate| candidate.upstream).filter(costs_nothing);
+            upstreams.next().filter(|_| key.may_use(model))
+        }
+    };
+    match upstream {
+        Some(upstream) => Ok(upstream),
+        None => Err(admission::no_model(gateway, live, key, named.as_deref().unwrap_or(MODERATOR)).await),
+    }
+}
+
+/// Other vendors bill what OpenAI gives away.
+fn moderates_for_nothing(prices: &Pricing) -> bool {
+    match prices {
+        Pricing::Free => true,
+        Pricing::List(list) => *list == ListName::openai(),
+    }
+}
+
+/// The upstream that keeps the object, if it is this user's and the upstream is still there.
+async fn where_is(gateway: &Gateway, passing: &Passing, kind: Kind) -> Result<usize, Refusal> {
+    let (user, id) = (passing.key.user_id, passing.object.clone());
+    let found = gateway
+        .store
+        .blocking(move |store| store.where_is(user, kind, &id))
+        .await;
+    let found = found.map_err(|error: StoreError| storage(&error))?;
+    let upstream = found.and_then(|name| {
+        passing
+            .live
+            .upstreams
+            .iter()
+            .position(|upstream| upstream.name() == name)
+    });
+    upstream.ok_or_else(|| Refusal::NoObject {
+        id: passing.object.clone(),
+    })
+}
+
+async fn send(
+    passing: &Passing,
+    upstream: &Upstream,
+    body: Option<reqwest::Body>,
+    length: Option<HeaderValue>,
+) -> Result<Response, Refusal> {
+    let request = Request {
+        id: passing.id,
+        method: &passing.method,
+        path: &passing.path,
+        query: passing.query.as_deref(),
+        headers: &passing.headers,
+        length,
+    };
+    upstream.pass(request, body).await.map_err(|error| match error {
+        NotPassed::Upstream(fault) => Refusal::Upstream(fault),
+        NotPassed::TooLong => Refusal::TooLarge { limit: MAX_FILE },
+        NotPassed::BodyLost => Refusal::BodyLost,
+    })
+}
+
+/// The upstream's own words, but for what a client can do nothing about.
+async fn refused(upstream: &Upstream, mut response: Response) -> Result<Passed, Refusal> {
+    let (status, headers) = (response.status(), returned_headers(response.headers()));
+    let retry_after = retry::retry_after(response.headers(), now());
+    let read = upstream::read_whole(&mut response, ERROR_BYTES, upstream.idle_timeout()).await;
+    let body = read.map_err(Refusal::Upstream)?;
+    match upstream.fault(status, retry_after, &body) {
+        Some(fault) => Err(Refusal::Upstream(fault)),
+        None => Ok(Passed {
+            status,
+            headers,
+            body: Coming::Whole(body),
+        }),
+    }
+}
+
+/// An answer that has to be read here. It was asked for as it is.
+async fn whole(passing: &Passing, upstream: &Upstream, mut response: Response) -> Result<Bytes, Refusal> {
+    if response.headers().contains_key(CONTENT_ENCODING) {
+        return Err(Refusal::Upstream(UpstreamFault::Undecodable));
+    }
+    let most = passing.live.config.server.max_response;
+    let read = upstream::read_whole(&mut response, most, upstream.idle_timeout()).await;
+    read.map_err(Refusal::Upstream)
+}
+
+#[derive(Deserialize)]
+struct Identified<'a> {
+    #[serde(borrow)]
+    id: std::borrow::Cow<'a, str>,
+}
+
+/// Whose the new object is becomes durable; then its answer leaves.
+async fn made(
+    gateway: &Gateway,
+    passing: &Passing,
+    kind: Kind,
+    upstream: &Upstream,
+    response: Response,
+) -> Result<Passed, Refusal> {
+    let (status, headers) = (response.status(), returned_headers(response.headers()));
+    let body = whole(passing, upstream, response).await?;
+    let id = serde_json::from_slice::<Identified<'_>>(&body).map(|object| object.id.into_owned());
+    let id = id.ok().filter(|id| is_id(id)).ok_or_else(|| {
+        tracing::warn!(
+            upstream = upstream.name(),
+            kind = kind.name(),
+            "what was made has no id"
+        );
+        Refusal::Upstream(UpstreamFault::Undecodable)
+    })?;
+    let (user, name) = (passing.key.user_id, upstream.name().to_owned());
+    let kept = gateway
+        .store
+        .blocking(move |store| store.keep_object((user, kind), (&name, &id), now()));
+    match kept.await {
+        Outcome::Committed(()) => Ok(Passed {
+            status,
+            headers,
+            body: Coming::Whole(body),
+        }),
+        Outcome::Refused(objects::TooMany) => Err(Refusal::TooManyObjects { most: objects::MOST }),
+        Outcome::NotCommitted(error) | Outcome::Unknown(error) => Err(storage(&error)),
+    }
+}
+
+/// Whether it can be a part of a path, and of nothing else.
+fn is_id(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'=' | b':' | b'~');
+    (1..=MAX_ID_BYTES).contains(&text.len()) && text.bytes().all(fits) && text != "." && text != ".."
+}
+
+async fn deleted(
+    gateway: &Gateway,
+    passing: &Passing,
+    upstream: &Upstream,
+    response: Response,
+) -> Result<Passed, Refusal> {
+    let (status, headers) = (response.status(), returned_headers(response.headers()));
+    let body = whole(passing, upstream, response).await?;
+    forget(gateway, passing, upstream).await;
+    Ok(Passed {
+        status,
+        headers,
+        body: Coming::Whole(body),
+    })
+}
+
+/// An object is the user's no more.
+async fn forget(gateway: &Gateway, passing: &Passing, upstream: &Upstream) {
+    let (user, name, id) = (passing.key.user_id, upstream.name().to_owned(), passing.object.clone());
+    let forgotten = gateway
+        .store
+        .blocking(move |store| store.forget_object(user, (&name, &id)));
+    if let Outcome::NotCommitted(error) | Outcome::Unknown(error) = forgotten.await {
+        // It is gone all the same: the upstream says so of itself.
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "a deleted object is not forgotten"
+        );
+    }
+}
+
+/// A page of an upstream's list.
+#[derive(Deserialize)]
+struct Page<'a> {
+    #[serde(borrow)]
+    data: Vec<&'a RawValue>,
+    #[serde(default)]
+    has_more: bool,
+}
+
+/// A list as it is told.
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: &'a [Box<RawValue>],
+    first_id: Option<&'a str>,
+    last_id: Option<&'a str>,
+    has_more: bool,
+}
+
+/// What is asked of a list.
+struct Asked {
+    after: Option<String>,
+    limit: usize,
+    /// Of the query: what the upstream is asked, too.
+    passed: Vec<(String, String)>,
+}
+
+impl Asked {
+    fn of(query: Option<&str>) -> Asked {
+        let mut asked = Asked {
+            after: None,
+            limit: PAGE,
+            passed: Vec::new(),
+        };
+        let url = Url::parse(&format!("http://list/?{}", query.unwrap_or_default()));
+        for (name, value) in url.iter().flat_map(Url::query_pairs) {
+            match &*name {
+                "after" => asked.after = Some(value.into_owned()),
+                "limit" => asked.limit = value.parse().map_or(PAGE, |limit: usize| limit.clamp(1, PAGE)),
+                "order" | "purpose" => asked.passed.push((name.into_owned(), value.into_owned())),
+                _ => {}
+            }
+        }
+        asked
+    }
+
+    fn query(&self, after: Option<&str>) -> Option<String> {
+        let mut url = Url::parse("http://list/").ok()?;
+        let limit = ("limit".to_owned(), PAGE.to_string());
+        let after = after.map(|after| ("after".to_owned(), after.to_owned()));
+        url.query_pairs_mut()
+            .extend_pairs(self.passed.iter().cloned().chain([limit]).chain(after));
+        url.query().map(str::to_owned)
+    }
+}
+
+/// The user's own files, of all that the upstream's account has.
+async fn list(gateway: &Gateway, passing: &Passing) -> Result<Passed, Refusal> {
+    let user = passing.key.user_id;
+    let objects = gateway.store.blocking(move |store| store.objects_of(user, Kind::File));
+    let objects = objects.await.map_err(|error: StoreError| storage(&error))?;
+    let mut at: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (upstream, id) in &objects {
+        at.entry(upstream).or_default().insert(id);
+    }
+    let asked = Asked::of(passing.query.as_deref());
+    let mut own: Vec<(String, Box<RawValue>)> = Vec::new();
+    for upstream in passing.live.upstreams.iter() {
+        if let Some(ids) = at.get(upstream.name()) {
+            own.extend(listed(passing, upstream, &asked, ids).await?);
+        }
+    }
+    if let Some(after) = &asked.after {
+        let behind = own
+            .iter()
+            .position(|(id, _)| id == after)
+            .map_or(own.len(), |at| at + 1);
+        own.drain(..behind);
+    }
+    let has_more = own.len() > asked.limit;
+    own.truncate(asked.limit);
+    let (ids, data): (Vec<String>, Vec<Box<RawValue>>) = own.into_iter().unzip();
+    let list = List {
+        object: "list",
+        data: &data,
+        first_id: ids.first().map(String::as_str),
+        last_id: ids.last().map(String::as_str),
+        has_more,
+    };
+    let body = serde_json::to_vec(&list).map_err(|_| Refusal::Internal)?;
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(Passed {
+        status: StatusCode::OK,
+        headers,
+        body: Coming::Whole(body.into()),
+    })
+}
+
+/// Those of an upstream's files that are in `ids`.
+async fn listed(
+    passing: &Passing,
+    upstream: &Upstream,
+    asked: &Asked,
+    ids: &BTreeSet<&str>,
+) -> Result<Vec<(String, Box<RawValue>)>, Refusal> {
+    let (mut own, mut after) = (Vec::new(), None::<String>);
+    for _ in 0..MOST_PAGES {
+        let query = asked.query(after.as_deref());
+        let request = Request {
+            id: passing.id,
+            method: &Method::GET,
+            path: &passing.path,
+            query: query.as_deref(),
+            headers: &passing.headers,
+            length: None,
+        };
+        let response = upstream.pass(request, None).await.map_err(|error| match error {
+            NotPassed::Upstream(fault) => Refusal::Upstream(fault),
+            NotPassed::TooLong | NotPassed::BodyLost => Refusal::Internal,
+        })?;
+        if !response.status().is_success() {
+            let status = response.status();
+            tracing::warn!(
+                upstream = upstream.name(),
+                status = status.as_u16(),
+                "the upstream lists no files"
+            );
+            return Err(Refusal::Upstream(
+                upstream.fault(status, None, b"").unwrap_or(UpstreamFault::Failed),
+            ));
+        }
+        let body = whole(passing, upstream, response).await?;
+        let undecodable = |_| Refusal::Upstream(UpstreamFault::Undecodable);
+        let page: Page<'_> = serde_json::from_slice(&body).map_err(undecodable)?;
+        after = None;
+        for file in page.data {
+            let Ok(Identified { id }) = serde_json::from_str(file.get()) else {
+                continue;
+            };
+            if ids.contains(&*id) {
+                own.push((id.clone().into_owned(), file.to_owned()));
+            }
+            after = Some(id.into_owned());
+        }
+        if !page.has_more || after.is_none() || own.len() == ids.len() {
+            break;
+        }
+    }
+    Ok(own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_one_part_of_a_path() {
+        for id in ["file-abc_1", "conv_6543", "resp_a.b"] {
+            assert!(is_id(id), "{id}");
+        }
+        let long = "a".repeat(MAX_ID_BYTES + 1);
+        for id in ["", ".", "..", "a/b", "a?b", "a#b", "a%2Fb", "a b", "a\n", "é", &long] {
+            assert!(!is_id(id), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_list_is_asked_for_in_the_largest_pages() {
+        let asked = Asked::of(Some("limit=2&after=file-1&order=asc&purpose=user_data&x=y"));
+        assert_eq!((asked.limit, asked.after.as_deref()), (2, Some("file-1")));
+        assert_eq!(
+            asked.query(Some("file 9")).as_deref(),
+            Some("order=asc&purpose=user_data&limit=10000&after=file+9")
+        );
+        assert_eq!(Asked::of(Some("limit=0")).limit, 1);
+        assert_eq!(Asked::of(None).query(None).as_deref(), Some("limit=10000"));
+    }
+}

@@ -1,0 +1,195 @@
+//! The shelf: files, conversations and answers that a simulated upstream keeps, for all its callers alike.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Request, Script, form};
+
+/// Objects kept at once; the oldest go first.
+const MOST: usize = 10_000;
+
+/// What is kept.
+#[derive(Debug, Default)]
+pub(super) struct Shelf(Mutex<Things>);
+
+#[derive(Debug, Default)]
+struct Things {
+    made: u64,
+    objects: BTreeMap<String, Thing>,
+    /// Answers that were deleted.
+    gone: BTreeSet<String>,
+}
+
+#[derive(Debug)]
+struct Thing {
+    object: Value,
+    content: Bytes,
+    items: Vec<Value>,
+}
+
+impl Shelf {
+    /// The answer, if the request is for something that is kept, or that needs no model.
+    pub(super) fn answer(&self, request: &Request) -> Option<Script> {
+        let mut things = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let parts: Vec<&str> = request.route().split('/').skip(1).collect();
+        let (get, post) = (request.method == Method::GET, request.method == Method::POST);
+        let answer = match parts[..] {
+            ["moderations"] if post => Script::json(StatusCode::OK, &moderation(request)),
+            ["responses", "input_tokens"] if post => Script::json(
+                StatusCode::OK,
+                &json!({"object": "response.input_tokens", "input_tokens": request.input_tokens()}),
+            ),
+            ["responses", id, ref rest @ ..] if id.starts_with("resp_") => things.response(request, id, rest),
+            ["files"] if post => things.add_file(request),
+            ["files"] if get => things.list(),
+            ["conversations"] if post => things.add_conversation(request),
+            ["files" | "conversations", id] if get => things.show(id),
+            ["files" | "conversations", id] if request.method == Method::DELETE => things.remove(id),
+            ["files", id, "content"] if get => things.content(id),
+            ["conversations", id, "items"] if get => things.items(id),
+            ["conversations", id, "items"] if post => things.add_items(id, request),
+            _ => return None,
+        };
+        Some(answer)
+    }
+}
+
+fn moderation(request: &Request) -> Value {
+    json!({"id": format!("modr-{}", request.id), "model": "omni-moderation-latest",
+        "results": [{"flagged": false, "categories": {"violence": false}, "category_scores": {"violence": 0.01},
+                     "category_applied_input_types": {"violence": ["text"]}}]})
+}
+
+fn missing(id: &str) -> Script {
+    let message = format!("No such object: {id}");
+    Script::error(StatusCode::NOT_FOUND, "invalid_request_error", "not_found", &message)
+}
+
+impl Things {
+    fn add(&mut self, prefix: &str, thing: impl FnOnce(&str) -> Thing) -> Script {
+        self.made += 1;
+        // In the order they are made.
+        let id = format!("{prefix}{:08}", self.made);
+        let thing = thing(&id);
+        let answer = Script::json(StatusCode::OK, &thing.object);
+        self.objects.insert(id, thing);
+        while self.objects.len() > MOST {
+            self.objects.pop_first();
+        }
+        answer
+    }
+
+    fn add_file(&mut self, request: &Request) -> Script {
+        let parts = form::parts(request);
+        let part = |name: &str| parts.iter().find(|part| part.name == name);
+        let (Some(file), Some(purpose)) = (part("file"), part("purpose")) else {
+            let message = "A form with 'file' and 'purpose' is wanted.";
+            return Script::error(
+                StatusCode::BAD_REQUEST,
+                "invalid_request_error",
+                "invalid_form",
+                message,
+            );
+        };
+        self.add("file-", |id| Thing {
+            object: json!({"id": id, "object": "file", "bytes": file.content.len(), "created_at": request.at.as_second(),
+                "filename": file.filename, "purpose": String::from_utf8_lossy(&purpose.content), "status": "processed"}),
+            content: file.content.clone(),
+            items: Vec::new(),
+        })
+    }
+
+    fn add_conversation(&mut self, request: &Request) -> Script {
+        let items = request.json["items"].as_array().cloned().unwrap_or_default();
+        self.add("conv_", |id| Thing {
+            object: json!({"id": id, "object": "conversation", "created_at": request.at.as_second(), "metadata": {}}),
+            content: Bytes::new(),
+            items,
+        })
+    }
+
+    fn add_items(&mut self, id: &str, request: &Request) -> Script {
+        let Some(thing) = self.objects.get_mut(id) else {
+            return missing(id);
+        };
+        let items = request.json["items"].as_array().cloned().unwrap_or_default();
+        let list = list_of(&items);
+        thing.items.extend(items);
+        Script::json(StatusCode::OK, &list)
+    }
+
+    fn items(&self, id: &str) -> Script {
+        self.with(id, |thing| Script::json(StatusCode::OK, &list_of(&thing.items)))
+    }
+
+    fn show(&self, id: &str) -> Script {
+        self.with(id, |thing| Script::json(StatusCode::OK, &thing.object))
+    }
+
+    fn content(&self, id: &str) -> Script {
+        self.with(id, |thing| {
+            Script::body(StatusCode::OK, "application/octet-stream", thing.content.clone())
+        })
+    }
+
+    fn with(&self, id: &str, answer: impl FnOnce(&Thing) -> Script) -> Script {
+        self.objects.get(id).map_or_else(|| missing(id), answer)
+    }
+
+    fn remove(&mut self, id: &str) -> Script {
+        match self.objects.remove(id) {
+            None => missing(id),
+            Some(thing) => Script::json(
+                StatusCode::OK,
+                &json!({"id": id, "object": format!("{}.deleted", thing.object["object"].as_str().unwrap_or("object")),
+                        "deleted": true}),
+            ),
+        }
+    }
+
+    fn list(&self) -> Script {
+        let files = self.objects.values().filter(|thing| thing.object["object"] == "file");
+        let newest_first: Vec<Value> = files.rev().map(|thing| thing.object.clone()).collect();
+        Script::json(StatusCode::OK, &list_of(&newest_first))
+    }
+
+    /// Every answer is kept until it is deleted; what was in it is not.
+    fn response(&mut self, request: &Request, id: &str, rest: &[&str]) -> Script {
+        if self.gone.contains(id) {
+            return missing(id);
+        }
+        match (&request.method, rest) {
+            (&Method::GET, []) => Script::json(
+                StatusCode::OK,
+                &json!({"id": id, "object": "response", "created_at": request.at.as_second(), "status": "completed",
+                        "error": null, "incomplete_details": null, "instructions": null, "metadata": {}, "model": "gpt-6.1-sol",
+                        "output": [], "parallel_tool_calls": true, "temperature": 1.0, "tool_choice": "auto", "tools": [],
+                        "top_p": 1.0, "usage": null}),
+            ),
+            (&Method::DELETE, []) => {
+                self.gone.insert(id.to_owned());
+                Script::json(
+                    StatusCode::OK,
+                    &json!({"id": id, "object": "response", "deleted": true}),
+                )
+            }
+            (&Method::GET, ["input_items"]) => Script::json(StatusCode::OK, &list_of(&[])),
+            (&Method::POST, ["cancel"]) => Script::error(
+                StatusCode::BAD_REQUEST,
+                "invalid_request_error",
+                "invalid_value",
+                "Only background responses can be cancelled.",
+            ),
+            _ => missing(id),
+        }
+    }
+}
+
+fn list_of(data: &[Value]) -> Value {
+    let id = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
+    json!({"object": "list", "data": data, "first_id": id(data.first()), "last_id": id(data.last()), "has_more": false})
+}
