@@ -1,6 +1,7 @@
 // openai-node against the gateway: `node node.mjs NAME` runs one check, and exits 1 when it does not hold.
 import assert from "node:assert/strict";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
+import { ResponsesWS } from "openai/resources/responses/ws";
 
 const { GATEWAY_URL, KEY, POOR_KEY, SUSPENDED_KEY } = process.env;
 const model = "gpt-6.1-sol";
@@ -92,6 +93,41 @@ const checks = {
     const text = { format: { type: "json_schema", name: "answer", strict: true, schema: parameters } };
     const answer = await client().responses.parse({ model, input: "where?", text });
     assert.equal(typeof answer.output_parsed.city, "string");
+  },
+  async websocket() {
+    const socket = new ResponsesWS(client());
+    async function ask(more) {
+      let text = "";
+      socket.send({ type: "response.create", model, store: false, ...more });
+      for await (const { type, message, error } of socket.stream()) {
+        if (type === "error") return { error };
+        if (message?.type === "response.output_text.delta") text += message.delta;
+        if (message?.type === "response.completed") return { id: message.response.id, usage: message.response.usage, text };
+      }
+    }
+    const first = await ask({ input: "one" });
+    assert.match(first.text, /one/);
+    assert.ok(first.usage.output_tokens > 0);
+    const second = await ask({ input: "two", previous_response_id: first.id });
+    assert.match(second.text, /two/);
+    assert.ok(second.usage.input_tokens > first.usage.input_tokens, "the first turn is in front of the second");
+    const refused = await ask({ model: "gpt-0-nonsense", input: "three" });
+    assert.match(JSON.stringify(refused.error.error ?? refused.error), /model_not_found/);
+    socket.close();
+  },
+  async uploads() {
+    const api = client();
+    const content = Buffer.alloc(1 << 20, "0123456789");
+    const made = await api.files.create({ file: await toFile(content, "a.bin"), purpose: "user_data" });
+    assert.equal(made.bytes, content.length);
+    assert.deepEqual(Buffer.from(await (await api.files.content(made.id)).arrayBuffer()), content);
+    assert.ok((await api.files.delete(made.id)).deleted);
+    const file = await toFile(Buffer.alloc(9_000), "a.mp3");
+    const heard = await api.audio.transcriptions.create({ model: "whisper-1", file });
+    assert.equal(heard.text, "Hello from afar.");
+    const image = await toFile(Buffer.from("png"), "a.png", { type: "image/png" });
+    const edited = await api.images.edit({ model: "gpt-image-2", prompt: "A cat", size: "1024x1024", quality: "low", image });
+    assert.ok(edited.data[0].b64_json);
   },
   async "error classes"() {
     const chat = (more, text = "hello") => (api) => api.chat.completions.create(says(text, more));

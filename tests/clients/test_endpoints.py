@@ -5,6 +5,7 @@ import io
 import openai
 
 from gateway import Gateway, expect, expect_equal
+from test_node import check as node
 from test_openai import MODEL, client
 
 
@@ -95,7 +96,7 @@ def sound(gateway):
 CHECKS = [
     (f"openai-python: {check.__name__}", check)
     for check in (files, stored, conversations, moderations, images, sound)
-]
+] + [("openai-node: uploads", node("uploads"))]
 
 
 def run(report, wanted):

@@ -8,7 +8,7 @@ from gateway import CLIENTS, Failed
 
 SCRIPT = pathlib.Path(__file__).with_name("node.mjs")
 NAMES = ["chat", "chat stream", "tools", "structured output", "embeddings", "responses", "responses stream", "errors"]
-NAMES += ["chat stream helper", "tool runner", "structured response", "error classes"]
+NAMES += ["chat stream helper", "tool runner", "structured response", "websocket", "error classes"]
 
 
 def check(name):
@@ -16,7 +16,9 @@ def check(name):
         # Node looks for packages beside the script.
         script = CLIENTS / SCRIPT.name
         shutil.copy(SCRIPT, script)
-        env = gateway.env(GATEWAY_URL=gateway.url, KEY=gateway.alice, POOR_KEY=gateway.poor, SUSPENDED_KEY=gateway.suspended)
+        keys = {"KEY": "alice", "POOR_KEY": "poor", "SUSPENDED_KEY": "suspended"}
+        keys = {variable: getattr(gateway, user) for variable, user in keys.items() if hasattr(gateway, user)}
+        env = gateway.env(GATEWAY_URL=gateway.url, **keys)
         done = subprocess.run(["node", script, name], env=env, capture_output=True, text=True, timeout=60)
         if done.returncode != 0:
             raise Failed((done.stderr or done.stdout)[-1500:])

@@ -5,16 +5,16 @@ import json
 import openai
 
 from codex import FLAGS, Run, overrides
-from gateway import CODEX, Gateway, expect, expect_equal
+from gateway import CODEX, OLD_CODEX, Gateway, expect, expect_equal
 
 MODEL = "gpt-6.1-sol"
 
 
-def over_websocket(gateway, prompt, key):
+def over_websocket(gateway, prompt, key, program=CODEX):
     """Codex, told that its provider speaks WebSocket."""
-    codex = Run(gateway)
+    codex = Run(gateway, program=program)
     settings = [part.replace("supports_websockets=false", "supports_websockets=true") for part in overrides(codex.tap.url)]
-    return codex._run([CODEX, *settings, "-m", MODEL, "exec", *FLAGS, prompt], codex.env(CODEX_GATEWAY_API_KEY=key))
+    return codex._run([program, *settings, "-m", codex.model, "exec", *FLAGS, prompt], codex.env(CODEX_GATEWAY_API_KEY=key))
 
 
 def opened(codex):
@@ -34,8 +34,8 @@ def upstream_calls(gateway, run):
     return found, sorted((post for post in gateway.tap.posts() if number(post) not in before), key=number)
 
 
-def codex_answers(gateway):
-    codex, calls = upstream_calls(gateway, lambda: over_websocket(gateway, "say hello", gateway.alice))
+def codex_answers(gateway, program=CODEX):
+    codex, calls = upstream_calls(gateway, lambda: over_websocket(gateway, "say hello", gateway.alice, program))
     try:
         codex.answered("You said")
         opened(codex)
@@ -125,6 +125,7 @@ def openai_python_converses(gateway):
 
 CHECKS = [
     ("websocket: codex answers a prompt", codex_answers),
+    ("websocket: codex 0.144.3 answers a prompt", lambda gateway: codex_answers(gateway, OLD_CODEX)),
     ("websocket: codex runs a tool", codex_runs_a_tool),
     ("websocket: codex shows that the money is gone", codex_shows_that_the_money_is_gone),
     ("websocket: codex falls back at once where it is switched off", codex_falls_back_at_once),
