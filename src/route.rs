@@ -184,6 +184,11 @@ impl Routes {
         self.order.iter().filter_map(of)
     }
 
+    /// Whether two upstreams share the calls of a model, so that neither only stands in for the other.
+    pub fn are_equals(&self, one: usize, other: usize) -> bool {
+        self.rows[one].served.priority == self.rows[other].served.priority
+    }
+
     /// Which upstream takes a call for `model`: of those for which `load` gives how many calls are under way there; `None`
     /// is one that takes none.
     pub fn choose<'a>(

@@ -281,6 +281,7 @@ pub(super) async fn without_hold(
     let wish = Wish {
         seat: Seat::Any(0),
         home: None,
+        lives: None,
         is_bound: false,
     };
     choice::choose(live, &call.model, wish, may).map_err(|none| match none {

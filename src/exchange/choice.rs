@@ -42,8 +42,10 @@ impl NoChoice {
 pub(super) struct Wish {
     /// What decides among equals.
     pub(super) seat: Seat,
-    /// Where its thread lives: what earlier turns left may be encrypted for that account.
+    /// Where it goes while that takes calls.
     pub(super) home: Option<usize>,
+    /// Where its thread lives: what earlier turns left may be encrypted for that account.
+    pub(super) lives: Option<usize>,
     /// Whether it holds such a thing, so that nobody else can read it.
     pub(super) is_bound: bool,
 }
@@ -57,28 +59,27 @@ impl Wish {
         threads: &Threads,
         may: impl Fn(&Candidate<'_>) -> bool,
     ) -> Wish {
-        let home = || {
+        let homes = || {
             let Seat::Thread(thread) = seat else { return None };
-            let is_home = |candidate: &Candidate<'_>, name: &str| live.upstreams[candidate.upstream].name() == name;
-            // What nobody has encrypted may go back to where its name says, once that takes calls.
-            let remembered = call
-                .is_encrypted
-                .then(|| threads.home(thread))
-                .flatten()
-                .and_then(|name| {
-                    let mut candidates = live.routes.candidates(&call.model);
-                    candidates.find(|candidate| may(candidate) && is_home(candidate, &name))
-                });
-            let by_name = || {
-                live.routes
-                    .choose(&call.model, seat, |candidate| may(candidate).then_some(0))
-            };
-            remembered.or_else(by_name).map(|candidate| candidate.upstream)
+            let of_name = live
+                .routes
+                .choose(&call.model, seat, |candidate| may(candidate).then_some(0))?
+                .upstream;
+            let lives = threads.home(thread).and_then(|name| {
+                let is_home = |candidate: &Candidate<'_>| live.upstreams[candidate.upstream].name() == &*name;
+                let mut candidates = live.routes.candidates(&call.model);
+                candidates.find(|candidate| is_home(candidate) && may(candidate))
+            });
+            let lives = lives.map_or(of_name, |candidate| candidate.upstream);
+            // From one that only stands in for it, what nobody has encrypted goes back.
+            let stays = call.is_encrypted || live.routes.are_equals(lives, of_name);
+            Some((if stays { lives } else { of_name }, lives))
         };
-        let home = call.endpoint.is_responses().then(home).flatten();
+        let (home, lives) = call.endpoint.is_responses().then(homes).flatten().unzip();
         Wish {
             seat,
             home,
+            lives,
             is_bound: call.is_encrypted && home.is_some(),
         }
     }

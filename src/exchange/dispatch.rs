@@ -92,7 +92,10 @@ fn unsent(ending: Ending) -> Ending {
 
 /// Notes where a thread lives, if that is another upstream than before.
 fn note_home(gateway: &Gateway, admitted: &Admitted) {
-    let moved = admitted.wish.home.is_some_and(|home| home != admitted.target.upstream);
+    let moved = admitted
+        .wish
+        .lives
+        .is_some_and(|lives| lives != admitted.target.upstream);
     if let Seat::Thread(thread) = admitted.wish.seat
         && moved
     {

@@ -1,8 +1,9 @@
 //! Threads that live elsewhere than their names say: begun, or gone on, while their own upstream took no calls.
 //!
 //! By its name a thread has an upstream that everybody computes alike (`route`). What earlier turns of a Responses thread
-//! left may be encrypted for the account that made it, so where it was answered elsewhere is remembered: its next turns go
-//! there. Only such threads are kept, by their numbers, and of too many those that were quiet for longest are forgotten; in
+//! left may be encrypted for the account that made it, and what they sent is cached there, so where it was answered elsewhere
+//! is remembered: its next turns go there. From an upstream of a higher `priority` number, which only stands in, a turn that
+//! holds nothing encrypted goes back to where the thread's name says, and the thread with it. Only such threads are kept, by their numbers, and of too many those that were quiet for longest are forgotten; in
 //! memory, so that after a restart a thread is looked for where its name says.
 
 use std::collections::HashMap;

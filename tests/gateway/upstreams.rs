@@ -356,17 +356,20 @@ async fn of_first(harness: &Harness) -> [String; 2] {
     found.try_into().expect("two of them")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_encrypted_for_an_account_goes_nowhere_else_and_a_thread_that_moved_stays_where_it_went() {
+/// Answers at once, but for what says "wait here": that waits for the gate.
+fn gated() -> (Gate, Playwright) {
     let gate = Gate::closed();
     let (opens, answers) = (gate.clone(), standard(Pace::default()));
-    let gated: Playwright =
-        Arc::new(
-            move |request: &Request| match String::from_utf8_lossy(&request.body).contains("wait here") {
-                true => answers(request).first(Step::Wait(gate.clone())),
-                false => answers(request),
-            },
-        );
+    let gated = move |request: &Request| match String::from_utf8_lossy(&request.body).contains("wait here") {
+        true => answers(request).first(Step::Wait(gate.clone())),
+        false => answers(request),
+    };
+    (opens, Arc::new(gated))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_encrypted_for_an_account_goes_nowhere_else_and_a_thread_that_moved_stays_where_it_went() {
+    let (opens, gated) = gated();
     let harness = equals("max_concurrency = 1", "").playwright(gated).start().await;
     let [stays, moves] = of_first(&harness).await;
     let before = harness.served().len();
@@ -390,6 +393,31 @@ async fn what_is_encrypted_for_an_account_goes_nowhere_else_and_a_thread_that_mo
     assert_eq!(at(encrypted(&stays)).await, "first");
     assert_eq!(at(encrypted(&moves)).await, "second");
     assert_eq!(at(turn(&moves, "Hello again")).await, "second");
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_goes_back_from_an_upstream_that_only_stood_in_and_then_lives_there() {
+    let (opens, gated) = gated();
+    let builder = Harness::builder().playwright(gated).second(standard(Pace::default()));
+    let builder = builder.upstream("priority = 0\nmax_concurrency = 1");
+    let harness = builder.of_second("priority = 1").start().await;
+    let client = harness.client.clone();
+    let mut running = JoinSet::new();
+    running.spawn(async move { client.post("/v1/responses", &turn("other", "wait here")).await });
+    harness.simulator.arrived(1).await;
+
+    let at = async |body: Value| {
+        let answer = harness.client.post("/v1/responses", &body).await.expect(200);
+        harness.receipt(answer.exchange()).upstream
+    };
+    assert_eq!(at(turn("thread", "Hello")).await, "second", "the first one is full");
+    opens.open();
+    let call = running.join_next().await.expect("a call");
+    call.expect("it does not panic").expect(200);
+    assert_eq!(at(encrypted("thread")).await, "second", "nobody else can read it");
+    assert_eq!(at(turn("thread", "Hello again")).await, "first");
+    assert_eq!(at(encrypted("thread")).await, "first", "what it holds was made there");
     harness.finish().await;
 }
 
