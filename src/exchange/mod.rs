@@ -73,7 +73,7 @@ use client::Client;
 use dispatch::Said;
 pub use live::Live;
 pub use offer::{Offer, offered};
-pub use passing::{Carried, Coming, MAX_FILE, Passed, Passing, Rest, pass};
+pub use passing::{Carried, Coming, MAX_FILE, Passed, Passing, Rest, Taken, pass};
 use recorder::Recorder;
 pub use recorder::{RecordingMemory, Replaying};
 use roll::OnRoll;

@@ -8,6 +8,9 @@
 //!    the answer, whole or as it comes
 //! ```
 //!
+//! What makes or deletes an object is a task on the tracker, as an exchange is: whose the object is gets noted although
+//! its client has left meanwhile. Everything else ends with its client.
+//!
 //! An object stays where it was made: upstreams do not share them. What has to be kept nowhere goes to the first upstream
 //! that sells OpenAI's models, else to the first of all.
 
@@ -22,11 +25,15 @@ use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::admission::{self, storage};
 use super::health::Turn;
 use super::upstream::{self, Free as Request, NotPassed, returned_headers};
-use super::{Gateway, Live, Upstream};
+use super::{Gateway, Live, Permit, Upstream};
 use crate::call::{Call, Edits, Endpoint};
 use crate::config::Pricing;
 use crate::endpoints::{Free, Kind};
@@ -74,6 +81,21 @@ pub struct Passing {
     pub object: String,
     /// The client's headers; only those on a list go on.
     pub headers: HeaderMap,
+    /// What it has taken.
+    pub taken: Taken,
+}
+
+/// What a request has taken, until the last of its answer is handed on, or until it has ended without a client.
+#[derive(Debug)]
+pub struct Taken {
+    /// A stop waits for it.
+    pub running: TaskTrackerToken,
+    /// Its place among all exchanges.
+    pub place: OwnedSemaphorePermit,
+    /// What it is counted for.
+    pub permit: Permit,
+    /// The memory of its document.
+    pub memory: Option<OwnedSemaphorePermit>,
 }
 
 /// The body of a request.
@@ -128,6 +150,8 @@ pub enum Coming {
 pub struct Rest {
     response: Response,
     idle: Duration,
+    cutoff: CancellationToken,
+    _taken: Taken,
     /// Its place among the requests under way at the upstream.
     _turn: Option<Turn>,
 }
@@ -136,11 +160,15 @@ impl Rest {
     /// The next piece; `None` at the end.
     ///
     /// # Errors
-    /// It broke off, or paused for too long.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamFault> {
-        match tokio::time::timeout(self.idle, self.response.chunk()).await {
-            Err(_) => Err(UpstreamFault::Timeout),
-            Ok(Err(_)) => Err(UpstreamFault::Broken),
+    /// It broke off, paused for too long, or was cut off by a stop.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
+        let chunk = tokio::select! {
+            chunk = timeout(self.idle, self.response.chunk()) => chunk,
+            () = self.cutoff.cancelled() => return Err(Refusal::ShuttingDown),
+        };
+        match chunk {
+            Err(_) => Err(Refusal::Upstream(UpstreamFault::Timeout)),
+            Ok(Err(_)) => Err(Refusal::Upstream(UpstreamFault::Broken)),
             Ok(Ok(chunk)) => Ok(chunk),
         }
     }
@@ -157,31 +185,67 @@ struct Placed {
 /// Passes a request on.
 ///
 /// # Errors
-/// It is not known to be this user's, no upstream takes it, or the upstream did not do its part.
-pub async fn pass(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Passed, Refusal> {
-    if passing.free == Free::List(Kind::File) {
-        return list(gateway, passing).await;
+/// It is not known to be this user's, no upstream takes it, the upstream did not do its part, or a stop cut it off.
+pub async fn pass(gateway: &Arc<Gateway>, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
+    if !is_noted(passing.free) {
+        return unless_cut(gateway, passing, body).await;
     }
-    let placed = place(gateway, passing, body).await?;
+    let (to_client, passed) = oneshot::channel();
+    let outliving = Arc::clone(gateway);
+    gateway.tracker.spawn(Box::pin(async move {
+        let passed = unless_cut(&outliving, passing, body).await;
+        // A client that has left misses the answer; what it changed is noted.
+        to_client.send(passed).unwrap_or_else(drop);
+    }));
+    passed.await.unwrap_or(Err(Refusal::Internal))
+}
+
+/// Whether it changes what is known here of whose an object is.
+fn is_noted(free: Free) -> bool {
+    match free {
+        Free::Make(_) | Free::Delete(Kind::Conversation | Kind::File) => true,
+        Free::Delete(Kind::Response)
+        | Free::Moderation
+        | Free::Count
+        | Free::Read(_)
+        | Free::Change(_)
+        | Free::List(_) => false,
+    }
+}
+
+async fn unless_cut(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
+    tokio::select! {
+        passed = passed(gateway, passing, body) => passed,
+        () = gateway.cutoff.cancelled() => Err(Refusal::ShuttingDown),
+    }
+}
+
+async fn passed(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
+    if passing.free == Free::List(Kind::File) {
+        return list(gateway, &passing).await;
+    }
+    let placed = place(gateway, &passing, body).await?;
     let upstream = Arc::clone(&passing.live.upstreams[placed.upstream]);
-    let response = send(passing, &upstream, placed.body, placed.length).await?;
+    let response = send(&passing, &upstream, placed.body, placed.length).await?;
     if !response.status().is_success() {
         let is_deleted = matches!(passing.free, Free::Delete(kind) if kind != Kind::Response);
         if is_deleted && response.status() == StatusCode::NOT_FOUND {
             // It expired, or went by another way: it would count among the user's for ever.
-            forget(gateway, passing, &upstream).await;
+            forget(gateway, &passing, &upstream).await;
         }
         return refused(&upstream, response).await;
     }
     match passing.free {
-        Free::Make(kind) => made(gateway, passing, kind, &upstream, response).await,
-        Free::Delete(kind) if kind != Kind::Response => deleted(gateway, passing, &upstream, response).await,
+        Free::Make(kind) => made(gateway, &passing, kind, &upstream, response).await,
+        Free::Delete(kind) if kind != Kind::Response => deleted(gateway, &passing, &upstream, response).await,
         _ => Ok(Passed {
             status: response.status(),
             headers: returned_headers(response.headers()),
             body: Coming::Still(Box::new(Rest {
                 response,
                 idle: upstream.idle_timeout(),
+                cutoff: gateway.cutoff.clone(),
+                _taken: passing.taken,
                 _turn: placed.turn,
             })),
         }),

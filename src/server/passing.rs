@@ -9,26 +9,14 @@ use axum::http::{Method, Response};
 use bytes::Bytes;
 use futures_util::stream;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::proxy::{self, Torn};
 use super::refusal::Refused;
 use super::{App, Arrival, auth, rates};
 use crate::endpoints::{Free, Kind};
-use crate::exchange::{self, Carried, Coming, MAX_FILE, Passed, Passing, Permit, Rest};
+use crate::exchange::{self, Carried, Coming, MAX_FILE, Passed, Passing, Rest, Taken};
 use crate::refusal::{Refusal, Unreadable};
 use crate::store::keys::Key;
-
-/// What a request has until the last of its answer is handed on.
-struct Kept {
-    _running: TaskTrackerToken,
-    _place: OwnedSemaphorePermit,
-    _permit: Permit,
-    _memory: Option<OwnedSemaphorePermit>,
-    cutoff: CancellationToken,
-}
 
 /// One request to a free endpoint; `object` is what its path names.
 pub(super) async fn pass(
@@ -53,24 +41,18 @@ pub(super) async fn pass(
         let user = key.user_name.clone();
         return Err(told(Refusal::Suspended { user }));
     }
-    let mut kept = Kept {
-        _running: running,
-        _place: place,
-        _permit: permit.map_err(told)?,
-        _memory: None,
-        cutoff: app.gateway.cutoff.clone(),
+    let taken = Taken {
+        running,
+        place,
+        permit: permit.map_err(told)?,
+        memory: None,
     };
-    let cutoff = kept.cutoff.clone();
-    let passing = read(app, arrival, (free, object), key, head, body, &mut kept);
-    let passed = async {
-        let (passing, body) = passing.await?;
-        exchange::pass(&app.gateway, &passing, body).await
+    let (passing, body) = tokio::select! {
+        read = read(app, arrival, (free, object), key, head, body, taken) => read.map_err(told)?,
+        () = app.gateway.cutoff.cancelled() => return Err(told(Refusal::ShuttingDown)),
     };
-    let passed = tokio::select! {
-        passed = passed => passed.map_err(told)?,
-        () = cutoff.cancelled() => return Err(told(Refusal::ShuttingDown)),
-    };
-    let mut response = respond(passed, kept);
+    let passed = exchange::pass(&app.gateway, passing, body).await.map_err(told)?;
+    let mut response = respond(passed);
     rates::tell(&standing, response.headers_mut());
     Ok(response)
 }
@@ -83,7 +65,7 @@ async fn read(
     key: Arc<Key>,
     head: Parts,
     body: Body,
-    kept: &mut Kept,
+    mut taken: Taken,
 ) -> Result<(Passing, Carried), Refusal> {
     let body = match (free, &head.method) {
         (Free::Make(Kind::File), _) => {
@@ -102,7 +84,7 @@ async fn read(
         (_, method) if *method == Method::POST => {
             let server = &arrival.live.config.server;
             let (document, memory) = proxy::read(&app.body_memory, server, &head.headers, body).await?;
-            kept._memory = Some(memory);
+            taken.memory = Some(memory);
             Carried::Document(document)
         }
         _ => Carried::Nothing,
@@ -122,14 +104,15 @@ async fn read(
         query: head.uri.query().map(str::to_owned),
         object: object.to_owned(),
         headers: head.headers,
+        taken,
     };
     Ok((passing, body))
 }
 
-fn respond(passed: Passed, kept: Kept) -> Response<Body> {
+fn respond(passed: Passed) -> Response<Body> {
     let body = match passed.body {
         Coming::Whole(bytes) => Body::from(bytes),
-        Coming::Still(rest) => Body::from_stream(stream::unfold(Some((rest, kept)), next)),
+        Coming::Still(rest) => Body::from_stream(stream::unfold(Some(rest), next)),
     };
     let mut response = Response::new(body);
     *response.status_mut() = passed.status;
@@ -137,18 +120,14 @@ fn respond(passed: Passed, kept: Kept) -> Response<Body> {
     response
 }
 
-type State = Option<(Box<Rest>, Kept)>;
+type State = Option<Box<Rest>>;
 
 /// The next piece of an answer. One that breaks off, or is cut off by a stop, must not look as if it had ended well.
 async fn next(state: State) -> Option<(Result<Bytes, Torn>, State)> {
-    let (mut rest, kept) = state?;
-    let piece = tokio::select! {
-        piece = rest.next() => piece.map_err(|_| Torn),
-        () = kept.cutoff.cancelled() => Err(Torn),
-    };
-    match piece {
+    let mut rest = state?;
+    match rest.next().await {
         Ok(None) => None,
-        Ok(Some(bytes)) => Some((Ok(bytes), Some((rest, kept)))),
-        Err(torn) => Some((Err(torn), None)),
+        Ok(Some(bytes)) => Some((Ok(bytes), Some(rest))),
+        Err(_) => Some((Err(Torn), None)),
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use codex_gateway::store::{KeyId, UserId};
 use futures_util::StreamExt;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -108,11 +108,16 @@ impl Client {
 
     /// A connection of its own with the request already written: for clients that hang up or read slowly.
     pub async fn raw(&self, path: &str, body: &Value) -> TcpStream {
+        self.raw_as(Method::POST, path, &body.to_string()).await
+    }
+
+    /// The same with another method, and any body.
+    pub async fn raw_as(&self, method: Method, path: &str, body: &str) -> TcpStream {
         let address = self.base_url.trim_start_matches("http://");
         let mut socket = TcpStream::connect(address).await.expect("a connection");
-        let (body, key) = (body.to_string(), &self.key);
+        let key = &self.key;
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n",
             body.len()
         );

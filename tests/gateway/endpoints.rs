@@ -3,12 +3,14 @@
 
 use bytes::Bytes;
 use codex_gateway::endpoints::{Service, TABLE};
-use codex_gateway::simulator::{Playwright, Request, Script, Served};
+use codex_gateway::simulator::playwright::standard;
+use codex_gateway::simulator::{Ended, Gate, Playwright, Request, Script, Served, Step};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client, MODEL, response};
+use crate::hangups::hang_up;
 use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge, nanos};
 
@@ -696,5 +698,63 @@ async fn a_medium_that_is_too_long_to_pass_is_charged_all_the_same() {
     let row = harness.receipt(drawn.exchange());
     assert_eq!(row.basis, Basis::Estimated);
     assert!(row.charge.nanos() > 0 && row.charge <= row.held, "{row:?}");
+    harness.finish().await;
+}
+
+/// What stands before each answer to a request of this method.
+fn gated(method: Method, gate: &Gate) -> Playwright {
+    let (gate, inner) = (gate.clone(), standard(Default::default()));
+    std::sync::Arc::new(move |request: &Request| {
+        let script = inner(request);
+        match request.method == method {
+            true => script.first(Step::Wait(gate.clone())),
+            false => script,
+        }
+    })
+}
+
+/// The client leaves while the upstream works, and the upstream then does what it was asked for.
+async fn leave_meanwhile(harness: &Harness, socket: tokio::net::TcpStream, gate: &Gate, number: u64) {
+    harness
+        .simulator
+        .arrived(usize::try_from(number).expect("a number") + 1)
+        .await;
+    hang_up(socket).await;
+    gate.open();
+    let served = harness.simulator.ended(number).await;
+    assert_eq!(
+        served.ended,
+        Some(Ended::Completed),
+        "its answer is read without a client"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_for_a_client_that_leaves_is_its_users_all_the_same() {
+    let gate = Gate::closed();
+    let builder = Harness::builder().playwright(gated(Method::POST, &gate));
+    let mut harness = builder.start().await;
+    let socket = harness.client.raw("/v1/conversations", &json!({})).await;
+    leave_meanwhile(&harness, socket, &gate, 0).await;
+    // A stop waits for what is being noted.
+    harness.stop().await;
+    harness.start_again().await;
+    get(&harness.client, "/conversations/conv_00000001").await.expect(200);
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_for_a_client_that_leaves_is_forgotten() {
+    let gate = Gate::closed();
+    let builder = Harness::builder().playwright(gated(Method::DELETE, &gate));
+    let mut harness = builder.start().await;
+    let made = ask(&harness.client, Method::POST, "/conversations", Some(json!({}))).await;
+    let path = format!("/conversations/{}", id(&made.expect(200)));
+    let socket = harness.client.raw_as(Method::DELETE, &format!("/v1{path}"), "").await;
+    leave_meanwhile(&harness, socket, &gate, 1).await;
+    harness.stop().await;
+    harness.start_again().await;
+    get(&harness.client, &path).await.expect(404);
+    assert_eq!(harness.served().len(), 2, "the upstream is not asked");
     harness.finish().await;
 }

@@ -69,7 +69,7 @@ async fn read_events(socket: &mut TcpStream, count: usize) {
 }
 
 /// Leaves, and waits until the gateway has noticed: it closes its side then.
-async fn hang_up(mut socket: TcpStream) {
+pub async fn hang_up(mut socket: TcpStream) {
     socket.shutdown().await.expect("half a connection");
     let mut rest = Vec::new();
     // A reset says the same as an end.
