@@ -161,8 +161,7 @@ fn verdict(admitted: &Admitted, said: &Said) -> Option<Verdict> {
     }
 }
 
-/// Whether, where and when it is sent once more. An upstream that answers is healthy: a conversation waits a little for it,
-/// because what it sends of earlier turns is cached there.
+/// Whether, where and when it is sent once more: what may go elsewhere does not wait for one that has no time for it.
 fn next(gateway: &Gateway, admitted: &Admitted, said: &Said, tried: &mut Vec<usize>, watch: &Watch) -> Option<Next> {
     let upstream = admitted.upstream();
     let not_taken = match said {
@@ -181,9 +180,7 @@ fn next(gateway: &Gateway, admitted: &Admitted, said: &Said, tried: &mut Vec<usi
     tried.push(admitted.target.upstream);
     let chance = admitted.id().0.as_u64_pair().1 >> watch.attempts();
     let before_the_same = not_taken.before_the_same(chance);
-    let stays = before_the_same.is_some() && matches!((said, admitted.wish.seat), (Ok(_), Seat::Thread(_)));
-    let elsewhere = if stays { None } else { another(admitted, tried) };
-    let next = match elsewhere {
+    let next = match another(admitted, tried) {
         Some(moved) => Next {
             pause: NotTaken::before_another(chance),
             moved: Some(moved),
