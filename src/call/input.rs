@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::fields::{Member, Name, members, unsupported};
 use super::piece::Piece;
-use super::{CallError, Endpoint, HostedTools, Instead, Problem, Reference};
+use super::{AllEncrypted, CallError, Endpoint, HostedTools, Instead, Problem, Reference};
 
 /// Names such as a role or a type are part of a message's frame, not of its text. What is longer is no such name.
 const MAX_LABEL_BYTES: usize = 64;
@@ -126,8 +126,8 @@ pub(super) struct Walk<'w> {
     pub(super) refers_to: Vec<Reference>,
     /// Hosted tools among the definitions.
     pub(super) tools: HostedTools,
-    /// Whether something is encrypted for the account that made it.
-    pub(super) is_encrypted: bool,
+    /// What is encrypted for the account that made it.
+    pub(super) encrypted: AllEncrypted,
     refusal: Option<Refusal>,
 }
 
@@ -144,7 +144,7 @@ impl<'w> Walk<'w> {
             emit,
             refers_to: Vec::new(),
             tools: HostedTools::default(),
-            is_encrypted: false,
+            encrypted: AllEncrypted::default(),
             refusal: None,
         }
     }
@@ -320,7 +320,7 @@ impl<'de> Visitor<'de> for Node<'_, '_> {
             Scope::Blob | Scope::Beyond => emit(Piece::Blob(text.len())),
             Scope::Encrypted => {
                 emit(Piece::Blob(text.len()));
-                self.walk.is_encrypted |= !text.is_empty();
+                self.walk.encrypted.push(text);
             }
             Scope::Container | Scope::ServerState => return Err(self.walk.refuse(Instead::SendContent)),
             Scope::File => {

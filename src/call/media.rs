@@ -296,7 +296,7 @@ pub(super) fn form(endpoint: Endpoint, content_type: &str, body: &Bytes) -> Resu
         refers_to: Vec::new(),
         cache_ttl: CacheTtl::default(),
         echo: Echo::No,
-        is_encrypted: false,
+        encrypted: super::AllEncrypted::default(),
         medium,
         form: Some(content_type.to_owned()),
         places: Places {

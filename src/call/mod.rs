@@ -1,5 +1,6 @@
 //! A call: a client's request, as far as its cost and its route depend on it; the edits made to it.
 
+mod encrypted;
 mod fields;
 mod input;
 mod media;
@@ -13,6 +14,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+pub use encrypted::{AllEncrypted, Encrypted};
 pub use fields::{Member, members};
 pub use media::Medium;
 
@@ -181,8 +183,8 @@ pub struct Call {
     pub tools: HostedTools,
     /// `previous_response_id`, the conversation, the ids of `item_reference`s and of files: state only the upstream holds.
     pub refers_to: Vec<Reference>,
-    /// Whether it holds `encrypted_content`: what earlier answers left there only the account that made them can read.
-    pub is_encrypted: bool,
+    /// Its `encrypted_content`: what earlier answers left there only the account that made them can read.
+    pub encrypted: AllEncrypted,
     /// How long what it writes to the prompt cache is to live: `prompt_cache_options.ttl`.
     pub cache_ttl: CacheTtl,
     /// Whether a legacy completion repeats its prompt: `echo`.

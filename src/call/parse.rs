@@ -62,7 +62,7 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
         input: read.input,
         tools: read.tools,
         refers_to: read.refers_to,
-        is_encrypted: read.is_encrypted,
+        encrypted: read.encrypted,
         cache_ttl: cache_ttl(&fields)?,
         echo: echo(&fields)?,
         body: body.clone(),
@@ -291,7 +291,7 @@ struct Read {
     prompts: u32,
     tools: super::HostedTools,
     refers_to: Vec<Reference>,
-    is_encrypted: bool,
+    encrypted: super::AllEncrypted,
 }
 
 fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) -> Result<Read, CallError> {
@@ -302,7 +302,7 @@ fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) ->
     let Walk {
         mut tools,
         mut refers_to,
-        is_encrypted,
+        encrypted,
         ..
     } = walk;
     refers_to.extend(fields.string("previous_response_id")?.map(Reference::Response));
@@ -317,7 +317,7 @@ fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) ->
         prompts,
         tools,
         refers_to,
-        is_encrypted,
+        encrypted,
     })
 }
 

@@ -581,7 +581,7 @@ fn what_is_encrypted_for_an_account_is_noted_wherever_it_lies() {
             false,
         ),
     ] {
-        assert_eq!(responses(with(body)).is_encrypted, expected, "{body}");
+        assert_eq!(responses(with(body)).encrypted.is_empty(), !expected, "{body}");
     }
 }
 

@@ -588,7 +588,7 @@ impl Asking<'_> {
                 only.is_none_or(|only| candidate.upstream == only)
                     && unfit.iter().all(|(target, _)| target.upstream != candidate.upstream)
             };
-            let wish = Wish::of(self.call, seat, self.live, &self.gateway.threads, may);
+            let wish = Wish::of(self.call, seat, self.live, &self.gateway.homes, may);
             let (target, turn) = match choice::choose(self.live, &self.call.model, wish, may) {
                 Ok(chosen) => chosen,
                 Err(NoChoice::NoneDoes(fault)) => return Err(Refusal::Upstream(fault)),

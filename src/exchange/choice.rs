@@ -1,10 +1,12 @@
 //! The choice of an upstream: which of those that may take a call does, and a place there.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use uuid::Uuid;
 
 use super::health::Turn;
-use super::threads::Threads;
+use super::homes::Homes;
 use super::{Live, Upstream};
 use crate::breaker::Others;
 use crate::call::Call;
@@ -44,7 +46,7 @@ pub(super) struct Wish {
     pub(super) seat: Seat,
     /// Where it goes while that takes calls.
     pub(super) home: Option<usize>,
-    /// Where its thread lives: what earlier turns left may be encrypted for that account.
+    /// Where its thread lives.
     pub(super) lives: Option<usize>,
     /// Whether it holds such a thing, so that nobody else can read it.
     pub(super) is_bound: bool,
@@ -56,31 +58,49 @@ impl Wish {
         call: &Call,
         seat: Seat,
         live: &Live,
-        threads: &Threads,
+        homes: &Homes,
         may: impl Fn(&Candidate<'_>) -> bool,
     ) -> Wish {
-        let homes = || {
+        let free = Wish {
+            seat,
+            home: None,
+            lives: None,
+            is_bound: false,
+        };
+        if !call.endpoint.is_responses() {
+            return free;
+        }
+        let named = |name: Arc<str>| {
+            let is_it = |candidate: &Candidate<'_>| live.upstreams[candidate.upstream].name() == &*name;
+            let mut candidates = live.routes.candidates(&call.model);
+            let found = candidates.find(|candidate| is_it(candidate) && may(candidate));
+            found.map(|candidate| candidate.upstream)
+        };
+        let of_thread = || {
             let Seat::Thread(thread) = seat else { return None };
-            let of_name = live
+            let by_name = live
                 .routes
                 .choose(&call.model, seat, |candidate| may(candidate).then_some(0))?
                 .upstream;
-            let lives = threads.home(thread).and_then(|name| {
-                let is_home = |candidate: &Candidate<'_>| live.upstreams[candidate.upstream].name() == &*name;
-                let mut candidates = live.routes.candidates(&call.model);
-                candidates.find(|candidate| is_home(candidate) && may(candidate))
-            });
-            let lives = lives.map_or(of_name, |candidate| candidate.upstream);
-            // From one that only stands in for it, what nobody has encrypted goes back.
-            let stays = call.is_encrypted || live.routes.are_equals(lives, of_name);
-            Some((if stays { lives } else { of_name }, lives))
+            let lives = homes.of_thread(thread).and_then(named).unwrap_or(by_name);
+            Some((by_name, lives))
         };
-        let (home, lives) = call.endpoint.is_responses().then(homes).flatten().unzip();
+        let (by_name, lives) = of_thread().unzip();
+        if !call.encrypted.is_empty() {
+            let home = homes.maker(&call.encrypted).and_then(named).or(lives);
+            return Wish {
+                home,
+                lives,
+                is_bound: home.is_some(),
+                ..free
+            };
+        }
+        // From one that only stands in for it, what nobody has encrypted goes back.
+        let stays = |lives: &usize| by_name.is_some_and(|by_name| live.routes.are_equals(*lives, by_name));
         Wish {
-            seat,
-            home,
+            home: lives.filter(stays).or(by_name),
             lives,
-            is_bound: call.is_encrypted && home.is_some(),
+            ..free
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::config::OnHangup;
 use crate::metrics::Attempt;
 use crate::refusal::UpstreamFault;
 use crate::retry::{self, MOST_ATTEMPTS, NotTaken};
-use crate::route::{Candidate, Seat, Target};
+use crate::route::{Candidate, Target};
 use crate::store::attempts::Outcome;
 use crate::time::now;
 
@@ -56,7 +56,7 @@ pub(super) async fn dispatch(
         };
         let Some(next) = next(gateway, admitted, &said, &mut tried, watch) else {
             if said.as_ref().is_ok_and(|response| response.status().is_success()) {
-                note_home(gateway, admitted);
+                gateway.homes.taken(admitted);
             }
             return said.map_err(Ending::fault);
         };
@@ -87,19 +87,6 @@ fn unsent(ending: Ending) -> Ending {
     Ending {
         settle: Settle::Nothing,
         ..ending
-    }
-}
-
-/// Notes where a thread lives, if that is another upstream than before.
-fn note_home(gateway: &Gateway, admitted: &Admitted) {
-    let moved = admitted
-        .wish
-        .lives
-        .is_some_and(|lives| lives != admitted.target.upstream);
-    if let Seat::Thread(thread) = admitted.wish.seat
-        && moved
-    {
-        gateway.threads.moved(thread, admitted.upstream().name());
     }
 }
 

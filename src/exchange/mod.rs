@@ -20,6 +20,7 @@ mod client;
 mod dispatch;
 mod ending;
 mod health;
+mod homes;
 mod live;
 mod offer;
 mod passage;
@@ -29,7 +30,6 @@ mod relay;
 mod roll;
 mod sending;
 mod settlement;
-mod threads;
 mod throttle;
 mod traces;
 mod tunnel;
@@ -71,6 +71,7 @@ use crate::time::Stopwatch;
 pub use admission::{Admitted, made_before};
 use client::Client;
 use dispatch::Said;
+pub(crate) use homes::Homes;
 pub use live::Live;
 pub use offer::{Offer, offered};
 pub use passing::{Carried, Coming, MAX_FILE, Passed, Passing, Rest, Taken, pass};
@@ -78,7 +79,6 @@ use recorder::Recorder;
 pub use recorder::{RecordingMemory, Replaying};
 use roll::OnRoll;
 pub use roll::{Entry, Phase, Roll, Totals};
-pub(crate) use threads::Threads;
 pub use throttle::{Permit, Throttle, key_rates};
 use traces::Parent;
 pub use traces::Tracer;
@@ -113,8 +113,8 @@ pub struct Gateway {
     pub roll: Roll,
     /// Calls that may be sent more than once.
     pub retries: Budget,
-    /// Threads that moved to another upstream.
-    pub(crate) threads: Threads,
+    /// Which upstreams made what is encrypted, and where threads live that moved.
+    pub(crate) homes: Homes,
     /// Counts the exchanges that run.
     pub tracker: TaskTracker,
     /// Fires when running streams have to end: a second stop signal, or the end of the drain.
@@ -247,6 +247,7 @@ async fn run(gateway: Arc<Gateway>, mut request: Request, mut permit: Permit, mu
             Settle::Nothing
         })
     });
+    gateway.homes.answered(&admitted, watch.meter.reading());
     let (is_whole, room) = (ending.is_whole(), admitted.room.take());
     let (closed, last) = settlement::settle(&gateway, admitted, &mut permit, &watch, ending).await;
     let closed = closed.and_then(|closed| match fail_point::hit(Point::Settled) {

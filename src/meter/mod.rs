@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use crate::call::Endpoint;
+use crate::call::{Encrypted, Endpoint};
 use crate::sse::Event;
 use crate::usage::{CacheTtl, Dialect, Tier, ToolTally, ToolUsage, Usage, UsageError};
 
@@ -97,6 +97,8 @@ pub struct Reading {
     pub visible_beyond: u64,
     /// Ids of output items, so that an `item_reference` can be shown to be this user's; [`MAX_ITEMS`] at most.
     pub item_ids: Vec<String>,
+    /// The last thing in it that only the account that made it can read.
+    pub encrypted: Option<Encrypted>,
 }
 
 impl Reading {
@@ -408,6 +410,10 @@ impl Meter {
             id: item.id.text(),
         };
         self.reading.name_item(position.id.as_deref());
+        let encrypted = item.encrypted_content.text();
+        self.reading.encrypted = encrypted
+            .and_then(|text| Encrypted::of(&text))
+            .or(self.reading.encrypted);
         let named = item.is_call() && self.items.names.note(&position);
         let shown = named && self.reading.show_all([item.name]);
         let told = self.items.texts.note(&position);

@@ -182,6 +182,7 @@ fn a_response_is_read_from_its_terminal_event() {
         end: Some(End::Completed),
         visible: r#"Hello Romeweather{"city":"Rome"}"#.into(),
         item_ids: vec!["rs_1".into(), "msg_1".into(), "fc_1".into()],
+        encrypted: Encrypted::of("gAAAAAB"),
         ..Reading::default()
     };
     assert_eq!(reading, expected);

@@ -277,6 +277,7 @@ pub(super) struct Item<'a> {
     /// Of messages and of reasoning that is not hidden.
     content: Json<'a>,
     summary: Json<'a>,
+    pub(super) encrypted_content: Json<'a>,
     /// An [`Action`].
     action: Json<'a>,
     container_id: Json<'a>,

@@ -53,7 +53,7 @@ use crate::bilingual;
 use crate::call::Endpoint;
 use crate::config::{Config, UpstreamConfig};
 use crate::events::{self, Outbox, Sink, SinkError};
-use crate::exchange::{Gateway, Live, RecordingMemory, Roll, Threads, Throttle, Tracer, Upstream, UpstreamError};
+use crate::exchange::{Gateway, Homes, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream, UpstreamError};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::retry::Budget;
@@ -199,7 +199,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         recordings: RecordingMemory::default(),
         roll: Roll::default(),
         retries: Budget::default(),
-        threads: Threads::default(),
+        homes: Homes::default(),
         tracker: TaskTracker::new(),
         cutoff: CancellationToken::new(),
     });

@@ -19,7 +19,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::client::{Answer, Client, MODEL, chat, drain, response};
+use crate::client::{Answer, Client, MODEL, chat, drain, events, response};
 use crate::harness::{Builder, Harness};
 use crate::price::{catalogue, expected_charge};
 
@@ -393,6 +393,48 @@ async fn what_is_encrypted_for_an_account_goes_nowhere_else_and_a_thread_that_mo
     assert_eq!(at(encrypted(&stays)).await, "first");
     assert_eq!(at(encrypted(&moves)).await, "second");
     assert_eq!(at(turn(&moves, "Hello again")).await, "second");
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_conversations_that_share_a_name_each_goes_to_who_made_what_it_holds() {
+    let (opens, gated) = gated();
+    let harness = equals("max_concurrency = 1", "").playwright(gated).start().await;
+    let [other, shared] = of_first(&harness).await;
+    let call = async |thread: &str, input: Value, stream: bool| {
+        let include = ["reasoning.encrypted_content"];
+        let body =
+            json!({"model": MODEL, "input": input, "prompt_cache_key": thread, "include": include, "stream": stream});
+        let answer = harness.client.post("/v1/responses", &body).await.expect(200);
+        let upstream = harness.receipt(answer.exchange()).upstream;
+        let whole = match stream {
+            true => events(&answer.body).pop().expect("an end")["response"].clone(),
+            false => answer.json(),
+        };
+        (upstream, whole["output"].clone())
+    };
+    let (upstream, of_first) = call(&shared, json!("sim:reasoning One"), false).await;
+    assert_eq!(upstream, "first");
+
+    let before = harness.served().len();
+    let (client, body) = (harness.client.clone(), turn(&other, "wait here"));
+    let mut running = JoinSet::new();
+    running.spawn(async move { client.post("/v1/responses", &body).await });
+    harness.simulator.arrived(before + 1).await;
+    let (upstream, of_second) = call(&shared, json!("sim:reasoning Two"), true).await;
+    assert_eq!(upstream, "second", "the first one is full");
+    opens.open();
+    let waited = running.join_next().await.expect("a call");
+    waited.expect("it does not panic").expect(200);
+
+    for (output, maker) in [(&of_first, "first"), (&of_second, "second"), (&of_first, "first")] {
+        assert!(output[0]["encrypted_content"].is_string(), "{output}");
+        let mut input = output.as_array().expect("items").clone();
+        input.push(json!({"type": "message", "role": "user", "content": "And?"}));
+        for thread in [&shared, &other, "a copy"] {
+            assert_eq!(call(thread, json!(input), false).await.0, maker, "{thread}");
+        }
+    }
     harness.finish().await;
 }
 
