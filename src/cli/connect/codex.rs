@@ -26,6 +26,9 @@ use crate::said;
 /// The first line of every profile written here: what does not begin so is somebody else's, and is kept.
 const MARK: &str = "# Written by `gateway connect codex`";
 
+/// How many profiles of others are kept at most.
+const MOST_KEPT: u32 = 99;
+
 /// How long Codex waits for the hook, in seconds; the hook itself gives up sooner.
 const HOOK_SECONDS: u32 = 10;
 
@@ -98,20 +101,51 @@ pub(super) async fn connect(args: &CodexProfile, global: &Global) -> anyhow::Res
     Ok(())
 }
 
-/// Where the profile lies, and where what it replaced is kept.
+/// Where the profile lies. What it replaced is kept beside it, each under a name of its own.
 struct Place {
     home: PathBuf,
     profile: PathBuf,
-    before: PathBuf,
 }
 
 impl Place {
     fn in_home(home: &Path) -> Place {
-        let file = |end: &str| home.join(format!("{PROFILE}.config.toml{end}"));
         Place {
             home: home.to_owned(),
-            profile: file(""),
-            before: file(".before-gateway"),
+            profile: home.join(format!("{PROFILE}.config.toml")),
+        }
+    }
+
+    /// Where what was replaced is kept: the first time, the second time, and so on.
+    fn kept(&self, number: u32) -> PathBuf {
+        let again = if number == 1 {
+            String::new()
+        } else {
+            format!("-{number}")
+        };
+        self.home.join(format!("{PROFILE}.config.toml.before-gateway{again}"))
+    }
+
+    /// The last one that was kept.
+    fn last_kept(&self) -> io::Result<Option<u32>> {
+        for number in (1..=MOST_KEPT).rev() {
+            if self.kept(number).try_exists()? {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Where the next one is kept: nothing that was kept is written over.
+    fn next_kept(&self) -> io::Result<PathBuf> {
+        match self.last_kept()?.unwrap_or(0) + 1 {
+            number @ ..=MOST_KEPT => Ok(self.kept(number)),
+            _ => Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!(
+                    "{} are there already; take away what nobody needs",
+                    self.kept(MOST_KEPT).display()
+                ),
+            )),
         }
     }
 
@@ -120,7 +154,7 @@ impl Place {
         let write = || {
             fs::create_dir_all(&self.home)?;
             if self.holds_something_else()? {
-                fs::rename(&self.profile, &self.before)?;
+                fs::rename(&self.profile, self.next_kept()?)?;
             }
             runtime::write_private(&self.profile, profile.as_bytes())
         };
@@ -150,8 +184,8 @@ impl Place {
                     zh: "{profile} 不是由 `gateway connect` 写入的；保持不变。",
                 ));
             }
-            if self.before.try_exists()? {
-                fs::rename(&self.before, &self.profile)?;
+            if let Some(last) = self.last_kept()? {
+                fs::rename(self.kept(last), &self.profile)?;
                 return Ok(said!(language, en: "{profile} is what it was before.", zh: "{profile} 已恢复原样。"));
             }
             match fs::remove_file(&self.profile) {
@@ -356,6 +390,34 @@ mod tests {
             "mine = 1\n",
             "not ours to remove"
         );
+    }
+
+    #[test]
+    fn what_was_kept_is_never_written_over_and_comes_back_one_by_one() {
+        let (_dir, place) = place();
+        fs::create_dir_all(&place.home).expect("home");
+        let ours = profile("http://h:1", None, &PUBLIC);
+        let now = || fs::read_to_string(&place.profile).expect("text");
+        for mine in ["mine = 1\n", "mine = 2\n", "mine = 3\n"] {
+            fs::write(&place.profile, mine).expect("mine");
+            place.write(&ours).expect("write");
+            place.write(&ours).expect("write again");
+        }
+        for mine in ["mine = 3\n", "mine = 2\n", "mine = 1\n"] {
+            assert_eq!(now(), ours);
+            place.undo().expect("undo");
+            assert_eq!(now(), mine);
+            fs::remove_file(&place.profile).expect("gone");
+            if mine != "mine = 1\n" {
+                place.write(&ours).expect("write");
+            }
+        }
+        assert_eq!(fs::read_dir(&place.home).expect("home").count(), 0);
+
+        fs::write(place.kept(MOST_KEPT), "the last").expect("there");
+        fs::write(&place.profile, "mine = 4\n").expect("mine");
+        place.write(&ours).expect_err("there is no name left");
+        assert_eq!(now(), "mine = 4\n");
     }
 
     #[test]
