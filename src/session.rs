@@ -10,6 +10,8 @@
 //!
 //! Whether input could have been in the cache is judged within a thread, the session's own or that of a sub-agent: what
 //! the call before it read is at the beginning of what this one reads, unless the conversation was compacted in between.
+//! Titles and reviews are conversations of their own beside it. Of a client that says of no call what turn it is of, or what
+//! for, no thread is known: conversations that have nothing in common may share the name that makes them a session.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::money::Usd;
-use crate::origin::{Client, Kind, Label};
+use crate::origin::{Client, Kind, Label, Origin};
 use crate::pricing::{Factor, Price, SearchTool, Terms, bill};
 use crate::store::sessions::OfSession;
 use crate::store::usage_log::{ExchangeRow, State, UsageSum};
@@ -157,7 +159,24 @@ pub struct Tally {
     kinds: BTreeMap<Option<Kind>, UsageSum>,
     agents: BTreeMap<Label, usize>,
     causes: Causes,
-    threads: BTreeMap<Option<Label>, Thread>,
+    threads: BTreeMap<Conversation, Thread>,
+}
+
+/// Calls of which each begins with what the one before it read: of the session itself or of a sub-agent, and if it is
+/// another one beside that, for what.
+type Conversation = (Option<Label>, Option<Kind>);
+
+/// Of which conversation a call is; `None`: its client does not say.
+fn conversation(origin: &Origin) -> Option<Conversation> {
+    let beside = match origin.kind {
+        Some(Kind::Title | Kind::Review) => origin.kind,
+        Some(Kind::Turn | Kind::Compaction | Kind::Prewarm | Kind::SubAgent) => None,
+        None => {
+            origin.turn.as_ref()?;
+            None
+        }
+    };
+    Some((origin.agent.clone(), beside))
 }
 
 /// What is known of a thread when its next call comes.
@@ -190,7 +209,10 @@ impl Tally {
         if !self.report.models.contains(&row.model) {
             self.report.models.insert(row.model.clone());
         }
-        let of_thread = self.threads.get(&row.origin.agent);
+        let conversation = conversation(&row.origin);
+        let of_thread = conversation
+            .as_ref()
+            .and_then(|conversation| self.threads.get(conversation));
         let found = causes(step, of_thread);
         add(&mut self.report.total, row, *refunded);
         add(self.kinds.entry(row.origin.kind).or_default(), row, *refunded);
@@ -227,11 +249,13 @@ impl Tally {
             note(&mut self.causes, cause);
             note(of_turn, cause);
         }
-        self.read_by(row, ended);
+        if let Some(conversation) = conversation {
+            self.read_by(conversation, row, ended);
+        }
     }
 
-    /// Remembers what a call read for the next one of its thread.
-    fn read_by(&mut self, row: &ExchangeRow, ended: Timestamp) {
+    /// Remembers what a call read for the next one of its conversation.
+    fn read_by(&mut self, conversation: Conversation, row: &ExchangeRow, ended: Timestamp) {
         let input = row.usage.input_tokens.get();
         if input == 0 {
             return;
@@ -242,7 +266,7 @@ impl Tally {
             upstream: row.upstream.clone(),
             ended,
         };
-        self.threads.insert(row.origin.agent.clone(), thread);
+        self.threads.insert(conversation, thread);
     }
 
     /// The report.
@@ -436,7 +460,6 @@ mod tests {
 
     use super::*;
     use crate::call::Endpoint;
-    use crate::origin::Origin;
     use crate::pricing::ListName;
     use crate::store::usage_log::Basis;
     use crate::store::{ExchangeId, KeyId, UserId};
@@ -652,6 +675,33 @@ mod tests {
     }
 
     #[test]
+    fn conversations_with_nothing_in_common_miss_nothing_of_one_another() {
+        let report = report(vec![
+            step("1", Kind::Turn, 0, [9_000, 0, 0]),
+            step("1", Kind::Review, 1, [8_000, 0, 0]),
+            step("1", Kind::Title, 2, [7_000, 0, 0]),
+            step("1", Kind::Turn, 3, [9_100, 8_960, 0]),
+            step("1", Kind::Review, 4, [8_100, 7_936, 0]),
+        ]);
+        let is_miss = |cause: &Cause| cause.what.name().starts_with("cache_miss");
+        assert!(!report.causes.iter().any(is_miss), "{:?}", shown(&report.causes));
+
+        // One key of the cache, and no word of who uses it for what.
+        let keyed = |seconds, tokens| {
+            with(step("1", Kind::Turn, seconds, tokens), |row| {
+                (row.origin.turn, row.origin.kind) = (None, None);
+            })
+        };
+        let report = self::report(vec![
+            keyed(0, [5_000, 0, 0]),
+            keyed(1, [6_000, 1_024, 0]),
+            keyed(2, [5_500, 1_024, 0]),
+            keyed(900, [9_000, 0, 0]),
+        ]);
+        assert_eq!(shown(&report.causes), [""; 0]);
+    }
+
+    #[test]
     fn what_was_not_paid_or_has_no_price_made_nothing_dear() {
         let mut tally = Tally::default();
         let mut free = step("1", Kind::Turn, 0, [9_000, 0, 0]);
@@ -661,12 +711,13 @@ mod tests {
             row.charge = usd("0.018");
             row.uncollected = usd("0.017");
             row.origin = Origin::default();
+            row.state = State::Left;
         });
         poor.refunded = usd("0.0005");
         tally.add(&poor);
         let report = tally.finish();
-        // Of what was read anew, no more is said than was paid.
-        assert_eq!(shown(&report.causes), ["cache_miss_after_pause 1 9000 0.001"]);
+        // Of what was for nothing, no more is said than was paid.
+        assert_eq!(shown(&report.causes), ["unfinished 1 9000 0.001"]);
         assert_eq!(
             (report.total.charge, report.total.uncollected),
             (usd("0.001"), usd("0.017"))
