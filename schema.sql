@@ -197,6 +197,7 @@ CREATE INDEX usage_logs_by_response ON usage_logs (response_id) WHERE response_i
 CREATE INDEX usage_logs_by_session ON usage_logs (session, user_id) WHERE session IS NOT NULL;
 
 -- What became of each attempt of an exchange that took several; of one that took one, its usage row tells.
+CREATE INDEX usage_logs_by_agent ON usage_logs (agent, user_id) WHERE agent IS NOT NULL;
 CREATE TABLE attempts (
     exchange_id BLOB    NOT NULL REFERENCES usage_logs (exchange_id), -- UUID v7
     number      INTEGER NOT NULL CHECK (number > 0),         -- 1, 2, …: in this order they were made

@@ -37,7 +37,8 @@ const SESSION: [&str; 5] = [
 /// Who asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Origin {
-    /// The conversation, by the client's id for it. What its sub-agents ask is of the same session.
+    /// The conversation, by the client's id for it. What its sub-agents ask is of the same session; what their sub-agents
+    /// ask too, once an exchange of them has begun.
     pub session: Option<Label>,
     /// The user's turn in it.
     pub turn: Option<Label>,
@@ -70,7 +71,9 @@ impl Origin {
         let named = || SESSION.iter().find_map(|name| Label::new(header(name)?));
         let keyed = || Label::new(std::str::from_utf8(call.cache_key()?).ok()?);
         let session = label(&turn.session_id).or_else(named).or_else(keyed);
-        let (thread, parent) = (label(&turn.thread_id), label(&turn.parent_thread_id));
+        let parent = label(&turn.parent_thread_id).or_else(|| Label::new(header("x-codex-parent-thread-id")?));
+        let of_thread = || parent.as_ref().and_then(|_| Label::new(header("thread-id")?));
+        let thread = label(&turn.thread_id).or_else(of_thread);
         // Sub-agents of some versions call themselves a session of their own.
         let session = match parent {
             Some(parent) if session == thread => Some(parent),
@@ -411,6 +414,13 @@ mod tests {
         assert_eq!(shown(&Origin::of_request(&turn, &call)), "s - - compaction -");
     }
 
+        let older = [
+            ("session-id", "a"),
+            ("thread-id", "a"),
+            ("x-codex-parent-thread-id", "s"),
+            ("x-openai-subagent", "collab_spawn"),
+        ];
+        assert_eq!(of(&older, &json!({})), "s - a sub-agent -");
     #[test]
     fn what_no_header_says_is_told_by_the_body() {
         let metadata = json!({"session_id": "s", "thread_id": "s", "turn_id": "t", "request_kind": "turn"}).to_string();

@@ -8,6 +8,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{self, NoChoice, Wish};
 use super::health::Turn;
+use super::kin;
 use super::{Gateway, Live, Request, Tunnelled, Upstream};
 use crate::call::{Call, CallError, Echo, Endpoint, Reference};
 use crate::config::{OnHangup, Pricing};
@@ -173,6 +174,7 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
     if key.user_suspended {
         return Err(suspended(&key));
     }
+    let origin = kin::of_one_session(gateway, key.user_id, origin).await;
     let (mut call, at) = (Arc::new(call), now());
     let asking = Asking {
         gateway,

@@ -10,37 +10,38 @@
 //! All of it is in memory, by numbers, and of too many those that were quiet for longest are forgotten: after a restart a
 //! thread is looked for where its name says.
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::Admitted;
+use super::recent::Recent;
 use crate::call::{AllEncrypted, Encrypted};
 use crate::meter::Reading;
 use crate::route::Seat;
 
-/// How many of a kind are in each of two generations: some 10 MB in all for a kind.
-const GENERATION: usize = 50_000;
+/// How many of a kind are remembered at least: some 10 MB for a kind.
+const SO_MANY: usize = 50_000;
+
+/// Upstreams by their names.
+type Names<K> = Recent<K, Arc<str>, SO_MANY>;
 
 /// What lives where.
 #[derive(Debug, Default)]
 pub(crate) struct Homes {
     /// Threads that live elsewhere than their names say.
-    threads: Memory<u64>,
+    threads: Names<u64>,
     /// The last thing that each answer left encrypted.
-    made: Memory<Encrypted>,
+    made: Names<Encrypted>,
 }
 
 impl Homes {
     /// The upstream, by its name, at which a thread lives; `None`: where its own name says.
     pub(super) fn of_thread(&self, thread: u64) -> Option<Arc<str>> {
-        self.threads.home(thread)
+        self.threads.get(&thread)
     }
 
     /// The upstream that made what is encrypted there, the last of it that is known.
     pub(super) fn maker(&self, all: &AllEncrypted) -> Option<Arc<str>> {
-        all.newest_first().find_map(|one| self.made.home(one))
+        all.newest_first().find_map(|one| self.made.get(&one))
     }
 
     /// An upstream takes a call: its thread lives there from here on, if it lived elsewhere.
@@ -50,7 +51,7 @@ impl Homes {
             .lives
             .is_some_and(|lives| lives != admitted.target.upstream);
         if let (Seat::Thread(thread), true) = (admitted.wish.seat, moved) {
-            self.threads.note(thread, admitted.upstream().name());
+            self.threads.note(thread, admitted.upstream().name().into());
         }
     }
 
@@ -60,91 +61,7 @@ impl Homes {
         if let Some(encrypted) = reading.encrypted
             && is_choice()
         {
-            self.made.note(encrypted, admitted.upstream().name());
+            self.made.note(encrypted, admitted.upstream().name().into());
         }
-    }
-}
-
-/// Where things of a kind live.
-#[derive(Debug)]
-struct Memory<K> {
-    /// Whether there is any: of none, nobody has to look.
-    any: AtomicBool,
-    generations: Mutex<Generations<K>>,
-}
-
-impl<K> Default for Memory<K> {
-    fn default() -> Memory<K> {
-        Memory {
-            any: AtomicBool::new(false),
-            generations: Mutex::new(Generations {
-                young: HashMap::new(),
-                old: HashMap::new(),
-            }),
-        }
-    }
-}
-
-/// When the younger one is full it takes the place of the older one; who is asked for becomes young.
-#[derive(Debug)]
-struct Generations<K> {
-    young: HashMap<K, Arc<str>>,
-    old: HashMap<K, Arc<str>>,
-}
-
-impl<K: Copy + Eq + Hash> Generations<K> {
-    fn insert(&mut self, of: K, upstream: Arc<str>) {
-        if self.young.len() >= GENERATION && !self.young.contains_key(&of) {
-            self.old = std::mem::take(&mut self.young);
-        }
-        self.young.insert(of, upstream);
-    }
-}
-
-impl<K: Copy + Eq + Hash> Memory<K> {
-    fn home(&self, of: K) -> Option<Arc<str>> {
-        if !self.any.load(Ordering::Relaxed) {
-            return None;
-        }
-        let mut generations = self.generations();
-        if let Some(upstream) = generations.young.get(&of) {
-            return Some(Arc::clone(upstream));
-        }
-        let upstream = generations.old.remove(&of)?;
-        generations.insert(of, Arc::clone(&upstream));
-        Some(upstream)
-    }
-
-    fn note(&self, of: K, upstream: &str) {
-        self.any.store(true, Ordering::Relaxed);
-        self.generations().insert(of, upstream.into());
-    }
-
-    fn generations(&self) -> MutexGuard<'_, Generations<K>> {
-        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_asked_for_is_known_while_it_goes_on_and_so_many_are_kept() {
-        let memory = Memory::default();
-        let home = |of| memory.home(of);
-        assert_eq!(home(7), None);
-        memory.note(7, "first");
-        memory.note(7, "second");
-        let most = u64::try_from(GENERATION).expect("it is small");
-        for of in 1_000..1_000 + 3 * most {
-            memory.note(of, "first");
-            if of % 1_000 == 0 {
-                assert_eq!(home(7).as_deref(), Some("second"));
-            }
-        }
-        assert_eq!(home(1_000), None, "it was quiet for longest");
-        let generations = memory.generations();
-        assert!(generations.young.len() + generations.old.len() <= 2 * GENERATION);
     }
 }

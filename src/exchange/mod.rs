@@ -21,10 +21,12 @@ mod dispatch;
 mod ending;
 mod health;
 mod homes;
+mod kin;
 mod live;
 mod offer;
 mod passage;
 mod passing;
+mod recent;
 mod recorder;
 mod relay;
 mod roll;
@@ -72,6 +74,7 @@ pub use admission::{Admitted, made_before};
 use client::Client;
 use dispatch::Said;
 pub(crate) use homes::Homes;
+pub(crate) use kin::Kin;
 pub use live::Live;
 pub use offer::{Offer, offered};
 pub use passing::{Carried, Coming, MAX_FILE, Passed, Passing, Rest, Taken, pass};
@@ -115,6 +118,8 @@ pub struct Gateway {
     pub retries: Budget,
     /// Which upstreams made what is encrypted, and where threads live that moved.
     pub(crate) homes: Homes,
+    /// Of which sessions sub-agents are.
+    pub(crate) kin: Kin,
     /// Counts the exchanges that run.
     pub tracker: TaskTracker,
     /// Fires when running streams have to end: a second stop signal, or the end of the drain.

@@ -53,7 +53,7 @@ use crate::bilingual;
 use crate::call::Endpoint;
 use crate::config::{Config, UpstreamConfig};
 use crate::events::{self, Outbox, Sink, SinkError};
-use crate::exchange::{Gateway, Homes, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream, UpstreamError};
+use crate::exchange::{Gateway, Homes, Kin, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream, UpstreamError};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::retry::Budget;
@@ -200,6 +200,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         roll: Roll::default(),
         retries: Budget::default(),
         homes: Homes::default(),
+        kin: Kin::default(),
         tracker: TaskTracker::new(),
         cutoff: CancellationToken::new(),
     });

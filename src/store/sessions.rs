@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
 use super::columns::{Count, Micros};
 use super::reports::{Of, Stop, Unread, lowest};
@@ -59,6 +59,10 @@ const ROWS: &str =
 /// Sessions that begin so, and whose they are.
 const STARTING: &str = "SELECT DISTINCT session, user_id FROM usage_logs INDEXED BY usage_logs_by_session
      WHERE session >= ?1 AND session < ?1 || '~' AND (?2 IS NULL OR user_id = ?2) LIMIT ?3";
+
+/// The session of a sub-agent.
+const OF_AGENT: &str = "SELECT session FROM usage_logs INDEXED BY usage_logs_by_agent
+     WHERE agent = ?1 AND user_id = ?2 AND session IS NOT NULL LIMIT 1";
 
 /// The newest sessions among the exchanges that match. They are summed first, and what their last calls say is looked up
 /// for those that are shown.
@@ -214,6 +218,18 @@ impl Store {
         }
     }
 
+    /// The session of a sub-agent of a user's, if it has been seen.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn session_of_agent(&self, user: UserId, agent: &Label) -> Result<Option<Label>, StoreError> {
+        self.read("looking for a session", |conn| {
+            conn.prepare_cached(OF_AGENT)?
+                .query_row(params![agent.as_str(), user], |row| row.get(0))
+                .optional()
+        })
+    }
+
     /// Sessions whose ids begin so, at most so many, and whose they are; of one user, or of all.
     ///
     /// # Errors
@@ -289,6 +305,10 @@ mod tests {
             (
                 ROWS.to_owned(),
                 "usage_logs USING INDEX usage_logs_by_session (session=? AND user_id=?)",
+            ),
+            (
+                OF_AGENT.to_owned(),
+                "usage_logs USING INDEX usage_logs_by_agent (agent=? AND user_id=?)",
             ),
             (
                 STARTING.to_owned(),

@@ -4,6 +4,7 @@ PRAGMA legacy_alter_table = ON;
 BEGIN IMMEDIATE;
 DROP TABLE stored_objects;
 DROP INDEX usage_logs_by_session;
+DROP INDEX usage_logs_by_agent;
 ALTER TABLE usage_logs DROP COLUMN session;
 ALTER TABLE usage_logs DROP COLUMN turn;
 ALTER TABLE usage_logs DROP COLUMN agent;

@@ -214,6 +214,45 @@ async fn a_session_is_told_turn_by_turn_and_its_total_is_what_the_answers_said()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_sub_agents_of_sub_agents_ask_is_of_the_session_in_which_the_user_types() {
+    let mut harness = Harness::start().await;
+    // As versions tell it in which every sub-agent calls itself a session of its own.
+    let agent = |thread: &str, parent: &str| json!({"session_id": thread, "thread_id": thread, "parent_thread_id": parent, "subagent_kind": "thread_spawn"});
+    for (thread, parent) in [("a", "ses-1"), ("b", "a"), ("c", "b"), ("a", "ses-1"), ("b", "a")] {
+        codex(&harness.client, "t-1", &agent(thread, parent)).await;
+    }
+    // As a newer one does.
+    let newer = json!({"thread_id": "d", "parent_thread_id": "c", "subagent_kind": "thread_spawn"});
+    codex(&harness.client, "t-1", &newer).await;
+    // Another user's sub-agents may have the same names.
+    let other = harness.add_client("other", "5");
+    codex(&other, "t-1", &agent("b", "ses-9")).await;
+    // What was seen before a restart is known after it.
+    harness.stop().await;
+    harness.start_again().await;
+    codex(&harness.client, "t-1", &agent("e", "b")).await;
+    codex(&harness.client, "t-1", &json!({})).await;
+
+    let list = harness.client.get("/v1/gateway/sessions").await.expect(200).json();
+    let listed = list["items"].as_array().expect("a list");
+    assert_eq!(listed.len(), 1, "{list}");
+    assert_eq!(
+        (&listed[0]["id"], &listed[0]["exchanges"]),
+        (&json!("ses-1"), &json!(8))
+    );
+    let session = harness
+        .client
+        .get("/v1/gateway/sessions/ses-1")
+        .await
+        .expect(200)
+        .json();
+    let agents = session["agents"].as_array().expect("agents").iter();
+    let agents: Vec<_> = agents.map(|agent| agent["id"].as_str().expect("an id")).collect();
+    assert_eq!(agents, ["a", "b", "c", "d", "e"]);
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn another_keys_session_is_answered_like_one_that_does_not_exist() {
     let harness = Harness::start().await;
     codex(&harness.client, "t-1", &json!({})).await;
