@@ -125,6 +125,8 @@ CREATE TABLE holds (
     hash         BLOB    NOT NULL CHECK (length(hash) = 32), -- SHA-256 over the columns above
     state        TEXT    NOT NULL CHECK (state = 'open' OR state = 'settled' OR state = 'released'), -- settled: charged; released: not
     closed_at    INTEGER,                                   -- microseconds: when it was closed
+    origin       TEXT    CHECK (json_valid(origin)),        -- JSON object: who asked, for the row of an exchange that nobody ends;
+                                                            -- NULL: it is closed, or nothing is known of it
     CHECK ((state = 'open') = (closed_at IS NULL))
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX holds_open ON holds (user_id) WHERE state = 'open';
@@ -195,9 +197,9 @@ CREATE INDEX usage_logs_by_user ON usage_logs (user_id, exchange_id);
 CREATE INDEX usage_logs_by_start ON usage_logs (started_at);
 CREATE INDEX usage_logs_by_response ON usage_logs (response_id) WHERE response_id IS NOT NULL;
 CREATE INDEX usage_logs_by_session ON usage_logs (session, user_id) WHERE session IS NOT NULL;
+CREATE INDEX usage_logs_by_agent ON usage_logs (agent, user_id) WHERE agent IS NOT NULL;
 
 -- What became of each attempt of an exchange that took several; of one that took one, its usage row tells.
-CREATE INDEX usage_logs_by_agent ON usage_logs (agent, user_id) WHERE agent IS NOT NULL;
 CREATE TABLE attempts (
     exchange_id BLOB    NOT NULL REFERENCES usage_logs (exchange_id), -- UUID v7
     number      INTEGER NOT NULL CHECK (number > 0),         -- 1, 2, …: in this order they were made

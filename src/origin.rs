@@ -15,7 +15,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::call::{Call, Endpoint};
 
@@ -35,7 +36,7 @@ const SESSION: [&str; 5] = [
 ];
 
 /// Who asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The conversation, by the client's id for it. What its sub-agents ask is of the same session; what their sub-agents
     /// ask too, once an exchange of them has begun.
@@ -162,7 +163,7 @@ impl<'a> TurnMetadata<'a> {
 }
 
 /// What a call was for. All but the first are not typed by the user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A step of a turn.
@@ -282,7 +283,7 @@ fn is_of_a_program(byte: u8) -> bool {
 }
 
 macro_rules! shown_as_text {
-    ($type:ident) => {
+    ($type:ident, $parse:path) => {
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(&self.0)
@@ -300,11 +301,18 @@ macro_rules! shown_as_text {
                 fmt::Debug::fmt(&*self.0, f)
             }
         }
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = Cow::<'de, str>::deserialize(deserializer)?;
+                $parse(&text).ok_or_else(|| D::Error::custom(concat!("no ", stringify!($type))))
+            }
+        }
+
     };
 }
 
-shown_as_text!(Label);
-shown_as_text!(Client);
+shown_as_text!(Label, Label::new);
+shown_as_text!(Client, Client::parse);
 
 #[cfg(test)]
 mod tests {

@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::attempts::{self, Attempt};
 use super::budgets::{self, Payers, Starts};
-use super::columns::{Micros, broken, injected, names_and_marks, text, tokens};
+use super::columns::{Json, Micros, broken, injected, json, names_and_marks, text, tokens};
 use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry, Tip};
 use super::events;
@@ -57,6 +57,8 @@ pub struct PlaceHold {
     pub upstream: String,
     /// The price list; `None`: free.
     pub list: Option<ListName>,
+    /// Who asks: for the usage row, should nobody end the exchange.
+    pub origin: Origin,
     /// Its name, when the client gave it one: then it is taken once.
     pub once: Option<Once>,
     /// When.
@@ -337,9 +339,9 @@ pub(super) fn set_aside(tx: &Connection, ask: &PlaceHold, amount: Usd) -> rusqli
         .map(|rows| rows == 1)
 }
 
-/// Writes a hold: its cells, its hash, its state.
+/// Writes a hold: its cells, its hash, its state, who asks.
 static INSERT: LazyLock<String> = LazyLock::new(|| {
-    let (names, marks) = names_and_marks(&HOLD_COLUMNS, &["hash", "state"]);
+    let (names, marks) = names_and_marks(&HOLD_COLUMNS, &["hash", "state", "origin"]);
     format!("INSERT INTO holds ({names}) VALUES ({marks})")
 });
 
@@ -361,9 +363,11 @@ fn write_hold(tx: &Connection, ask: &PlaceHold, hold: &Hold) -> rusqlite::Result
     let mut digest = Digest::new(HOLD_DOMAIN);
     digest.cells(&cells);
     let hash = digest.finish();
-    tx.prepare_cached(&INSERT)?
-        .execute(cells.and([ValueRef::Blob(&hash), text(Some("open"))]))
-        .map(drop)
+    let origin = (ask.origin != Origin::default())
+        .then(|| json(&ask.origin))
+        .transpose()?;
+    let beside = [ValueRef::Blob(&hash), text(Some("open")), text(origin.as_deref())];
+    tx.prepare_cached(&INSERT)?.execute(cells.and(beside)).map(drop)
 }
 
 /// The first answer to a hold that is taken again.
@@ -494,7 +498,8 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
     })
 }
 
-const CLOSE: &str = "UPDATE holds SET state = ?2, closed_at = ?3 WHERE exchange_id = ?1 AND state = 'open'";
+const CLOSE: &str =
+    "UPDATE holds SET state = ?2, closed_at = ?3, origin = NULL WHERE exchange_id = ?1 AND state = 'open'";
 
 const GIVE_BACK: &str = "UPDATE users SET held_nanos = held_nanos - ?2
      WHERE id = ?1 AND held_nanos >= ?2 AND (?3 = 0 OR balance_nanos + credit_line_nanos - (held_nanos - ?2) >= ?3)";
@@ -567,7 +572,7 @@ pub(super) fn interrupt(tx: &Connection, exchange: ExchangeId, now: Timestamp) -
     let row = tx
         .prepare_cached(
             "SELECT exchange_id, user_id, key_id, endpoint, streamed, model, priced_model, upstream, list,
-                    amount_nanos, output_limit, placed_at
+                    amount_nanos, output_limit, placed_at, origin
              FROM holds WHERE exchange_id = ?1 AND state = 'open'",
         )?
         .query_row([exchange], |row| interrupted(row, now))
@@ -642,7 +647,9 @@ fn interrupted(hold: &Row<'_>, now: Timestamp) -> rusqlite::Result<ExchangeRow> 
         started_at,
         first_byte: None,
         duration: Duration::try_from(now.duration_since(started_at)).unwrap_or_default(),
-        origin: Origin::default(),
+        origin: hold
+            .get::<_, Option<Json<Origin>>>("origin")?
+            .map_or_else(Origin::default, |origin| origin.0),
     })
 }
 
@@ -705,6 +712,7 @@ mod tests {
     use super::super::testing::*;
     use super::super::users::User;
     use super::*;
+    use crate::origin::{Client, Kind, Label};
     use rusqlite::ErrorCode;
 
     /// SQLite makes and drops a whole table for an `IN` with more than two words, for `RETURNING`, and for rows that are
@@ -1009,7 +1017,17 @@ mod tests {
         let ada = desk.user("ada", "7");
         let key = desk.key(&ada);
         let id = exchange();
-        desk.set_aside(&ask(id, &key, "2"));
+        let origin = Origin {
+            session: Label::new("s"),
+            turn: Label::new("t"),
+            agent: None,
+            kind: Some(Kind::SubAgent),
+            client: Client::parse("codex_exec/0.169.0"),
+        };
+        desk.set_aside(&PlaceHold {
+            origin: origin.clone(),
+            ..ask(id, &key, "2")
+        });
         assert_eq!(desk.store.verify().expect("it verifies").open_holds, 1);
         assert_eq!(done(desk.store.release_interrupted(at(70))).released, 1);
         assert_eq!(done(desk.store.release_interrupted(at(71))), Swept::default());
@@ -1023,6 +1041,10 @@ mod tests {
             (State::Interrupted, usd("2"), Usd::ZERO)
         );
         assert_eq!((row.duration.as_secs(), row.model.as_str()), (60, "gpt"));
+        assert_eq!(row.origin, origin, "it is told who asked");
+        let kept = "SELECT COUNT(*) FROM holds WHERE origin IS NOT NULL";
+        let kept: i64 = desk.raw().query_row(kept, [], |row| row.get(0)).expect("a count");
+        assert_eq!(kept, 0, "the usage row has it");
         assert_eq!(desk.now(&ada), ada);
         let late = desk.close(id, &closing(id, &key, "1"));
         assert_eq!(

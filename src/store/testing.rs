@@ -215,6 +215,7 @@ pub(super) fn ask(exchange: ExchangeId, key: &Key, amount: &str) -> PlaceHold {
         priced_model: "gpt-5".to_owned(),
         upstream: "openai".to_owned(),
         list: Some(ListName::openai()),
+        origin: Origin::default(),
         once: None,
         now: at(10),
     }

@@ -5,6 +5,7 @@ BEGIN IMMEDIATE;
 DROP TABLE stored_objects;
 DROP INDEX usage_logs_by_session;
 DROP INDEX usage_logs_by_agent;
+ALTER TABLE holds DROP COLUMN origin;
 ALTER TABLE usage_logs DROP COLUMN session;
 ALTER TABLE usage_logs DROP COLUMN turn;
 ALTER TABLE usage_logs DROP COLUMN agent;

@@ -1080,6 +1080,7 @@ pub async fn exchange(home: &Home, hold_open: Usd) -> String {
             priced_model: "gpt-4o".into(),
             upstream: "openai".into(),
             list: Some(ListName::openai()),
+            origin: codex_gateway::origin::Origin::default(),
             once: None,
             now: at,
         }

@@ -367,7 +367,7 @@ async fn holds_that_nobody_closes_are_found() {
     let of_2022 = "x'017f22e279b07cc398c4dc0c0c07398f'";
     let copy = format!(
         "INSERT INTO holds SELECT {of_2022}, user_id, key_id, amount_nanos, output_limit, endpoint, streamed, model,
-         priced_model, upstream, list, placed_at, hash, state, closed_at FROM holds WHERE state = 'open'"
+         priced_model, upstream, list, placed_at, hash, state, closed_at, origin FROM holds WHERE state = 'open'"
     );
     patient.raw().execute(&copy, []).expect("a hold of 2022");
     let found = patient.examine("--offline").is(1, "failure");

@@ -125,6 +125,7 @@ impl Ledger {
             priced_model: MODEL.to_owned(),
             upstream: "openai".to_owned(),
             list: Some(ListName::openai()),
+            origin: codex_gateway::origin::Origin::default(),
             once: None,
             now: time::now(),
         }
