@@ -156,10 +156,10 @@ async fn whole(
     watch.meter.observe_body(&plain);
     let reading = watch.meter.reading();
     let end = reading.end.unwrap_or(End::Completed);
-    let body = match translation {
-        None => body,
+    let (body, end) = match translation {
+        None => (body, end),
         Some(mut answer) => match answer.whole(&plain, reading) {
-            Some(body) => body.into(),
+            Some(body) => (body.into(), as_told(end, &*answer)),
             None => return Ending::fault(UpstreamFault::Undecodable),
         },
     };
@@ -171,6 +171,14 @@ async fn whole(
     match client.is_gone() {
         true => Ending::unread(end, last),
         false => Ending::of(end, last),
+    }
+}
+
+/// How it ended as the client is told, which is how it is recorded: what could not be translated whole has failed.
+fn as_told(end: End, answer: &dyn Answer) -> End {
+    match answer.has_failed() {
+        true => End::Failed,
+        false => end,
     }
 }
 
@@ -537,6 +545,7 @@ impl<'a> Stream<'a> {
         });
         self.passage.place_last(end_of_ours, Seen::default());
         let last = Last::Pieces(self.passage.take_end());
+        let end = self.translation.as_deref().map_or(end, |answer| as_told(end, answer));
         match self.client.is_gone() {
             true => Ending::unread(end, last),
             false => Ending::of(end, last),

@@ -137,6 +137,10 @@ pub trait Answer: fmt::Debug + Send + Sync {
     fn whole(&mut self, body: &[u8], reading: &Reading) -> Option<Vec<u8>>;
 }
 
+    /// Whether the end that was made tells the client of a failure, whatever the upstream said: of an answer that could
+    /// not be read whole, too.
+    fn has_failed(&self) -> bool;
+
 /// How a stream ends without a word of the upstream's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Close<'a> {

@@ -227,7 +227,9 @@ async fn an_answer_of_which_a_part_is_lost_is_never_made_whole() {
         .body(chat("Hello", &json!({"stream": true})).to_string())
         .send()
         .await;
-    let (arrived, end) = drain(answer.expect("the gateway answers")).await;
+    let answer = answer.expect("the gateway answers");
+    let exchange = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+    let (arrived, end) = drain(answer).await;
     end.expect("a clean end");
     let chunks = events(&arrived);
     assert_eq!(said(&chunks, "content"), "Hello");
@@ -236,6 +238,11 @@ async fn an_answer_of_which_a_part_is_lost_is_never_made_whole() {
         .expect("an error");
     assert!(message.contains("无法读取"), "{message}");
     assert!(!is_done(&arrived));
+    assert_eq!(
+        harness.receipt(&exchange).state,
+        State::Failed,
+        "as its client was told"
+    );
     let books = harness.finish().await;
     assert_eq!(
         books.charged(),
@@ -286,6 +293,18 @@ async fn a_unary_answer_that_failed_is_an_error_and_costs_what_was_used() {
         books.charged(),
         expected_charge(&used, &catalogue("openai", MODEL), "1")
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_in_the_place_of_an_answer_is_the_error_that_it_is_and_costs_nothing() {
+    let error = json!({"message": "The prompt is too long.", "type": "invalid_request_error", "param": "input", "code": "context_length_exceeded"});
+    let script = Script::json(StatusCode::OK, &json!({"error": error}));
+    let harness = start(always(script)).await;
+    let answer = harness.client.post(PATH, &chat("Hello", &json!({}))).await.expect(200);
+    assert_eq!(answer.json(), json!({"error": error}));
+    let row = harness.receipt(answer.exchange());
+    assert_eq!((row.state, row.charge.nanos()), (State::Failed, 0));
+    harness.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,6 +74,7 @@ pub(super) struct Answer {
     finish: Option<Finish>,
     /// Something came that could not be read: what is delivered is not all there was.
     damaged: bool,
+    failed: bool,
     language: Language,
     /// It came whole: each of its calls does, too.
     is_whole: bool,
@@ -93,6 +94,7 @@ impl Answer {
             items: Vec::new(),
             finish: None,
             damaged: false,
+            failed: false,
             language: given.language,
             is_whole: false,
         }
@@ -153,6 +155,7 @@ impl crate::translate::Answer for Answer {
     fn whole(&mut self, body: &[u8], reading: &Reading) -> Option<Vec<u8>> {
         let body: Value = serde_json::from_slice(body).ok()?;
         if let Some((code, message)) = error_of(&body) {
+            self.failed = true;
             return serde_json::to_vec(&self.failed(reading, code, &message)).ok();
         }
         body.get("choices")?.get(0)?;
@@ -161,6 +164,10 @@ impl crate::translate::Answer for Answer {
         let unsent = &mut Vec::new();
         self.chunk(unsent, &body);
         serde_json::to_vec(&self.end(unsent, reading)).ok()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed
     }
 }
 
@@ -473,7 +480,7 @@ impl Answer {
 
     /// An answer that did not.
     fn fail(&mut self, out: &mut Vec<u8>, reading: &Reading, code: &str, message: &str) -> Value {
-        self.has_ended = true;
+        (self.has_ended, self.failed) = (true, true);
         for item in &mut self.items {
             if item.state == State::InProgress {
                 item.state = State::Incomplete;

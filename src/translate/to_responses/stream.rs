@@ -33,6 +33,7 @@ pub(super) struct Chunks {
     stage: Stage,
     /// Something came that could not be read: what is delivered is not all there was.
     damaged: bool,
+    failed: bool,
     language: Language,
     items: Vec<Shown>,
     by_index: HashMap<u64, usize>,
@@ -149,6 +150,7 @@ impl Chunks {
             tier: None,
             stage: Stage::Ahead,
             damaged: false,
+            failed: false,
             language: given.language,
             items: Vec::new(),
             by_index: HashMap::new(),
@@ -476,7 +478,7 @@ impl Chunks {
 
     /// It failed, and nothing follows.
     fn fail(&mut self, error: &Value, out: &mut Vec<u8>) {
-        self.stage = Stage::Ended;
+        (self.stage, self.failed) = (Stage::Ended, true);
         event::named(out, "error", &whole::failure(error));
     }
 }
@@ -531,13 +533,21 @@ impl Answer for Chunks {
 
     fn whole(&mut self, body: &[u8], _reading: &Reading) -> Option<Vec<u8>> {
         let response: Value = serde_json::from_slice(body).ok()?;
-        let made = match response["status"].as_str() {
-            Some("failed" | "cancelled") => match &response["error"] {
-                error if is_error(error) => whole::failure(error),
-                _ => whole::failure(&json!({"message": &*texts::broke_off(self.language)})),
-            },
-            _ => whole::completion(&response, &self.id, self.created)?,
+        let (status, error) = (response["status"].as_str(), &response["error"]);
+        self.failed = match status {
+            Some(status) => matches!(status, "failed" | "cancelled"),
+            // An error in place of an answer.
+            None => is_error(error),
+        };
+        let made = match self.failed {
+            true if is_error(error) => whole::failure(error),
+            true => whole::failure(&json!({"message": &*texts::broke_off(self.language)})),
+            false => whole::completion(&response, &self.id, self.created)?,
         };
         serde_json::to_vec(&made).ok()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed
     }
 }

@@ -473,10 +473,17 @@ fn the_end_says_why() {
             "{status}"
         );
     }
-    for body in ["", "[]", "{}", "nonsense", r#"{"error":{"message":"No."}}"#] {
+    for body in ["", "[]", "{}", "nonsense", r#"{"error":null}"#] {
         let whole = Chunks::new(false, &given()).whole(body.as_bytes(), &Reading::default());
         assert_eq!(whole, None, "{body}");
     }
+    let bare = json!({"error": {"message": "No.", "type": "invalid_request_error", "param": null, "code": "no"}});
+    assert_eq!(completion(&bare), Some(bare));
+    let worded = completion(&json!({"error": "No."})).expect("an error");
+    assert_eq!(
+        (&worded["error"]["message"], &worded["error"]["code"]),
+        (&json!("No."), &json!("server_error"))
+    );
 }
 
 #[test]

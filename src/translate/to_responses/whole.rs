@@ -52,7 +52,8 @@ pub(super) fn failure(error: &Value) -> Value {
     let code = error["code"].as_str().unwrap_or(Code::ServerError.name());
     let kind = error["type"].as_str().filter(|kind| *kind != "error");
     json!({"error": {
-        "message": error["message"].as_str().unwrap_or_default(),
+        // Some say it without an object around it.
+        "message": error["message"].as_str().or(error.as_str()).unwrap_or_default(),
         "type": kind.unwrap_or(code),
         "param": error["param"],
         "code": code,
