@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::client::{Answer, Client, drain, response};
 use crate::harness::Harness;
 use crate::price::find_in_catalogue;
+use crate::websocket::connect;
 
 /// Gateways at the same time.
 const AT_ONCE: usize = 6;
@@ -331,6 +332,178 @@ async fn recorded_exchanges_of_codex_reach_it_as_they_were_but_for_what_is_liste
     let unknown: BTreeSet<&&str> = listed.keys().filter(|name| !became.contains_key(**name)).collect();
     assert!(unknown.is_empty(), "no such recordings: {unknown:?}");
     println!("replayed {} exchanges of Codex", became.len());
+}
+
+/// A create that was recorded over a WebSocket, and the frames that came of it.
+struct Turn {
+    create: Value,
+    frames: Vec<Value>,
+}
+
+impl Turn {
+    /// Codex only warms the connection up; the gateway answers that by itself.
+    fn is_prewarm(&self) -> bool {
+        self.create["generate"] == false
+    }
+
+    /// As the upstream tells it over HTTP.
+    fn script(&self) -> Script {
+        let first = &self.frames[0];
+        match first["status"].as_u64() {
+            Some(status) => {
+                let status = StatusCode::from_u16(u16::try_from(status).expect("a status")).expect("a status");
+                Script::json(status, &json!({"error": first["error"]}))
+            }
+            None => {
+                let event = |frame: &Value| Step::send(format!("data: {frame}\n\n"));
+                Script::sse(self.frames.iter().map(event).collect())
+            }
+        }
+    }
+}
+
+impl Recorded {
+    fn turns(&self) -> Vec<Turn> {
+        let mut turns = Vec::<Turn>::new();
+        for frame in self.response["frames"].as_array().into_iter().flatten() {
+            let data = frame["data"].clone();
+            match frame["from"].as_str() {
+                Some("client") => turns.push(Turn {
+                    create: data,
+                    frames: Vec::new(),
+                }),
+                Some(_) => turns.last_mut().expect("a create").frames.push(data),
+                None => {}
+            }
+        }
+        turns
+    }
+
+    /// The headers of its handshake, with the key of a client; what is the library's own to say is left out.
+    async fn opened(&self, client: &Client) -> Result<crate::websocket::Socket, u16> {
+        let bearer = format!("Bearer {}", client.key);
+        let of_library = ["connection", "upgrade", "sec-websocket-version", "sec-websocket-key"];
+        let recorded = self.headers();
+        let of_codex = recorded.iter().filter(|(name, _)| !of_library.contains(&name.as_str()));
+        let mut headers: Vec<(&str, &str)> = of_codex
+            .map(|(name, value)| (name.as_str(), value.to_str().expect("text")))
+            .collect();
+        headers.push(("authorization", &bearer));
+        let opened = connect(&client.base_url, &headers).await;
+        opened
+            .map(|(socket, _)| socket)
+            .map_err(|refused| refused.status().as_u16())
+    }
+}
+
+/// Plays what Codex sent over a WebSocket, the upstream's frames as its answers over HTTP; what came back, turn by turn.
+async fn replayed_over_websocket(recorded: &Recorded, harness: &Harness, turns: Vec<Turn>) -> Vec<(Turn, Vec<Value>)> {
+    let mut socket = recorded.opened(&harness.client).await.expect("a WebSocket");
+    let mut renamed = BTreeMap::<String, Value>::new();
+    let mut seen = Vec::new();
+    for mut turn in turns {
+        if let Some(ours) = turn.create["previous_response_id"]
+            .as_str()
+            .and_then(|id| renamed.get(id))
+        {
+            turn.create["previous_response_id"] = ours.clone();
+        }
+        socket.say(turn.create.to_string()).await;
+        let frames = socket.answer().await;
+        let id = |frames: &[Value]| frames.last().expect("a frame")["response"]["id"].clone();
+        if let Some(theirs) = id(&turn.frames).as_str() {
+            renamed.insert(theirs.to_owned(), id(&frames));
+        }
+        seen.push((turn, frames));
+    }
+    seen
+}
+
+/// An upstream that answers as these turns were, one after the other.
+fn of_turns<'a>(turns: impl IntoIterator<Item = &'a Turn>) -> Playwright {
+    let scripts: Vec<Script> = turns.into_iter().map(Turn::script).collect();
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    Arc::new(move |_: &Request| scripts[next.fetch_add(1, std::sync::atomic::Ordering::SeqCst)].clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recorded_websockets_of_codex_are_answered_as_they_were() {
+    let recordings: Vec<Recorded> = recordings().into_iter().filter(Recorded::is_websocket).collect();
+    if recordings.is_empty() {
+        println!("fixtures absent: {}", folder().display());
+        return;
+    }
+    for recorded in &recordings {
+        let mut turns = recorded.turns();
+        match recorded.name.as_str() {
+            "websocket-plain" | "websocket-tool" => {
+                let upstream = of_turns(turns.iter().filter(|turn| !turn.is_prewarm()));
+                let harness = Harness::builder().balance("1000").playwright(upstream).start().await;
+                let seen = replayed_over_websocket(recorded, &harness, turns).await;
+                let (mut calls, mut whole) = (harness.served().into_iter(), 0);
+                for (turn, frames) in &seen {
+                    whole += turn.create["input"].as_array().expect("a list").len();
+                    if turn.is_prewarm() {
+                        let kinds: Vec<&Value> = frames.iter().map(|frame| &frame["type"]).collect();
+                        assert_eq!(kinds, ["response.created", "response.completed"], "{}", recorded.name);
+                        continue;
+                    }
+                    assert_eq!(*frames, turn.frames, "{}", recorded.name);
+                    // What the model reads is the whole conversation.
+                    let call = calls.next().expect("a call of the upstream");
+                    let body: Value = serde_json::from_slice(&call.body).expect("JSON");
+                    assert_eq!(body["input"].as_array().map(Vec::len), Some(whole), "{}", recorded.name);
+                    let items = frames
+                        .iter()
+                        .filter(|frame| frame["type"] == "response.output_item.done");
+                    whole += items.count();
+                }
+                assert_eq!(calls.count(), 0);
+                harness.finish().await;
+            }
+            // Recorded as answers to the prewarm, to which the gateway has no such answer.
+            "websocket-failed-quota" | "websocket-err-quota" => {
+                turns[0].create.as_object_mut().expect("an object").remove("generate");
+                let harness = Harness::builder()
+                    .balance("1000")
+                    .playwright(of_turns(&turns))
+                    .start()
+                    .await;
+                let seen = replayed_over_websocket(recorded, &harness, turns).await;
+                let (turn, frames) = &seen[0];
+                match recorded.name.ends_with("err-quota") {
+                    false => assert_eq!(*frames, turn.frames, "{}", recorded.name),
+                    // The upstream's account is the operator's.
+                    true => assert_eq!(
+                        (&frames[0]["type"], &frames[0]["status"], &frames[0]["error"]["code"]),
+                        (&json!("error"), &json!(503), &json!("server_is_overloaded"))
+                    ),
+                }
+                harness.finish().await;
+            }
+            // The gateway's own words: so they were recorded, and so they are.
+            "websocket-err-ul" => {
+                turns[0].create.as_object_mut().expect("an object").remove("generate");
+                let harness = Harness::builder().balance("0").start().await;
+                let seen = replayed_over_websocket(recorded, &harness, turns).await;
+                let (turn, frames) = &seen[0];
+                let (wanted, got) = (&turn.frames[0], &frames[0]);
+                for pointer in ["/type", "/status", "/error/type", "/error/code"] {
+                    assert_eq!(got.pointer(pointer), wanted.pointer(pointer), "{pointer}: {got}");
+                }
+                assert!(got["headers"]["x-codex-promo-message"].is_string(), "{got}");
+                assert!(harness.served().is_empty());
+                harness.finish().await;
+            }
+            "websocket-refused-426-1" => {
+                let harness = Harness::builder().settings("[server]\nwebsocket = false").start().await;
+                assert_eq!(recorded.opened(&harness.client).await.err(), Some(426));
+                harness.finish().await;
+            }
+            other => panic!("what becomes of {other}?"),
+        }
+    }
+    println!("replayed {} WebSockets of Codex", recordings.len());
 }
 
 /// The list of models as Codex asks for it.

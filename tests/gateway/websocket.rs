@@ -10,7 +10,7 @@ use codex_gateway::simulator::playwright::{Pace, standard};
 use codex_gateway::simulator::{Ended, Gate, Playwright, Request, Script, ServedUsage, Step, always};
 use codex_gateway::store::usage_log::{Basis, State};
 use futures_util::{SinkExt, StreamExt};
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -29,18 +29,20 @@ use crate::price::{catalogue, expected_charge};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A client's connection.
-struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub struct Socket(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 /// Why there is none: the answer to the handshake.
-type Refused = http::Response<Option<Vec<u8>>>;
+pub type Refused = http::Response<Option<Vec<u8>>>;
 
 /// Asks for a WebSocket with these headers.
-async fn connect(base_url: &str, headers: &[(&'static str, &str)]) -> Result<(Socket, http::HeaderMap), Refused> {
+pub async fn connect(base_url: &str, headers: &[(&str, &str)]) -> Result<(Socket, http::HeaderMap), Refused> {
     let url = format!("{}/v1/responses", base_url.replacen("http", "ws", 1));
     let mut request = url.into_client_request().expect("a request");
     for (name, value) in headers {
-        let value = HeaderValue::from_str(value).expect("a value");
-        request.headers_mut().insert(*name, value);
+        let (name, value) = (name.parse::<HeaderName>(), HeaderValue::from_str(value));
+        request
+            .headers_mut()
+            .insert(name.expect("a name"), value.expect("a value"));
     }
     match connect_async(request).await {
         Ok((socket, answer)) => Ok((Socket(socket), answer.headers().clone())),
@@ -61,7 +63,8 @@ async fn open(client: &Client) -> Socket {
 }
 
 impl Socket {
-    async fn say(&mut self, message: impl Into<Message>) {
+    /// Sends a message.
+    pub async fn say(&mut self, message: impl Into<Message>) {
         self.0.send(message.into()).await.expect("it is sent");
     }
 
@@ -84,7 +87,7 @@ impl Socket {
     }
 
     /// All frames to the end of an answer.
-    async fn answer(&mut self) -> Vec<Value> {
+    pub async fn answer(&mut self) -> Vec<Value> {
         let mut frames = Vec::new();
         loop {
             let frame = self
@@ -366,7 +369,7 @@ async fn codex_is_told_its_catalogue_at_the_handshake() {
     let models = models.send().await.expect("an answer");
     let bearer = format!("Bearer {}", harness.client.key);
     let of_key = ("authorization", bearer.as_str());
-    let told = async |headers: &[(&'static str, &str)]| {
+    let told = async |headers: &[(&str, &str)]| {
         let (_, answer) = connect(&harness.base_url(), headers).await.expect("a WebSocket");
         answer.get("x-models-etag").cloned()
     };
