@@ -94,6 +94,11 @@ impl Origin {
     }
 }
 
+/// The turn that a call with these headers says it is of; a sub-agent's has one of its own.
+pub fn turn(headers: &HeaderMap) -> Option<Label> {
+    label(&TurnMetadata::read(headers.get(TURN_METADATA)?.as_bytes())?.turn_id)
+}
+
 /// What Codex says of itself in the body.
 fn said_in(call: &Call) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]

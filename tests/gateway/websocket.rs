@@ -268,6 +268,33 @@ async fn each_create_is_of_the_turn_that_it_names_and_never_of_the_handshakes() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_upstream_wants_to_be_told_again_in_a_turn_it_is_told_in_that_turn() {
+    let answers = standard(Pace::default());
+    let stateful: Playwright = Arc::new(move |request: &Request| {
+        let number = request.id.to_string();
+        answers(request).header("x-codex-turn-state", &number)
+    });
+    let harness = Harness::builder().playwright(stateful).start().await;
+    let mut socket = open(&harness.client).await;
+    for turn in ["a", "a", "a", "b", "b"] {
+        let said = json!({"x-codex-turn-metadata": json!({"turn_id": turn}).to_string()});
+        socket
+            .turn(json!({"input": [says("Hello")], "client_metadata": said}))
+            .await;
+    }
+    let told = harness.served();
+    let told: Vec<_> = told
+        .iter()
+        .map(|served| served.headers.get("x-codex-turn-state"))
+        .collect();
+    assert_eq!(told[..1], [None]);
+    assert!(told[1].is_some() && told[1] == told[2], "{told:?}");
+    assert_eq!(told[3], None, "another turn has none of it");
+    assert!(told[4].is_some() && told[4] != told[2], "{told:?}");
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_is_not_remembered_is_not_found_and_the_whole_conversation_may_be_sent() {
     let harness = Harness::start().await;
     let mut first = open(&harness.client).await;

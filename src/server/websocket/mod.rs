@@ -21,6 +21,7 @@ mod frames;
 mod handshake;
 mod memory;
 mod thread;
+mod turn_state;
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -48,6 +49,7 @@ use tokio_util::task::TaskTracker;
 use self::create::Create;
 use self::memory::{Measured, Memory};
 use self::thread::{Ended, Growing, Thread};
+use self::turn_state::TurnState;
 use super::accept::Stay;
 use super::proxy::{self, BodyMemory, Made, PARSE_INLINE};
 use super::refusal::{self, Refused, Words};
@@ -360,6 +362,7 @@ struct Connection {
     headers: HeaderMap,
     socket: Socket,
     thread: Option<Thread>,
+    turn_state: TurnState,
     /// To an upstream that speaks WebSocket, too.
     tunnel: Tunnel,
     /// Since when nothing was asked by somebody with a key.
@@ -369,8 +372,9 @@ struct Connection {
 }
 
 impl Connection {
-    fn new(app: Arc<App>, peer: SocketAddr, headers: HeaderMap, socket: Socket) -> Connection {
+    fn new(app: Arc<App>, peer: SocketAddr, mut headers: HeaderMap, socket: Socket) -> Connection {
         Connection {
+            turn_state: TurnState::of_handshake(&mut headers),
             app,
             peer,
             headers,
@@ -466,6 +470,7 @@ impl Connection {
         // What the handshake says of its turn is of no other.
         headers.remove(origin::TURN_METADATA);
         create.put_headers(&mut headers);
+        self.turn_state.put(origin::turn(&headers).as_ref(), &mut headers);
         let asked = proxy::ask(&app, &arrival, Endpoint::Responses, headers).await;
         let asked = asked.map_err(without_key)?;
         self.has_asked = true;
@@ -504,6 +509,9 @@ impl Connection {
                 return Err(Refused::by(declined, of_user).with(standing).into());
             }
         };
+        if let Made::Answer(answer) = &made {
+            self.turn_state.keep(&answer.headers);
+        }
         let growing = Growing::new(create.is_kept_here_only, limit);
         let growing = self.pass(id, made, growing).await?;
         if growing.ended == Some(Ended::Answered) {
