@@ -56,7 +56,8 @@ impl Wire {
     /// That of an endpoint; `None`: it has a format of its own, which nothing is translated to.
     pub const fn of(endpoint: Endpoint) -> Option<Wire> {
         match endpoint {
-            Endpoint::Responses => Some(Wire::Responses),
+            // Making a conversation short is a call like any other where the model itself does it.
+            Endpoint::Responses | Endpoint::Compact => Some(Wire::Responses),
             Endpoint::ChatCompletions => Some(Wire::Chat),
             _ => None,
         }
@@ -135,11 +136,11 @@ pub trait Answer: fmt::Debug + Send + Sync {
 
     /// What a whole body becomes; `None`: it is no answer.
     fn whole(&mut self, body: &[u8], reading: &Reading) -> Option<Vec<u8>>;
-}
 
     /// Whether the end that was made tells the client of a failure, whatever the upstream said: of an answer that could
     /// not be read whole, too.
     fn has_failed(&self) -> bool;
+}
 
 /// How a stream ends without a word of the upstream's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

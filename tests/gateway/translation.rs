@@ -258,6 +258,43 @@ async fn another_upstream_that_has_the_endpoint_takes_what_cannot_be_translated(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_made_short_by_a_summary_of_the_models() {
+    let harness = chat_only().start().await;
+    let user = json!({"type": "message", "role": "user", "content": "Hello"});
+    let body = json!({"model": MODEL, "input": [user]});
+    let document = harness.client.post("/v1/responses/compact", &body).await.expect(200);
+    let row = harness.receipt(document.exchange());
+    assert_eq!(
+        (row.endpoint.path(), row.state),
+        ("/responses/compact", State::Completed)
+    );
+    let document = document.json();
+    assert_eq!(
+        (&document["object"], &document["output"][0]),
+        (&json!("response.compaction"), &user)
+    );
+
+    let triggered = json!({"model": MODEL, "stream": true, "input": [user, {"type": "compaction_trigger"}]});
+    let (events, _) = streamed(&harness.client, &triggered).await;
+    let output = &events[events.len() - 1]["response"]["output"];
+    assert_eq!(output.as_array().map(Vec::len), Some(1), "{output}");
+    for item in [&document["output"][1], &output[0]] {
+        assert_eq!(item["type"], "compaction");
+        let next = json!({"model": MODEL, "input": [user, item, user]});
+        harness.client.post("/v1/responses", &next).await.expect(200);
+        let sent: Value = serde_json::from_slice(&harness.served().last().expect("a call").body).expect("JSON");
+        let told = sent["messages"][1]["content"].as_str().expect("text");
+        assert!(told.contains("This is a simulated answer"), "{told}");
+    }
+    let price = catalogue("openai", MODEL);
+    let served = harness.served();
+    let expected = served.iter().filter_map(|served| served.usage.as_ref());
+    let expected: i128 = expected.map(|usage| expected_charge(usage, &price, "1")).sum();
+    let books = harness.finish().await;
+    assert_eq!((served.len(), books.charged()), (4, expected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_chat_stream_that_breaks_off_fails_the_response() {
     let deltas = [
         json!({"content": "One "}),

@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::compaction::{self, Form};
 use super::item::{Call, Item, Output, State, Voice};
 use super::reasoning::Field;
 use super::tools::Names;
@@ -78,6 +79,8 @@ pub(super) struct Answer {
     language: Language,
     /// It came whole: each of its calls does, too.
     is_whole: bool,
+    /// It is a summary, of which the client gets nothing before it is whole.
+    compacts: Option<Form>,
 }
 
 impl Answer {
@@ -97,7 +100,13 @@ impl Answer {
             failed: false,
             language: given.language,
             is_whole: false,
+            compacts: None,
         }
+    }
+
+    /// The same, which is a summary where there is a form for it.
+    pub(super) fn compacting(self, compacts: Option<Form>) -> Answer {
+        Answer { compacts, ..self }
     }
 }
 
@@ -154,7 +163,8 @@ impl crate::translate::Answer for Answer {
 
     fn whole(&mut self, body: &[u8], reading: &Reading) -> Option<Vec<u8>> {
         let body: Value = serde_json::from_slice(body).ok()?;
-        if let Some((code, message)) = error_of(&body) {
+        let is_document = matches!(self.compacts, Some(Form::Document(_)));
+        if let Some((code, message)) = error_of(&body).filter(|_| !is_document) {
             self.failed = true;
             return serde_json::to_vec(&self.failed(reading, code, &message)).ok();
         }
@@ -163,7 +173,9 @@ impl crate::translate::Answer for Answer {
         // The events of a stream that is not sent; what they leave behind is the answer.
         let unsent = &mut Vec::new();
         self.chunk(unsent, &body);
-        serde_json::to_vec(&self.end(unsent, reading)).ok()
+        let response = self.end(unsent, reading);
+        let made = if is_document { self.document(reading)? } else { response };
+        serde_json::to_vec(&made).ok()
     }
 
     fn has_failed(&self) -> bool {
@@ -463,6 +475,9 @@ impl Answer {
         if self.finish == Some(Finish::Failed) {
             return self.fail(out, reading, "server_error", &texts::broke_off(self.language));
         }
+        if self.compacts.is_some() && self.summary().is_none() && !matches!(self.finish, Some(Finish::Cut(_))) {
+            return self.fail(out, reading, "server_error", &texts::unread(self.language));
+        }
         self.has_ended = true;
         let (status, state) = match self.finish {
             Some(Finish::Cut(_)) => ("incomplete", State::Incomplete),
@@ -470,12 +485,44 @@ impl Answer {
         };
         self.end_spoken(out, state);
         self.end_calls(out, state);
+        if let Some(item) = self.summary() {
+            for kind in ["response.output_item.added", "response.output_item.done"] {
+                self.put(out, kind, json!({"output_index": 0, "item": item}));
+            }
+        }
         let mut response = self.response(reading, status);
         if let Some(Finish::Cut(reason)) = self.finish {
             response["incomplete_details"] = json!({"reason": reason});
         }
         self.tell(out, &format!("response.{status}"), json!({"response": &response}));
         response
+    }
+
+    /// The item that takes the place of the conversation; `None`: the answer is no summary, or not all of one.
+    fn summary(&self) -> Option<Value> {
+        self.compacts
+            .as_ref()
+            .filter(|_| matches!(self.finish, Some(Finish::Done) | None))?;
+        let texts = self.items.iter().filter_map(|item| match &item.output {
+            Output::Spoken(Voice::Text, text) => Some(text.trim()),
+            _ => None,
+        });
+        let summary = texts.collect::<Vec<_>>().join("\n\n");
+        (!summary.is_empty()).then(|| compaction::item(&summary, &self.id))
+    }
+
+    /// What `/responses/compact` answers; `None`: there is no summary.
+    fn document(&self, reading: &Reading) -> Option<Value> {
+        let Some(Form::Document(said)) = self.compacts.as_ref().filter(|_| !self.failed) else {
+            return None;
+        };
+        Some(json!({
+            "id": format!("resp_{}", self.id),
+            "object": "response.compaction",
+            "created_at": self.created,
+            "output": said.iter().cloned().chain([self.summary()?]).collect::<Vec<Value>>(),
+            "usage": reading.usage.as_ref().map(usage),
+        }))
     }
 
     /// An answer that did not.
@@ -499,9 +546,10 @@ impl Answer {
 
     fn response(&self, reading: &Reading, status: &str) -> Value {
         let ended = status != "in_progress";
-        let output: Vec<Value> = match ended {
-            true => (0..self.items.len()).map(|index| self.item(index)).collect(),
-            false => Vec::new(),
+        let output: Vec<Value> = match (ended, &self.compacts) {
+            (false, _) => Vec::new(),
+            (true, None) => (0..self.items.len()).map(|index| self.item(index)).collect(),
+            (true, Some(_)) => self.summary().filter(|_| !self.failed).into_iter().collect(),
         };
         let mut response = self.echo.0.clone();
         let members = json!({
@@ -537,7 +585,14 @@ impl Answer {
         self.tell(out, kind, members);
     }
 
-    fn tell(&mut self, out: &mut Vec<u8>, kind: &str, mut members: Value) {
+    /// An event, but for those of what becomes a summary.
+    fn tell(&mut self, out: &mut Vec<u8>, kind: &str, members: Value) {
+        if self.compacts.is_none() || members.get("response").is_some() {
+            self.put(out, kind, members);
+        }
+    }
+
+    fn put(&mut self, out: &mut Vec<u8>, kind: &str, mut members: Value) {
         members["type"] = kind.into();
         members["sequence_number"] = self.sequence.into();
         self.sequence += 1;

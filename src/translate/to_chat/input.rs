@@ -7,6 +7,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::compaction;
 use super::reasoning::{self, Field, Reasoning};
 use super::refuse;
 use super::tools::{Kind, Tool, Tools};
@@ -86,8 +87,28 @@ struct CalledFunction {
     arguments: String,
 }
 
+/// What a request has the model read.
+pub(super) struct Conversation {
+    pub(super) messages: Vec<Message>,
+    /// Whether its last message asks for a summary of the others.
+    pub(super) compacts: bool,
+}
+
+impl Conversation {
+    /// Asks for a summary, unless that is done.
+    pub(super) fn compact(&mut self) {
+        if !std::mem::replace(&mut self.compacts, true) {
+            self.messages.push(Message {
+                role: "user",
+                content: Some(Content::Text(compaction::ASK.to_owned())),
+                ..Message::default()
+            });
+        }
+    }
+}
+
 /// The messages of a request; tools that the input brings go to `tools`.
-pub(super) fn messages(request: &Object<'_>, tools: &mut Tools, client: Client) -> Result<Vec<Message>, CallError> {
+pub(super) fn conversation(request: &Object<'_>, tools: &mut Tools, client: Client) -> Result<Conversation, CallError> {
     let mut items = Items {
         tools,
         client,
@@ -95,6 +116,7 @@ pub(super) fn messages(request: &Object<'_>, tools: &mut Tools, client: Client) 
         system: Vec::new(),
         assistant: None,
         images: Vec::new(),
+        compacts: false,
     };
     if let Some(instructions) = request.get("instructions") {
         let text = text(instructions).ok_or_else(|| refuse("instructions", "instructions"))?;
@@ -107,7 +129,14 @@ pub(super) fn messages(request: &Object<'_>, tools: &mut Tools, client: Client) 
         }
     }
     items.flush();
-    Ok(items.messages)
+    let mut conversation = Conversation {
+        messages: items.messages,
+        compacts: false,
+    };
+    if items.compacts {
+        conversation.compact();
+    }
+    Ok(conversation)
 }
 
 /// Reasoning of earlier turns is read again only by who asks for it.
@@ -129,6 +158,8 @@ struct Items<'a> {
     assistant: Option<Message>,
     /// Images among the results of calls. A tool's message cannot hold them; a user's behind it can.
     images: Vec<Part>,
+    /// Whether they end with the wish to be made short.
+    compacts: bool,
 }
 
 impl Items<'_> {
@@ -145,6 +176,7 @@ impl Items<'_> {
         let is_user = |(_, kind, item): &(String, String, Object<'_>)| {
             kind == "message" && item.text("role").as_deref() == Some("user")
         };
+        let last = items.len().saturating_sub(1);
         let this_turn = match all_reasoning {
             true => 0,
             false => items.iter().rposition(is_user).unwrap_or(0),
@@ -152,6 +184,7 @@ impl Items<'_> {
         for (index, (path, kind, item)) in items.iter().enumerate() {
             match &**kind {
                 "reasoning" if index < this_turn => {}
+                "compaction_trigger" if index == last => self.compacts = true,
                 _ => self.add(path, kind, item)?,
             }
         }
@@ -189,6 +222,11 @@ impl Items<'_> {
                 self.answer(path, item, format!("Tools found: {found}"))
             }
             "additional_tools" => Ok(()),
+            "compaction" => {
+                let summary = compaction::read(item).ok_or_else(|| refuse(path, kind))?;
+                self.say("user", Content::Text(summary));
+                Ok(())
+            }
             other => Err(refuse(path, other)),
         }
     }

@@ -4,10 +4,12 @@
 //! input, instructions ──▶ messages       `input`
 //! tools               ──▶ functions      `tools`, which also knows what each was
 //! the rest            ──▶ parameters     here
+//! a compaction        ──▶ a summary      `compaction`
 //! chat's answer       ──▶ items, events  `answer`, of whose parts `reasoning` and `custom` know more
 //! ```
 
 mod answer;
+mod compaction;
 mod custom;
 mod input;
 mod item;
@@ -22,9 +24,10 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::json::{Object, text};
 use super::{Given, Made, Wire, untranslatable};
-use crate::call::{Call, CallError, ChatLimitField};
+use crate::call::{Call, CallError, ChatLimitField, Endpoint};
 use answer::{Answer, Echo};
-use input::Message;
+use compaction::Form;
+use input::{Conversation, Message};
 use tools::{Definition, Tools};
 
 /// What stands at `path` has no counterpart in chat.
@@ -52,7 +55,12 @@ pub(super) fn request(call: &Call, given: &Given) -> Result<Made, CallError> {
     if let Some(offered) = request.get("tools") {
         tools.add_all(offered, "tools", given.client)?;
     }
-    let messages = input::messages(&request, &mut tools, given.client)?;
+    let is_document = call.endpoint == Endpoint::Compact;
+    let mut conversation = input::conversation(&request, &mut tools, given.client)?;
+    if is_document {
+        conversation.compact();
+    }
+    let Conversation { messages, compacts } = conversation;
     let mut parameters = Parameters::default();
     for (name, value) in request.members() {
         parameters.add(name, value, given.chat_limit_field)?;
@@ -62,6 +70,13 @@ pub(super) fn request(call: &Call, given: &Given) -> Result<Made, CallError> {
         // `auto` is what happens without a word.
         if let Some(choice) = choice.filter(|choice| choice != "auto") {
             parameters.put("tool_choice", &choice);
+        }
+    }
+    if compacts {
+        parameters.made.remove("response_format");
+        // They stay, as a part of what is in the upstream's cache.
+        if !tools.definitions.is_empty() {
+            parameters.put("tool_choice", "none");
         }
     }
     if tools.definitions.is_empty() {
@@ -77,12 +92,14 @@ pub(super) fn request(call: &Call, given: &Given) -> Result<Made, CallError> {
     let body = serde_json::to_vec(&body).map_err(|_| refuse("input", "body"))?;
     Ok(Made {
         body,
-        answer: Box::new(Answer::new(
-            given,
-            tools.names,
-            Echo::of(&request),
-            parameters.packs_reasoning,
-        )),
+        answer: Box::new(
+            Answer::new(given, tools.names, Echo::of(&request), parameters.packs_reasoning).compacting(compacts.then(
+                || match is_document {
+                    true => Form::document(request.get("input")),
+                    false => Form::Response,
+                },
+            )),
+        ),
         left_out: tools.left_out,
     })
 }

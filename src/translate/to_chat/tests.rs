@@ -260,6 +260,107 @@ fn reasoning_goes_back_where_it_came_from_within_its_turn() {
 }
 
 #[test]
+fn a_compaction_is_a_summary_that_the_model_writes_and_reads_again() {
+    let user = json!({"type": "message", "role": "user", "content": "Rename f to g."});
+    let tool = json!({"type": "function", "name": "f", "parameters": {}});
+    let trigger = json!({"type": "compaction_trigger"});
+    let body = json!({"model": "m", "input": [user, trigger], "tools": [tool], "tool_choice": "auto",
+        "text": {"format": {"type": "json_object"}}});
+    let asked = sent(&body);
+    assert_eq!(
+        (&asked["tool_choice"], asked.get("response_format")),
+        (&json!("none"), None)
+    );
+    let messages = asked["messages"].as_array().expect("messages");
+    assert_eq!((messages.len(), &messages[1]["role"]), (2, &json!("user")));
+    assert!(
+        messages[1]["content"]
+            .as_str()
+            .is_some_and(|ask| ask.contains("summary"))
+    );
+
+    let chunks = [
+        delta(&json!({"reasoning_content": "Hm."})),
+        delta(&json!({"content": "f is "})),
+        delta(&json!({"content": "g now."})),
+    ];
+    let events = played(answer_to(&body), &chunks);
+    let kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+    assert_eq!(
+        kinds,
+        [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.output_item.done",
+            "response.completed"
+        ]
+    );
+    for (number, event) in (0_u64..).zip(&events) {
+        assert_eq!(event["sequence_number"], number);
+    }
+    let item = events[3]["item"].clone();
+    assert_eq!(
+        (&item["type"], &events[4]["response"]["output"]),
+        (&json!("compaction"), &json!([item]))
+    );
+    let again = sent(&json!({"model": "m", "input": [user, item, user]}));
+    assert!(
+        again["messages"][1]["content"]
+            .as_str()
+            .is_some_and(|told| told.ends_with("f is g now.")),
+        "{again}"
+    );
+
+    // Cut short it is none, and a call is none either.
+    let cut = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]});
+    let call = json!({"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}]});
+    for (chunks, end) in [
+        (vec![delta(&json!({"content": "f"})), cut], "response.incomplete"),
+        (vec![delta(&call)], "response.failed"),
+    ] {
+        let events = played(answer_to(&body), &chunks);
+        let last = events.last().expect("an end");
+        assert_eq!((&last["type"], &last["response"]["output"]), (&json!(end), &json!([])));
+    }
+}
+
+#[test]
+fn the_endpoint_that_compacts_gives_what_the_user_said_and_the_summary() {
+    let user = json!({"role": "user", "content": "Rename f to g."});
+    let answer = json!({"type": "message", "role": "assistant", "content": "Done."});
+    let body = json!({"model": "m", "instructions": "Be brief.", "input": [user, answer]});
+    let call = Call::parse(Endpoint::Compact, body.to_string().into()).expect("a call");
+    let translation = translate(&call, Wire::Chat, &given(Client::Codex)).expect("a translation");
+    let asked: Value = serde_json::from_slice(&translation.call.body).expect("JSON");
+    assert_eq!(asked["messages"].as_array().map(Vec::len), Some(4));
+    let usage = json!({"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25});
+    let said = |content: Value| json!({"choices": [{"index": 0, "message": {"content": content}, "finish_reason": "stop"}], "usage": usage});
+    let document = whole(translation.answer, &said(json!("f is g now.")));
+    assert_eq!(
+        (&document["object"], &document["usage"]["input_tokens"]),
+        (&json!("response.compaction"), &json!(20))
+    );
+    assert_eq!(
+        (&document["output"][0], &document["output"][1]["type"]),
+        (&user, &json!("compaction"))
+    );
+
+    for body in [said(json!("")), json!({"error": {"message": "No."}})] {
+        let mut answer = translate(&call, Wire::Chat, &given(Client::Codex))
+            .expect("a translation")
+            .answer;
+        let mut meter = Meter::new(Endpoint::ChatCompletions, Dialect::OpenAi);
+        meter.observe_body(body.to_string().as_bytes());
+        assert_eq!(
+            answer.whole(body.to_string().as_bytes(), meter.reading()),
+            None,
+            "{body}"
+        );
+    }
+}
+
+#[test]
 fn what_has_no_counterpart_is_refused_by_its_name() {
     let user = json!({"role": "user", "content": "Go"});
     for (more, param, item) in [
@@ -281,9 +382,14 @@ fn what_has_no_counterpart_is_refused_by_its_name() {
             "item_reference",
         ),
         (
-            json!({"input": [user, {"type": "compaction_trigger"}]}),
-            "input[1]",
+            json!({"input": [{"type": "compaction_trigger"}, user]}),
+            "input[0]",
             "compaction_trigger",
+        ),
+        (
+            json!({"input": [user, {"type": "compaction", "encrypted_content": "gAAAAAB"}]}),
+            "input[1]",
+            "compaction",
         ),
         (
             json!({"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "http://x"}]}]}),
