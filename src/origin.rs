@@ -301,11 +301,6 @@ macro_rules! shown_as_text {
             }
         }
 
-        impl fmt::Debug for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&*self.0, f)
-            }
-        }
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = Cow::<'de, str>::deserialize(deserializer)?;
@@ -313,6 +308,11 @@ macro_rules! shown_as_text {
             }
         }
 
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
     };
 }
 
@@ -414,6 +414,13 @@ mod tests {
             ("x-openai-subagent", "review"),
         ];
         assert_eq!(of(&old, &json!({"prompt_cache_key": "k"})), "s - - review -");
+        let older = [
+            ("session-id", "a"),
+            ("thread-id", "a"),
+            ("x-codex-parent-thread-id", "s"),
+            ("x-openai-subagent", "collab_spawn"),
+        ];
+        assert_eq!(of(&older, &json!({})), "s - a sub-agent -");
     }
 
     #[test]
@@ -427,13 +434,6 @@ mod tests {
         assert_eq!(shown(&Origin::of_request(&turn, &call)), "s - - compaction -");
     }
 
-        let older = [
-            ("session-id", "a"),
-            ("thread-id", "a"),
-            ("x-codex-parent-thread-id", "s"),
-            ("x-openai-subagent", "collab_spawn"),
-        ];
-        assert_eq!(of(&older, &json!({})), "s - a sub-agent -");
     #[test]
     fn what_no_header_says_is_told_by_the_body() {
         let metadata = json!({"session_id": "s", "thread_id": "s", "turn_id": "t", "request_kind": "turn"}).to_string();
