@@ -22,6 +22,7 @@ mod ending;
 mod health;
 mod homes;
 mod kin;
+mod listing;
 mod live;
 mod offer;
 mod passage;
@@ -75,6 +76,7 @@ use client::Client;
 use dispatch::Said;
 pub(crate) use homes::Homes;
 pub(crate) use kin::Kin;
+pub(crate) use listing::Listings;
 pub use live::Live;
 pub use offer::{Offer, offered};
 pub use passing::{Carried, Coming, MAX_FILE, Passed, Passing, Rest, Taken, pass};
@@ -120,6 +122,8 @@ pub struct Gateway {
     pub(crate) homes: Homes,
     /// Of which sessions sub-agents are.
     pub(crate) kin: Kin,
+    /// Lists of files that are read.
+    pub(crate) listings: Listings,
     /// Counts the exchanges that run.
     pub tracker: TaskTracker,
     /// Fires when running streams have to end: a second stop signal, or the end of the drain.

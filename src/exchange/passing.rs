@@ -16,13 +16,11 @@
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use reqwest::{Response, Url};
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use std::collections::{BTreeMap, BTreeSet};
+use reqwest::Response;
+use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -32,6 +30,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::admission::{self, storage};
 use super::health::Turn;
+use super::listing;
 use super::upstream::{self, Free as Request, NotPassed, returned_headers};
 use super::{Gateway, Live, Permit, Upstream};
 use crate::call::{Call, Edits, Endpoint};
@@ -53,12 +52,6 @@ const ERROR_BYTES: usize = 1 << 20;
 
 /// An id of an upstream's, at most, in bytes.
 const MAX_ID_BYTES: usize = 256;
-
-/// Files that one page of an upstream's list has at most.
-const PAGE: usize = 10_000;
-
-/// Pages of an upstream's list that are read for one of ours.
-const MOST_PAGES: usize = 20;
 
 /// A request that costs nothing, with who makes it.
 #[derive(Debug)]
@@ -222,7 +215,7 @@ async fn unless_cut(gateway: &Gateway, passing: Passing, body: Carried) -> Resul
 
 async fn passed(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
     if passing.free == Free::List(Kind::File) {
-        return list(gateway, &passing).await;
+        return listing::list(gateway, &passing).await;
     }
     let placed = place(gateway, &passing, body).await?;
     let upstream = Arc::clone(&passing.live.upstreams[placed.upstream]);
@@ -400,7 +393,7 @@ async fn refused(upstream: &Upstream, mut response: Response) -> Result<Passed, 
 }
 
 /// An answer that has to be read here. It was asked for as it is.
-async fn whole(passing: &Passing, upstream: &Upstream, mut response: Response) -> Result<Bytes, Refusal> {
+pub(super) async fn whole(passing: &Passing, upstream: &Upstream, mut response: Response) -> Result<Bytes, Refusal> {
     if response.headers().contains_key(CONTENT_ENCODING) {
         return Err(Refusal::Upstream(UpstreamFault::Undecodable));
     }
@@ -410,9 +403,9 @@ async fn whole(passing: &Passing, upstream: &Upstream, mut response: Response) -
 }
 
 #[derive(Deserialize)]
-struct Identified<'a> {
+pub(super) struct Identified<'a> {
     #[serde(borrow)]
-    id: std::borrow::Cow<'a, str>,
+    pub(super) id: std::borrow::Cow<'a, str>,
 }
 
 /// Whose the new object is becomes durable; then its answer leaves.
@@ -486,158 +479,6 @@ async fn forget(gateway: &Gateway, passing: &Passing, upstream: &Upstream) {
     }
 }
 
-/// A page of an upstream's list.
-#[derive(Deserialize)]
-struct Page<'a> {
-    #[serde(borrow)]
-    data: Vec<&'a RawValue>,
-    #[serde(default)]
-    has_more: bool,
-}
-
-/// A list as it is told.
-#[derive(Serialize)]
-struct List<'a> {
-    object: &'static str,
-    data: &'a [Box<RawValue>],
-    first_id: Option<&'a str>,
-    last_id: Option<&'a str>,
-    has_more: bool,
-}
-
-/// What is asked of a list.
-struct Asked {
-    after: Option<String>,
-    limit: usize,
-    /// Of the query: what the upstream is asked, too.
-    passed: Vec<(String, String)>,
-}
-
-impl Asked {
-    fn of(query: Option<&str>) -> Asked {
-        let mut asked = Asked {
-            after: None,
-            limit: PAGE,
-            passed: Vec::new(),
-        };
-        let url = Url::parse(&format!("http://list/?{}", query.unwrap_or_default()));
-        for (name, value) in url.iter().flat_map(Url::query_pairs) {
-            match &*name {
-                "after" => asked.after = Some(value.into_owned()),
-                "limit" => asked.limit = value.parse().map_or(PAGE, |limit: usize| limit.clamp(1, PAGE)),
-                "order" | "purpose" => asked.passed.push((name.into_owned(), value.into_owned())),
-                _ => {}
-            }
-        }
-        asked
-    }
-
-    fn query(&self, after: Option<&str>) -> Option<String> {
-        let mut url = Url::parse("http://list/").ok()?;
-        let limit = ("limit".to_owned(), PAGE.to_string());
-        let after = after.map(|after| ("after".to_owned(), after.to_owned()));
-        url.query_pairs_mut()
-            .extend_pairs(self.passed.iter().cloned().chain([limit]).chain(after));
-        url.query().map(str::to_owned)
-    }
-}
-
-/// The user's own files, of all that the upstream's account has.
-async fn list(gateway: &Gateway, passing: &Passing) -> Result<Passed, Refusal> {
-    let user = passing.key.user_id;
-    let objects = gateway.store.blocking(move |store| store.objects_of(user, Kind::File));
-    let objects = objects.await.map_err(|error: StoreError| storage(&error))?;
-    let mut at: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for (upstream, id) in &objects {
-        at.entry(upstream).or_default().insert(id);
-    }
-    let asked = Asked::of(passing.query.as_deref());
-    let mut own: Vec<(String, Box<RawValue>)> = Vec::new();
-    for upstream in passing.live.upstreams.iter() {
-        if let Some(ids) = at.get(upstream.name()) {
-            own.extend(listed(passing, upstream, &asked, ids).await?);
-        }
-    }
-    if let Some(after) = &asked.after {
-        let behind = own
-            .iter()
-            .position(|(id, _)| id == after)
-            .map_or(own.len(), |at| at + 1);
-        own.drain(..behind);
-    }
-    let has_more = own.len() > asked.limit;
-    own.truncate(asked.limit);
-    let (ids, data): (Vec<String>, Vec<Box<RawValue>>) = own.into_iter().unzip();
-    let list = List {
-        object: "list",
-        data: &data,
-        first_id: ids.first().map(String::as_str),
-        last_id: ids.last().map(String::as_str),
-        has_more,
-    };
-    let body = serde_json::to_vec(&list).map_err(|_| Refusal::Internal)?;
-    let mut headers = HeaderMap::new();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    Ok(Passed {
-        status: StatusCode::OK,
-        headers,
-        body: Coming::Whole(body.into()),
-    })
-}
-
-/// Those of an upstream's files that are in `ids`.
-async fn listed(
-    passing: &Passing,
-    upstream: &Upstream,
-    asked: &Asked,
-    ids: &BTreeSet<&str>,
-) -> Result<Vec<(String, Box<RawValue>)>, Refusal> {
-    let (mut own, mut after) = (Vec::new(), None::<String>);
-    for _ in 0..MOST_PAGES {
-        let query = asked.query(after.as_deref());
-        let request = Request {
-            id: passing.id,
-            method: &Method::GET,
-            path: &passing.path,
-            query: query.as_deref(),
-            headers: &passing.headers,
-            length: None,
-        };
-        let response = upstream.pass(request, None).await.map_err(|error| match error {
-            NotPassed::Upstream(fault) => Refusal::Upstream(fault),
-            NotPassed::TooLong | NotPassed::BodyLost => Refusal::Internal,
-        })?;
-        if !response.status().is_success() {
-            let status = response.status();
-            tracing::warn!(
-                upstream = upstream.name(),
-                status = status.as_u16(),
-                "the upstream lists no files"
-            );
-            return Err(Refusal::Upstream(
-                upstream.fault(status, None, b"").unwrap_or(UpstreamFault::Failed),
-            ));
-        }
-        let body = whole(passing, upstream, response).await?;
-        let undecodable = |_| Refusal::Upstream(UpstreamFault::Undecodable);
-        let page: Page<'_> = serde_json::from_slice(&body).map_err(undecodable)?;
-        after = None;
-        for file in page.data {
-            let Ok(Identified { id }) = serde_json::from_str(file.get()) else {
-                continue;
-            };
-            if ids.contains(&*id) {
-                own.push((id.clone().into_owned(), file.to_owned()));
-            }
-            after = Some(id.into_owned());
-        }
-        if !page.has_more || after.is_none() || own.len() == ids.len() {
-            break;
-        }
-    }
-    Ok(own)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -651,17 +492,5 @@ mod tests {
         for id in ["", ".", "..", "a/b", "a?b", "a#b", "a%2Fb", "a b", "a\n", "é", &long] {
             assert!(!is_id(id), "{id}");
         }
-    }
-
-    #[test]
-    fn a_list_is_asked_for_in_the_largest_pages() {
-        let asked = Asked::of(Some("limit=2&after=file-1&order=asc&purpose=user_data&x=y"));
-        assert_eq!((asked.limit, asked.after.as_deref()), (2, Some("file-1")));
-        assert_eq!(
-            asked.query(Some("file 9")).as_deref(),
-            Some("order=asc&purpose=user_data&limit=10000&after=file+9")
-        );
-        assert_eq!(Asked::of(Some("limit=0")).limit, 1);
-        assert_eq!(Asked::of(None).query(None).as_deref(), Some("limit=10000"));
     }
 }

@@ -53,7 +53,9 @@ use crate::bilingual;
 use crate::call::Endpoint;
 use crate::config::{Config, UpstreamConfig};
 use crate::events::{self, Outbox, Sink, SinkError};
-use crate::exchange::{Gateway, Homes, Kin, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream, UpstreamError};
+use crate::exchange::{
+    Gateway, Homes, Kin, Listings, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream, UpstreamError,
+};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::retry::Budget;
@@ -201,6 +203,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         retries: Budget::default(),
         homes: Homes::default(),
         kin: Kin::default(),
+        listings: Listings::default(),
         tracker: TaskTracker::new(),
         cutoff: CancellationToken::new(),
     });

@@ -67,6 +67,13 @@ impl Request {
         }
     }
 
+    /// A value of its query.
+    pub(super) fn query(&self, name: &str) -> Option<String> {
+        let url = reqwest::Url::parse("http://simulator/").ok()?.join(&self.path).ok()?;
+        let found = url.query_pairs().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.into_owned())
+    }
+
     /// The path below `/v1`, without its query.
     pub fn route(&self) -> &str {
         let path = self.path.split('?').next().unwrap_or_default();

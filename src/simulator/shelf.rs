@@ -45,7 +45,7 @@ impl Shelf {
             ),
             ["responses", id, ref rest @ ..] if id.starts_with("resp_") => things.response(request, id, rest),
             ["files"] if post => things.add_file(request),
-            ["files"] if get => things.list(),
+            ["files"] if get => things.list(request),
             ["conversations"] if post => things.add_conversation(request),
             ["files" | "conversations", id] if get => things.show(id),
             ["files" | "conversations", id] if request.method == Method::DELETE => things.remove(id),
@@ -151,10 +151,27 @@ impl Things {
         }
     }
 
-    fn list(&self) -> Script {
+    /// Newest first, in pages.
+    fn list(&self, request: &Request) -> Script {
+        let asked = |name: &str| request.query(name);
         let files = self.objects.values().filter(|thing| thing.object["object"] == "file");
-        let newest_first: Vec<Value> = files.rev().map(|thing| thing.object.clone()).collect();
-        Script::json(StatusCode::OK, &list_of(&newest_first))
+        let files = files.filter(|thing| asked("purpose").is_none_or(|purpose| thing.object["purpose"] == *purpose));
+        let mut files: Vec<Value> = files.map(|thing| thing.object.clone()).collect();
+        if asked("order").as_deref() != Some("asc") {
+            files.reverse();
+        }
+        if let Some(after) = asked("after") {
+            let Some(at) = files.iter().position(|file| file["id"] == *after) else {
+                return missing(&after);
+            };
+            files.drain(..=at);
+        }
+        let limit = asked("limit").and_then(|limit| limit.parse().ok()).unwrap_or(MOST);
+        let has_more = files.len() > limit;
+        files.truncate(limit);
+        let mut list = list_of(&files);
+        list["has_more"] = has_more.into();
+        Script::json(StatusCode::OK, &list)
     }
 
     /// Every answer is kept until it is deleted; what was in it is not.

@@ -758,3 +758,74 @@ async fn what_is_deleted_for_a_client_that_leaves_is_forgotten() {
     assert_eq!(harness.served().len(), 2, "the upstream is not asked");
     harness.finish().await;
 }
+
+/// Lists come in pages of so many files, whatever is asked for.
+fn in_pages_of(limit: usize) -> Playwright {
+    let inner = standard(Default::default());
+    std::sync::Arc::new(move |request: &Request| {
+        let mut request = request.clone();
+        request.path = request.path.replace("limit=10000", &format!("limit={limit}"));
+        inner(&request)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_whole_however_many_files_others_have() {
+    let harness = Harness::builder().playwright(in_pages_of(2)).start().await;
+    let (alice, bob) = (&harness.client, harness.add_client("bob", "5"));
+    let oldest = id(&upload(alice, b"one").await.expect(200));
+    for _ in 0..50 {
+        upload(&bob, b"other").await.expect(200);
+    }
+    let newest = id(&upload(alice, b"two").await.expect(200));
+    let all = get(alice, "/files").await.expect(200);
+    assert_eq!(ids(&all), [newest.clone(), oldest.clone()]);
+    assert_eq!(all.json()["has_more"], false);
+    let first = get(alice, "/files?limit=1").await.expect(200);
+    assert_eq!(ids(&first), std::slice::from_ref(&newest));
+    assert_eq!(
+        (&first.json()["has_more"], &first.json()["last_id"]),
+        (&json!(true), &json!(newest))
+    );
+    let before = harness.served().len();
+    let rest = get(alice, &format!("/files?limit=1&after={newest}")).await.expect(200);
+    assert_eq!(
+        (ids(&rest), &rest.json()["has_more"]),
+        (vec![oldest.clone()], &json!(false))
+    );
+    let asked = harness.served()[before].path.clone();
+    assert!(
+        asked.ends_with(&format!("after={newest}")),
+        "it goes on from there: {asked}"
+    );
+    let end = get(alice, &format!("/files?after={oldest}")).await.expect(200);
+    assert_eq!((ids(&end), &end.json()["has_more"]), (Vec::new(), &json!(false)));
+    // Another user's file is no place in a list.
+    let bobs = ids(&get(&bob, "/files?limit=1").await.expect(200)).remove(0);
+    get(alice, &format!("/files?after={bobs}")).await.expect(404);
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_not_reached_is_not_told_as_empty() {
+    let harness = Harness::builder().playwright(in_pages_of(1)).start().await;
+    let (alice, bob) = (&harness.client, harness.add_client("bob", "5"));
+    let oldest = id(&upload(alice, b"one").await.expect(200));
+    for _ in 0..100 {
+        upload(&bob, b"other").await.expect(200);
+    }
+    get(alice, "/files").await.expect(502);
+    // What is found is told, and that there is more.
+    let newest = id(&upload(alice, b"two").await.expect(200));
+    let found = get(alice, "/files").await.expect(200);
+    assert_eq!(
+        (ids(&found), &found.json()["has_more"]),
+        (vec![newest.clone()], &json!(true))
+    );
+    ask(&bob, Method::DELETE, "/files/file-00000002", None)
+        .await
+        .expect(200);
+    let rest = get(alice, &format!("/files?after={newest}")).await.expect(200);
+    assert_eq!((ids(&rest), &rest.json()["has_more"]), (vec![oldest], &json!(false)));
+    harness.finish().await;
+}
