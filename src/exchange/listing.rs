@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::admission::storage;
-use super::passing::{Coming, Identified, Passed, Passing, whole};
+use super::passing::{Carried, Coming, Identified, Passed, Passing, whole};
 use super::upstream::{Free as Request, NotPassed};
 use super::{Gateway, Upstream};
 use crate::endpoints::Kind;
@@ -273,12 +273,14 @@ async fn page(passing: &Passing, upstream: &Upstream, query: Option<&str>) -> Re
         path: &passing.path,
         query,
         headers: &passing.headers,
-        length: None,
     };
-    let response = upstream.pass(request, None).await.map_err(|error| match error {
-        NotPassed::Upstream(fault) => Refusal::Upstream(fault),
-        NotPassed::TooLong | NotPassed::BodyLost => Refusal::Internal,
-    })?;
+    let response = upstream
+        .pass(request, Carried::Nothing)
+        .await
+        .map_err(|error| match error {
+            NotPassed::Upstream(fault) => Refusal::Upstream(fault),
+            NotPassed::TooLong | NotPassed::BodyLost => Refusal::Internal,
+        })?;
     if !response.status().is_success() {
         let status = response.status();
         tracing::warn!(

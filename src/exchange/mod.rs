@@ -36,6 +36,7 @@ mod settlement;
 mod throttle;
 mod traces;
 mod tunnel;
+mod uploading;
 mod upstream;
 
 use std::future::poll_fn;
@@ -79,7 +80,7 @@ pub(crate) use kin::Kin;
 pub(crate) use listing::Listings;
 pub use live::Live;
 pub use offer::{Offer, offered};
-pub use passing::{Carried, Coming, MAX_FILE, Passed, Passing, Rest, Taken, pass};
+pub use passing::{Carried, Coming, Passed, Passing, Rest, Taken, pass};
 use recorder::Recorder;
 pub use recorder::{RecordingMemory, Replaying};
 use roll::OnRoll;
@@ -88,6 +89,7 @@ pub use throttle::{Permit, Throttle, key_rates};
 use traces::Parent;
 pub use traces::Tracer;
 pub use tunnel::{Tunnel, Tunnelled};
+pub use uploading::{MAX_FILE, Upload, time_of};
 pub use upstream::{Probe, Upstream, UpstreamError};
 pub(crate) use upstream::{install_crypto, roots};
 

@@ -14,25 +14,24 @@
 //! An object stays where it was made: upstreams do not share them. What has to be kept nowhere goes to the first upstream
 //! that sells OpenAI's models, else to the first of all.
 
-use axum::body::Body;
 use bytes::Bytes;
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use http_body_util::{BodyExt, Limited};
 use reqwest::Response;
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::admission::{self, storage};
 use super::health::Turn;
 use super::listing;
+use super::uploading::{MAX_FILE, Upload};
 use super::upstream::{self, Free as Request, NotPassed, returned_headers};
-use super::{Gateway, Live, Permit, Upstream};
+use super::{Gateway, LONGEST_CALL, Live, Permit, Upstream};
 use crate::call::{Call, Edits, Endpoint};
 use crate::config::Pricing;
 use crate::endpoints::{Free, Kind};
@@ -43,9 +42,6 @@ use crate::store::keys::Key;
 use crate::store::objects;
 use crate::store::{ExchangeId, Outcome, StoreError};
 use crate::time::now;
-
-/// The largest file: OpenAI's own bound.
-pub const MAX_FILE: usize = 512 * 1024 * 1024;
 
 /// An upstream's error is read up to here.
 const ERROR_BYTES: usize = 1 << 20;
@@ -101,21 +97,10 @@ pub enum Carried {
     /// A file, on its way.
     File {
         /// It is read as it is sent.
-        body: reqwest::Body,
+        upload: Upload,
         /// Its length, if the client says.
         length: Option<HeaderValue>,
     },
-}
-
-impl Carried {
-    /// A file, of at most [`MAX_FILE`] bytes.
-    pub fn file(body: Body, length: Option<HeaderValue>) -> Carried {
-        let within = Limited::new(body, MAX_FILE).into_data_stream();
-        Carried::File {
-            body: reqwest::Body::wrap_stream(within),
-            length,
-        }
-    }
 }
 
 /// An answer to pass on.
@@ -143,6 +128,8 @@ pub enum Coming {
 pub struct Rest {
     response: Response,
     idle: Duration,
+    /// When it has to be all here.
+    until: Instant,
     cutoff: CancellationToken,
     _taken: Taken,
     /// Its place among the requests under way at the upstream.
@@ -156,7 +143,7 @@ impl Rest {
     /// It broke off, paused for too long, or was cut off by a stop.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
         let chunk = tokio::select! {
-            chunk = timeout(self.idle, self.response.chunk()) => chunk,
+            chunk = timeout_at(self.until.min(Instant::now() + self.idle), self.response.chunk()) => chunk,
             () = self.cutoff.cancelled() => return Err(Refusal::ShuttingDown),
         };
         match chunk {
@@ -171,8 +158,7 @@ impl Rest {
 struct Placed {
     upstream: usize,
     turn: Option<Turn>,
-    body: Option<reqwest::Body>,
-    length: Option<HeaderValue>,
+    body: Carried,
 }
 
 /// Passes a request on.
@@ -208,7 +194,8 @@ fn is_noted(free: Free) -> bool {
 
 async fn unless_cut(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
     tokio::select! {
-        passed = passed(gateway, passing, body) => passed,
+        passed = timeout(LONGEST_CALL, passed(gateway, passing, body)) =>
+            passed.unwrap_or(Err(Refusal::Upstream(UpstreamFault::Timeout))),
         () = gateway.cutoff.cancelled() => Err(Refusal::ShuttingDown),
     }
 }
@@ -219,7 +206,7 @@ async fn passed(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Pa
     }
     let placed = place(gateway, &passing, body).await?;
     let upstream = Arc::clone(&passing.live.upstreams[placed.upstream]);
-    let response = send(&passing, &upstream, placed.body, placed.length).await?;
+    let response = send(&passing, &upstream, placed.body).await?;
     if !response.status().is_success() {
         let is_deleted = matches!(passing.free, Free::Delete(kind) if kind != Kind::Response);
         if is_deleted && response.status() == StatusCode::NOT_FOUND {
@@ -237,6 +224,7 @@ async fn passed(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Pa
             body: Coming::Still(Box::new(Rest {
                 response,
                 idle: upstream.idle_timeout(),
+                until: Instant::now() + LONGEST_CALL,
                 cutoff: gateway.cutoff.clone(),
                 _taken: passing.taken,
                 _turn: placed.turn,
@@ -259,8 +247,7 @@ async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Pl
             return Ok(Placed {
                 upstream: target.upstream,
                 turn: Some(turn),
-                body: Some(call.upstream_body(&edits).into()),
-                length: None,
+                body: Carried::Document(call.upstream_body(&edits)),
             });
         }
         (Free::Moderation, Carried::Document(document)) => (moderator(gateway, passing, document).await?, None),
@@ -284,17 +271,7 @@ async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Pl
         let name = live.upstreams[upstream].name();
         admission::kept_at(gateway, key.user_id, name, wanted).await?;
     }
-    let (body, length) = match body {
-        Carried::Nothing => (None, None),
-        Carried::Document(document) => (Some(document.into()), None),
-        Carried::File { body, length } => (Some(body), length),
-    };
-    Ok(Placed {
-        upstream,
-        turn,
-        body,
-        length,
-    })
+    Ok(Placed { upstream, turn, body })
 }
 
 /// The upstream of what is kept nowhere yet: the first of those that sell OpenAI's models, else the first of all.
@@ -355,19 +332,13 @@ async fn where_is(gateway: &Gateway, passing: &Passing, kind: Kind) -> Result<us
     })
 }
 
-async fn send(
-    passing: &Passing,
-    upstream: &Upstream,
-    body: Option<reqwest::Body>,
-    length: Option<HeaderValue>,
-) -> Result<Response, Refusal> {
+async fn send(passing: &Passing, upstream: &Upstream, body: Carried) -> Result<Response, Refusal> {
     let request = Request {
         id: passing.id,
         method: &passing.method,
         path: &passing.path,
         query: passing.query.as_deref(),
         headers: &passing.headers,
-        length,
     };
     upstream.pass(request, body).await.map_err(|error| match error {
         NotPassed::Upstream(fault) => Refusal::Upstream(fault),

@@ -14,6 +14,7 @@ use reqwest::{Client, Proxy, Response, Url, redirect};
 use tokio::time::timeout;
 
 use super::health::{Health, Turn};
+use super::passing::Carried;
 use super::sending::{self, Asked};
 use super::{Admitted, tunnel};
 use crate::bilingual;
@@ -93,8 +94,6 @@ pub(super) struct Free<'a> {
     pub(super) query: Option<&'a str>,
     /// The client's headers; only those on a list go on.
     pub(super) headers: &'a HeaderMap,
-    /// How long the body is, where that is not known otherwise.
-    pub(super) length: Option<HeaderValue>,
 }
 
 /// Why there is no answer to a request that costs nothing.
@@ -463,7 +462,7 @@ impl Upstream {
     ///
     /// # Errors
     /// What the upstream did wrong; or the client, whose body is read while it is sent.
-    pub(super) async fn pass(&self, free: Free<'_>, body: Option<reqwest::Body>) -> Result<Response, NotPassed> {
+    pub(super) async fn pass(&self, free: Free<'_>, body: Carried) -> Result<Response, NotPassed> {
         let mut url = below(&self.base_url, free.path);
         if let Some(query) = free.query {
             let own = self.base_url.query().map(|own| format!("{own}&"));
@@ -471,20 +470,31 @@ impl Upstream {
         }
         let mut headers = self.request_headers(free.id, free.headers);
         headers.remove(CONTENT_TYPE);
-        if body.is_some()
+        if !matches!(body, Carried::Nothing)
             && let Some(kind) = free.headers.get(CONTENT_TYPE)
         {
             headers.insert(CONTENT_TYPE, kind.clone());
         }
-        if let Some(length) = free.length {
-            headers.insert(CONTENT_LENGTH, length);
+        let mut request = self.client.request(free.method.clone(), url);
+        let (head, mut guard) = (self.config.first_byte_timeout, None);
+        match body {
+            Carried::Nothing => {}
+            Carried::Document(document) => request = request.body(document),
+            Carried::File { upload, length } => {
+                headers.extend(length.map(|length| (CONTENT_LENGTH, length)));
+                guard = Some(upload.guard(self.config.idle_timeout, head));
+                request = request.body(reqwest::Body::wrap_stream(upload));
+            }
         }
-        let mut request = self.client.request(free.method.clone(), url).headers(headers);
-        if let Some(body) = body {
-            request = request.body(body);
-        }
-        match timeout(self.config.first_byte_timeout, request.send()).await {
-            Err(_) => Err(NotPassed::Upstream(UpstreamFault::Timeout)),
+        let sending = request.headers(headers).send();
+        let sent = match guard {
+            Some(guard) => guard.watch(sending).await,
+            None => timeout(head, sending)
+                .await
+                .map_err(|_| NotPassed::Upstream(UpstreamFault::Timeout)),
+        };
+        match sent {
+            Err(late) => Err(late),
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_connect() => Err(NotPassed::Upstream(UpstreamFault::Unreachable)),
             Ok(Err(error)) => Err(NotPassed::of_body(&error).unwrap_or_else(|| {

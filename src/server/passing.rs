@@ -14,7 +14,7 @@ use super::proxy::{self, Torn};
 use super::refusal::Refused;
 use super::{App, Arrival, auth, rates};
 use crate::endpoints::{Free, Kind};
-use crate::exchange::{self, Carried, Coming, MAX_FILE, Passed, Passing, Rest, Taken};
+use crate::exchange::{self, Carried, Coming, MAX_FILE, Passed, Passing, Rest, Taken, Upload};
 use crate::refusal::{Refusal, Unreadable};
 use crate::store::keys::Key;
 
@@ -79,7 +79,11 @@ async fn read(
             if told.is_some_and(|length| length > MAX_FILE) {
                 return Err(Refusal::TooLarge { limit: MAX_FILE });
             }
-            Carried::file(body, length)
+            let patience = arrival.live.config.server.body_timeout;
+            Carried::File {
+                upload: Upload::new(body, patience),
+                length,
+            }
         }
         (_, method) if *method == Method::POST => {
             let server = &arrival.live.config.server;

@@ -24,7 +24,7 @@ use super::{App, Arrival, auth, rates, tags};
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, DecodeError};
 use crate::config::ServerConfig;
-use crate::exchange::{self, Answer, Declined, Live, Piece, Replaying, Tunnelled};
+use crate::exchange::{self, Answer, Declined, Live, Piece, Replaying, Tunnelled, time_of};
 use crate::fail_point::{self, Point};
 use crate::key::GatewayKey;
 use crate::limits::Standing;
@@ -51,9 +51,6 @@ pub(super) const BODY_UNIT: usize = 4096;
 
 /// The longest name that a client may give to a call, in characters.
 const MAX_NAME: usize = 255;
-
-/// How much longer a body may take for each MiB of it that has come: some 100 KiB a second.
-const TIME_OF_MIB: Duration = Duration::from_secs(10);
 
 /// How long a body waits for the memory to unfold in.
 const MEMORY_WAIT: Duration = Duration::from_secs(5);
@@ -327,12 +324,6 @@ async fn collect(
     Ok((frames.concat().into(), taken))
 }
 
-/// The time that bytes of a body have.
-pub(super) fn time_of(bytes: usize) -> Duration {
-    let kibs = u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
-    TIME_OF_MIB * kibs / 1024
-}
-
 async fn decode(coding: Coding, bytes: Bytes, limit: usize) -> Result<Bytes, Refusal> {
     let decoded = tokio::task::spawn_blocking(move || codec::decode(coding, bytes, limit)).await;
     decoded.map_err(|_| Refusal::Internal)?.map_err(|error| match error {
@@ -531,7 +522,6 @@ mod tests {
         assert_eq!(bytes.len(), 12 << 20);
         let trickles = collect(&memory, body(1), limit, patience).await;
         assert_eq!(trickles.err(), Some(Refusal::BodyLost));
-        assert_eq!(time_of(3 << 20), Duration::from_secs(30));
     }
 
     #[tokio::test]
