@@ -17,7 +17,7 @@ use super::client::Client;
 use super::passage::{Passage, UsageEvent};
 use super::{Admitted, Answer as Whole, Body, Ending, Gateway, Last, Settle, Watch, ending, upstream, while_wanted};
 use crate::call::Endpoint;
-use crate::codec::{self, Coding, Decoder};
+use crate::codec::{self, Coding, DecodeError, Decoder};
 use crate::config::OnHangup;
 use crate::fail_point::{self, Point};
 use crate::meter::{End, Reading, Seen};
@@ -85,7 +85,7 @@ pub(super) async fn relay(
         .map(|kind| kind.as_bytes().to_ascii_lowercase());
     let streams = kind.is_some_and(|kind| kind.starts_with(b"text/event-stream"));
     match coding {
-        Err(()) => Ending::fault(UpstreamFault::Undecodable),
+        Err(()) => unreadable(admitted, UpstreamFault::Undecodable),
         Ok(coding) if streams => {
             Stream::new(gateway, admitted, response, coding, translation, client, watch)
                 .run()
@@ -140,18 +140,17 @@ async fn whole(
     let body = match while_wanted(gateway, admitted, client, reading).await {
         Ok(Ok(body)) => body,
         Ok(Err(fault)) => {
-            // An image or sound that is too long to pass was made all the same.
-            let is_made = matches!(fault, UpstreamFault::TooLong) && admitted.call.endpoint.is_medium();
             return Ending {
                 state: State::Broken,
-                settle: if is_made { Settle::Usage } else { Settle::Nothing },
-                ..Ending::fault(fault)
+                ..unreadable(admitted, fault)
             };
         }
         Err(ending) => return ending,
     };
-    let Some(plain) = decoded(coding, body.clone(), admitted.live.config.server.max_response).await else {
-        return Ending::fault(UpstreamFault::Undecodable);
+    let plain = match decoded(coding, body.clone(), admitted.live.config.server.max_response).await {
+        Ok(plain) => plain,
+        Err(DecodeError::TooLarge) => return unreadable(admitted, UpstreamFault::TooLong),
+        Err(DecodeError::Broken) => return unreadable(admitted, UpstreamFault::Undecodable),
     };
     watch.meter.observe_body(&plain);
     let reading = watch.meter.reading();
@@ -182,15 +181,25 @@ fn as_told(end: End, answer: &dyn Answer) -> End {
     }
 }
 
-/// A body in the clear, decoded off the async threads; `None` when it does not decode within the limit.
-async fn decoded(coding: Coding, body: Bytes, limit: usize) -> Option<Bytes> {
-    if coding == Coding::Identity {
-        return Some(body);
+/// A whole answer that cannot be passed on. An image or sound that is too long, or that does not decode, was made all the
+/// same, and its upstream bills it.
+fn unreadable(admitted: &Admitted, fault: UpstreamFault) -> Ending {
+    let came = matches!(fault, UpstreamFault::TooLong | UpstreamFault::Undecodable);
+    let is_made = came && admitted.call.endpoint.is_medium();
+    Ending {
+        settle: if is_made { Settle::Usage } else { Settle::Nothing },
+        ..Ending::fault(fault)
     }
-    tokio::task::spawn_blocking(move || codec::decode(coding, body, limit).ok())
+}
+
+/// A body in the clear, decoded off the async threads.
+async fn decoded(coding: Coding, body: Bytes, limit: usize) -> Result<Bytes, DecodeError> {
+    if coding == Coding::Identity {
+        return Ok(body);
+    }
+    tokio::task::spawn_blocking(move || codec::decode(coding, body, limit))
         .await
-        .ok()
-        .flatten()
+        .unwrap_or(Err(DecodeError::Broken))
 }
 
 /// What happens next in a stream.

@@ -434,8 +434,8 @@ fn fault(fault: UpstreamFault, language: Language) -> Said {
         ),
         UpstreamFault::Undecodable => said!(
             language,
-            en: "The upstream's answer cannot be read: it is compressed otherwise than it says, or is none of its endpoint's.",
-            zh: "无法读取上游的回答：其压缩与声明不符，或它不是该接口的回答。",
+            en: "The upstream's answer cannot be read: it is compressed otherwise than it says, or is none of its endpoint's. Images and sound are charged all the same: see the receipt.",
+            zh: "无法读取上游的回答：其压缩与声明不符，或它不是该接口的回答。图像和声音仍会计费：请查看收据。",
         ),
         UpstreamFault::Redirect => said!(
             language,

@@ -701,6 +701,37 @@ async fn a_medium_that_is_too_long_to_pass_is_charged_all_the_same() {
     harness.finish().await;
 }
 
+/// A body in gzip.
+fn zipped(body: &[u8]) -> Bytes {
+    let mut zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut zip, body).expect("it is taken");
+    zip.finish().expect("it ends").into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_medium_that_is_compressed_and_cannot_be_read_is_charged_all_the_same() {
+    let made = |request: &Request| {
+        let image = json!({"data": [{"b64_json": "a".repeat(9_000)}], "usage": {"input_tokens": 1}}).to_string();
+        let (coding, body) = match request.json["prompt"].as_str() {
+            Some("too long") => ("gzip", zipped(image.as_bytes())),
+            Some("broken") => ("gzip", zipped(image.as_bytes()).slice(..40)),
+            _ => ("unheard-of", zipped(image.as_bytes())),
+        };
+        Script::body(StatusCode::OK, "application/json", body).header("content-encoding", coding)
+    };
+    let builder = Harness::builder().balance("100").playwright(std::sync::Arc::new(made));
+    let harness = builder.settings("[server]\nmax_response = \"4KiB\"").start().await;
+    for prompt in ["too long", "broken", "unknown"] {
+        let body = json!({"model": "gpt-image-2", "prompt": prompt});
+        let drawn = harness.client.post("/v1/images/generations", &body).await.expect(502);
+        assert!(drawn.text().contains("receipt"), "{}", drawn.text());
+        let row = harness.receipt(drawn.exchange());
+        assert_eq!(row.basis, Basis::Estimated, "{prompt}");
+        assert!(row.charge.nanos() > 0 && row.charge <= row.held, "{prompt}: {row:?}");
+    }
+    harness.finish().await;
+}
+
 /// What stands before each answer to a request of this method.
 fn gated(method: Method, gate: &Gate) -> Playwright {
     let (gate, inner) = (gate.clone(), standard(Default::default()));
