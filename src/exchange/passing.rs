@@ -398,18 +398,44 @@ async fn made(
         );
         Refusal::Upstream(UpstreamFault::Undecodable)
     })?;
-    let (user, name) = (passing.key.user_id, upstream.name().to_owned());
+    let (user, name, made) = (passing.key.user_id, upstream.name().to_owned(), id.clone());
     let kept = gateway
         .store
-        .blocking(move |store| store.keep_object((user, kind), (&name, &id), now()));
-    match kept.await {
-        Outcome::Committed(()) => Ok(Passed {
-            status,
-            headers,
-            body: Coming::Whole(body),
-        }),
-        Outcome::Refused(objects::TooMany) => Err(Refusal::TooManyObjects { most: objects::MOST }),
-        Outcome::NotCommitted(error) | Outcome::Unknown(error) => Err(storage(&error)),
+        .blocking(move |store| store.keep_object((user, kind), (&name, &made), now()));
+    let refusal = match kept.await {
+        Outcome::Committed(()) => {
+            return Ok(Passed {
+                status,
+                headers,
+                body: Coming::Whole(body),
+            });
+        }
+        // It may be this user's.
+        Outcome::Unknown(error) => return Err(storage(&error)),
+        Outcome::Refused(objects::TooMany) => Refusal::TooManyObjects { most: objects::MOST },
+        Outcome::NotCommitted(error) => storage(&error),
+    };
+    unmake(passing, upstream, &id).await;
+    Err(refusal)
+}
+
+/// What is nobody's is deleted again: no request would ever reach it.
+async fn unmake(passing: &Passing, upstream: &Upstream, id: &str) {
+    let request = Request {
+        id: passing.id,
+        method: &Method::DELETE,
+        path: &format!("{}/{id}", passing.path),
+        query: None,
+        headers: &passing.headers,
+    };
+    let answer = upstream.pass(request, Carried::Nothing).await;
+    if !answer.is_ok_and(|answer| answer.status().is_success()) {
+        tracing::warn!(
+            upstream = upstream.name(),
+            path = passing.path,
+            object = id,
+            "what was made is noted as nobody's and could not be deleted again; it stays upstream"
+        );
     }
 }
 

@@ -860,3 +860,27 @@ async fn a_list_that_is_not_reached_is_not_told_as_empty() {
     assert_eq!((ids(&rest), &rest.json()["has_more"]), (vec![oldest], &json!(false)));
     harness.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_id_of_what_could_not_be_noted_is_not_told_and_nothing_of_it_stays() {
+    let harness = Harness::start().await;
+    harness.alter(
+        "CREATE TRIGGER nothing_is_noted BEFORE INSERT ON stored_objects
+         BEGIN SELECT RAISE(ABORT, 'as if there were no space'); END",
+    );
+    let made = ask(&harness.client, Method::POST, "/conversations", Some(json!({}))).await;
+    assert_eq!(made.expect(503).json()["error"]["code"], "storage_unavailable");
+    let served = harness.served();
+    let asked: Vec<_> = served
+        .iter()
+        .map(|served| (&served.method, served.path.as_str()))
+        .collect();
+    let deleted = "/v1/conversations/conv_00000001";
+    assert_eq!(
+        asked,
+        [(&Method::POST, "/v1/conversations"), (&Method::DELETE, deleted)]
+    );
+    assert_eq!(served[1].status, Some(StatusCode::OK), "it was there");
+    harness.alter("DROP TRIGGER nothing_is_noted");
+    harness.finish().await;
+}
