@@ -117,11 +117,19 @@ fn length(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
+/// What the head of a part says.
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    name: String,
+    is_file: bool,
+    /// Whether its content, as text, is what its bytes are in UTF-8.
+    is_plain: bool,
+}
+
 /// One part of a form.
 struct Part {
-    name: String,
+    head: Head,
     place: Range<usize>,
-    is_file: bool,
 }
 
 /// The parts that decide, each at most once.
@@ -131,41 +139,50 @@ struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    fn read(content_type: &str, body: &'a [u8]) -> Option<Parts<'a>> {
-        let boundary = boundary(content_type)?;
+    fn read(content_type: &str, body: &'a [u8]) -> Result<Parts<'a>, CallError> {
+        let no_form = || CallError::Body(BodyProblem::NotAForm);
+        let boundary = boundary(content_type).ok_or_else(no_form)?;
         let mark = format!("--{boundary}");
-        let mut rest = body.strip_prefix(mark.as_bytes())?;
+        let mut rest = body.strip_prefix(mark.as_bytes()).ok_or_else(no_form)?;
         let (mut all, after_mark) = (Vec::new(), format!("\r\n{mark}"));
         while let Some(part) = rest.strip_prefix(b"\r\n") {
-            let head = memchr::memmem::find(&part[..part.len().min(MAX_PART_HEAD)], b"\r\n\r\n")?;
+            let within = &part[..part.len().min(MAX_PART_HEAD)];
+            let head = memchr::memmem::find(within, b"\r\n\r\n").ok_or_else(no_form)?;
             let content = &part[head + 4..];
-            let end = memchr::memmem::find(content, after_mark.as_bytes())?;
+            let end = memchr::memmem::find(content, after_mark.as_bytes()).ok_or_else(no_form)?;
             let start = body.len() - content.len();
-            let (name, is_file) = disposition(std::str::from_utf8(&part[..head]).ok()?)?;
+            let head = std::str::from_utf8(&part[..head]).map_err(|_| no_form())?;
             if all.len() == MAX_PARTS {
-                return None;
+                return Err(no_form());
             }
             all.push(Part {
-                name,
+                head: Head::read(head)?,
                 place: start..start + end,
-                is_file,
             });
             rest = &content[end + after_mark.len()..];
         }
-        let ends = rest.strip_prefix(b"--")?.trim_ascii().is_empty();
-        (ends && !all.is_empty()).then_some(Parts { body, all })
+        let ends = rest
+            .strip_prefix(b"--")
+            .is_some_and(|rest| rest.trim_ascii().is_empty());
+        match ends && !all.is_empty() {
+            true => Ok(Parts { body, all }),
+            false => Err(no_form()),
+        }
     }
 
     /// Refuses what an upstream could read in another way.
     fn check(&self) -> Result<(), CallError> {
         let mut seen = Vec::new();
-        for part in &self.all {
+        for Part { head: part, .. } in &self.all {
             let plain = part.name.trim_end_matches("[]").to_ascii_lowercase();
             let Some(name) = DECIDING.into_iter().find(|name| *name == plain) else {
                 continue;
             };
             if part.name != name || part.is_file {
                 return Err(CallError::of(name, Problem::Miswritten));
+            }
+            if !part.is_plain {
+                return Err(unclear(name, "Content-Type"));
             }
             if seen.contains(&name) {
                 return Err(CallError::of(name, Problem::Repeated));
@@ -176,7 +193,10 @@ impl<'a> Parts<'a> {
     }
 
     fn place(&self, name: &str) -> Option<&Range<usize>> {
-        self.all.iter().find(|part| part.name == name).map(|part| &part.place)
+        self.all
+            .iter()
+            .find(|part| part.head.name == name)
+            .map(|part| &part.place)
     }
 
     fn text(&self, name: &str) -> Result<Option<&'a str>, CallError> {
@@ -187,7 +207,7 @@ impl<'a> Parts<'a> {
 
     /// Bytes of the parts that are files, or are none.
     fn bytes(&self, files: bool) -> u64 {
-        let parts = self.all.iter().filter(|part| part.is_file == files);
+        let parts = self.all.iter().filter(|part| part.head.is_file == files);
         parts.map(|part| length(part.place.len())).sum()
     }
 }
@@ -204,39 +224,137 @@ fn boundary(content_type: &str) -> Option<&str> {
     ((1..=70).contains(&plain.len()) && plain.bytes().all(fits)).then_some(plain)
 }
 
-/// The name of a part, and whether it is a file. Parsers differ in which of two names they take, in `name*`, in escapes
-/// inside of quotes, and in what ends a line: none of that is read.
-fn disposition(head: &str) -> Option<(String, bool)> {
-    let mut found = None;
-    for line in head.split("\r\n") {
-        if line.contains(char::is_control) {
-            return None;
-        }
-        let (name, value) = line.split_once(':')?;
-        if name.eq_ignore_ascii_case("content-disposition") {
-            let value = value.trim().strip_prefix("form-data; name=\"")?;
-            let (name, more) = value.split_once('"')?;
-            let is_plain = match more {
-                "" => true,
-                _ => {
-                    let file = more.strip_prefix("; filename=\"")?.strip_suffix('"')?;
-                    !file.contains(['"', '\\'])
-                }
-            };
-            if found.is_some() || name.contains(['\\', '%']) || name.is_empty() || !is_plain {
-                return None;
+/// What of a part servers would read in different ways.
+fn unclear(part: &str, what: &'static str) -> CallError {
+    CallError::of(part, Problem::Unclear { what })
+}
+
+impl Head {
+    /// Takes what all parsers read alike: parameters in any order, in quotes or as a word, a name of the file in another
+    /// script (RFC 5987) beside or in place of the plain one, and further headers, which mean nothing in a form. Parsers
+    /// differ in which of two names they take, in `name*`, in a backslash before a quote, in what ends a line, and in whether
+    /// they decode what a transfer encoding or a charset names.
+    fn read(text: &str) -> Result<Head, CallError> {
+        let no_form = || CallError::Body(BodyProblem::NotAForm);
+        let (mut disposition, mut kinds, mut is_encoded) = (None, Vec::new(), false);
+        for line in text.split("\r\n") {
+            let (name, value) = line.split_once(':').ok_or_else(no_form)?;
+            if line.contains(char::is_control) || !is_word(name) {
+                return Err(no_form());
             }
-            found = Some((name.to_owned(), !more.is_empty()));
-        } else if !name.eq_ignore_ascii_case("content-type") && !name.eq_ignore_ascii_case("content-length") {
-            return None;
+            match name.to_ascii_lowercase().as_str() {
+                "content-disposition" if disposition.is_some() => return Err(no_form()),
+                "content-disposition" => disposition = Some(Disposition::read(value.trim()).ok_or_else(no_form)?),
+                "content-type" => kinds.push(value.trim()),
+                "content-transfer-encoding" => {
+                    let as_it_is = ["7bit", "8bit", "binary"];
+                    is_encoded |= !as_it_is.iter().any(|word| value.trim().eq_ignore_ascii_case(word));
+                }
+                _ => {}
+            }
         }
+        let Disposition {
+            name,
+            is_file,
+            unclear: what,
+        } = disposition.ok_or_else(no_form)?;
+        if let Some(what) = what.or(is_encoded.then_some("Content-Transfer-Encoding")) {
+            return Err(unclear(&name, what));
+        }
+        Ok(Head {
+            is_plain: kinds.len() < 2 && kinds.iter().all(|kind| is_utf8(kind)),
+            name,
+            is_file,
+        })
     }
-    found
+}
+
+/// Whether text of this content type is read as UTF-8 (or ASCII), which is what is assumed where none is named.
+fn is_utf8(content_type: &str) -> bool {
+    let named = content_type.split(';').skip(1);
+    let named = named.filter_map(|part| part.trim().split_once('='));
+    let mut charsets = named.filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+    charsets.all(|(_, charset)| {
+        let charset = charset.trim().trim_matches('"');
+        ["utf-8", "utf8", "us-ascii", "ascii"]
+            .iter()
+            .any(|plain| charset.eq_ignore_ascii_case(plain))
+    })
+}
+
+/// A token of RFC 9110 §5.6.2, without what parsers take for more than a letter.
+fn is_word(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.+[]".contains(&byte);
+    !text.is_empty() && text.bytes().all(fits)
+}
+
+/// What `Content-Disposition` says of a part.
+struct Disposition {
+    name: String,
+    is_file: bool,
+    /// What of it servers would read in different ways.
+    unclear: Option<&'static str>,
+}
+
+impl Disposition {
+    /// `None` where not even the name is plain.
+    fn read(value: &str) -> Option<Disposition> {
+        let mut rest = value
+            .get(..9)
+            .filter(|kind| kind.eq_ignore_ascii_case("form-data"))
+            .map(|_| &value[9..])?;
+        let (mut names, mut plain, mut extended, mut unclear) = (Vec::new(), 0, 0, None);
+        while !rest.is_empty() {
+            let parameter = rest
+                .trim_start_matches([' ', '\t'])
+                .strip_prefix(';')?
+                .trim_start_matches([' ', '\t']);
+            let (name, written) = parameter.split_once('=')?;
+            let (value, more) = match written.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => written.split_at(written.find([';', ' ', '\t']).unwrap_or(written.len())),
+            };
+            let is_quoted = written.starts_with('"');
+            let ends_plainly = if is_quoted {
+                !value.ends_with('\\')
+            } else {
+                !value.is_empty() && !value.contains('"')
+            };
+            match name.to_ascii_lowercase().as_str() {
+                "name" => {
+                    if !ends_plainly || value.contains(['\\', '%']) || !(is_quoted || is_word(value)) {
+                        return None;
+                    }
+                    names.push(value.to_owned());
+                }
+                "filename" => {
+                    plain += 1;
+                    unclear = unclear.or((!ends_plainly).then_some("filename"));
+                }
+                "filename*" => {
+                    extended += 1;
+                    unclear = unclear.or((is_quoted || !ends_plainly).then_some("filename*"));
+                }
+                "name*" => unclear = Some("name*"),
+                _ => unclear = unclear.or(Some("Content-Disposition")),
+            }
+            rest = more;
+        }
+        if plain > 1 || extended > 1 {
+            unclear = Some("filename");
+        }
+        let [name] = <[String; 1]>::try_from(names).ok()?;
+        (!name.is_empty()).then_some(Disposition {
+            name,
+            is_file: plain + extended > 0,
+            unclear,
+        })
+    }
 }
 
 /// Reads a form.
 pub(super) fn form(endpoint: Endpoint, content_type: &str, body: &Bytes) -> Result<Call, CallError> {
-    let parts = Parts::read(content_type, body).ok_or(CallError::Body(BodyProblem::NotAForm))?;
+    let parts = Parts::read(content_type, body)?;
     parts.check()?;
     let (Some(model), Some(place)) = (parts.text("model")?, parts.place("model")) else {
         return Err(CallError::of("model", Problem::NoModel));
@@ -261,7 +379,7 @@ pub(super) fn form(endpoint: Endpoint, content_type: &str, body: &Bytes) -> Resu
         Endpoint::ImageEdits => {
             let (quality, size) = (parts.text("quality")?, parts.text("size")?);
             let tokens = image_tokens(quality.into_iter(), size.into_iter());
-            let files = parts.all.iter().filter(|part| part.is_file).count();
+            let files = parts.all.iter().filter(|part| part.head.is_file).count();
             (Medium::Image { tokens }, length(files))
         }
         _ => {
@@ -380,6 +498,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_plain_is_read_however_it_is_written() {
+        for head in [
+            "name=\"model\"\r\nContent-Type: text/plain; charset=UTF-8",
+            "name=\"model\"\r\ncontent-type: text/plain; charset=\"us-ascii\"\r\ncontent-length: 9",
+            "name=\"model\"\r\ncontent-transfer-encoding: 8bit\r\nMIME-Version: 1.0",
+            "name=model",
+            "  name=model  ",
+        ] {
+            let head = head.trim_end();
+            let call = read(Endpoint::Transcriptions, &[part(head, "whisper-1"), file("123")]);
+            assert_eq!(call.expect(head).model, "whisper-1");
+        }
+        for head in [
+            "name=\"file\"; filename=\"a.mp3\"; filename*=UTF-8''%C3%A9.mp3",
+            "name=\"file\"; filename*=UTF-8''%C3%A9.mp3",
+            "filename=a.mp3; name=file",
+            "name=file;filename=\"C:\\music\\a.mp3\"",
+            "name=\"file\" ; filename=\"%22a%22; name=b.mp3\"\r\ncontent-type: audio/mpeg; charset=binary",
+        ] {
+            let call = read(Endpoint::Transcriptions, &[part(head, "12345"), model()]).expect(head);
+            let medium = Medium::Sound { bytes: 5, tells: true };
+            assert_eq!(call.medium, medium, "{head}");
+        }
+    }
+
+    #[test]
     fn what_could_be_read_in_two_ways_is_no_form() {
         let param = |parts: &[String]| {
             let error = read(Endpoint::Transcriptions, parts).expect_err("no call");
@@ -404,30 +548,69 @@ mod tests {
             Some("stream")
         );
         assert_eq!(param(&[model(), part("name=\"n\"", "0")]).as_deref(), Some("n"));
-        for wrong in [
-            part("name=\"mo\\del\"", "x"),
-            part("name=model", "x"),
-            part("name=\"x\"; name=\"model\"", "x"),
-            part("name=\"x\"; name*=utf-8''model", "x"),
-            part("name=\"x\"; filename*=utf-8''y", "x"),
-            part("name=\"x\"; filename=\"y\"; filename=\"z\"", "x"),
-            part("name=\"x\"; filename=\"y\"; name=\"model\"", "x"),
-            part("name=\"x\"; filename=\"y\\\"; name=\"model\"", "x"),
-            part("name=\"x\"; filename=y", "x"),
-            part("name=\"x\";", "x"),
-            part("name=\"x\"\ncontent-disposition: form-data; name=\"model\"", "x"),
-            part(
-                "name=\"x\"\r\ncontent-type: a/b\ncontent-disposition: form-data; name=\"model\"",
-                "x",
+        assert_eq!(param(&[model(), part("name=model", "x")]).as_deref(), Some("model"));
+        assert_eq!(
+            param(&[part("filename=\"x\"; name=\"model\"", "x")]).as_deref(),
+            Some("model")
+        );
+        for (wrong, named) in [
+            (part("name=\"mo\\del\"", "x"), None),
+            (part("name=\"x\\\"; name=\"model\"", "x"), None),
+            (part("name=\"x\"; name=\"model\"", "x"), None),
+            (part("name=\"%6dodel\"", "x"), None),
+            (part("name=mo\"del\"", "x"), None),
+            (part("name=", "x"), None),
+            (part("name = \"x\"", "x"), None),
+            (part("name=\"x\"; name*=utf-8''model", "x"), Some("x")),
+            (part("name=\"x\"; filename*=\"utf-8''y\"", "x"), Some("x")),
+            (part("name=\"x\"; filename*=a; filename*=b", "x"), Some("x")),
+            (part("name=\"x\"; filename=\"y\"; filename=\"z\"", "x"), Some("x")),
+            (part("name=\"x\"; filename=\"y\"; name=\"model\"", "x"), None),
+            (part("name=\"x\"; filename=\"y\\\"; name=\"model\"", "x"), None),
+            (part("name=\"x\"; filename=\"y\\\"", "x"), Some("x")),
+            (part("name=\"x\"; size=3", "x"), Some("x")),
+            (part("name=\"x\";", "x"), None),
+            (
+                part("name=\"x\"\ncontent-disposition: form-data; name=\"model\"", "x"),
+                None,
             ),
-            part("name=\"x\"\r", "x"),
-            part("name=\"\0model\"", "x"),
-            part("filename=\"x\"; name=\"model\"", "x"),
-            "--mark\r\ncontent-transfer-encoding: base64\r\ncontent-disposition: form-data; name=\"a\"\r\n\r\nx\r\n"
-                .into(),
-            "--mark\r\nno head\r\n\r\nx\r\n".into(),
+            (
+                part(
+                    "name=\"x\"\r\ncontent-type: a/b\ncontent-disposition: form-data; name=\"model\"",
+                    "x",
+                ),
+                None,
+            ),
+            (
+                part("name=\"x\"\r\ncontent-disposition: form-data; name=\"model\"", "x"),
+                None,
+            ),
+            (
+                part("name=\"x\"\r\ncontent-disposition : form-data; name=\"model\"", "x"),
+                None,
+            ),
+            (part("name=\"x\"\r\n name=\"model\"", "x"), None),
+            (part("name=\"x\"\r", "x"), None),
+            (part("name=\"\0model\"", "x"), None),
+            (part("name=\"x\"\r\ncontent-transfer-encoding: base64", "x"), Some("x")),
+            (
+                part("name=\"prompt\"\r\ncontent-transfer-encoding: quoted-printable", "x"),
+                Some("prompt"),
+            ),
+            (
+                part("name=\"n\"\r\ncontent-type: text/plain; charset=utf-16", "1"),
+                Some("n"),
+            ),
+            (
+                part(
+                    "name=\"n\"\r\ncontent-type: text/plain\r\ncontent-type: text/plain",
+                    "1",
+                ),
+                Some("n"),
+            ),
+            ("--mark\r\nno head\r\n\r\nx\r\n".into(), None),
         ] {
-            assert_eq!(param(&[model(), wrong.clone()]), None, "{wrong}");
+            assert_eq!(param(&[model(), wrong.clone()]).as_deref(), named, "{wrong}");
         }
         let body = [model(), file("x")].concat();
         for (kind, body) in [

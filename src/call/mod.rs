@@ -278,6 +278,11 @@ pub enum Problem {
     NotAModel,
     /// It is written in another case.
     Miswritten,
+    /// It is a part of a form, of which servers read this in different ways.
+    Unclear {
+        /// What of its head: `name*`, `Content-Type`.
+        what: &'static str,
+    },
     /// It is there more than once.
     Repeated,
     /// It is of another type.
@@ -364,6 +369,7 @@ impl CallError {
                 Problem::Type(_) => Code::InvalidType,
                 Problem::Unsupported(_) | Problem::Untranslatable { .. } => Code::UnsupportedParameter,
                 Problem::NotAModel
+                | Problem::Unclear { .. }
                 | Problem::Zero
                 | Problem::Above { .. }
                 | Problem::NotOneOf(_)

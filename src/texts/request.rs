@@ -58,6 +58,11 @@ fn parameter(name: &str, problem: &Problem, language: Language) -> Said {
             en: "A parameter is `{name}` but for the case of its letters. Write `{name}`.",
             zh: "有一个参数与 `{name}` 只有大小写不同。请写成 `{name}`。",
         ),
+        Problem::Unclear { what } => said!(
+            language,
+            en: "Servers read the `{what}` of the form's part `{name}` in different ways. Write it plainly, text in UTF-8, or leave it out.",
+            zh: "不同的服务器对表单中 `{name}` 部分的 `{what}` 读法不同。请写得明确（文本用 UTF-8），或去掉它。",
+        ),
         Problem::Repeated => said!(
             language,
             en: "`{name}` appears more than once. Send it once.",

@@ -291,6 +291,7 @@ fn parameters() -> impl Iterator<Item = Sample> {
         Problem::NoModel => (Problem::NoModel, "GET /v1/models"),
         Problem::NotAModel => (Problem::NotAModel, "GET /v1/models"),
         Problem::Miswritten => (Problem::Miswritten, ""),
+        Problem::Unclear { .. } => (Problem::Unclear { what: "name*" }, "`name*`"),
         Problem::Repeated => (Problem::Repeated, ""),
         Problem::Type(_) => (Problem::Type(Wanted::Bool), "true"),
         Problem::Zero => (Problem::Zero, "1"),
