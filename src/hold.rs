@@ -129,8 +129,8 @@ fn medium(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Exact, Unquoted> {
             let made = of(&[Class::ImageTextOutput, Class::ImageOutput], made);
             (sum(read, made), true, Form::Response)
         }
-        Medium::Sound { bytes, tells } => {
-            let seconds = tokens::seconds_at_most(bytes);
+        Medium::Sound { length, tells } => {
+            let seconds = length.most;
             let most = if is_billed_by(Class::Seconds) {
                 of(&[Class::Seconds], seconds)
             } else {

@@ -187,12 +187,6 @@ pub fn estimate_input(call: &Call, encoding: Encoding) -> Tokens {
     }
 }
 
-/// A second of sound has no fewer bytes in any coding of speech that is in use; silence may.
-const LEAST_BYTES_A_SECOND: u64 = 500;
-
-/// A second of sound has so many bytes most likely.
-const LIKELY_BYTES_A_SECOND: u64 = 8_000;
-
 /// Tokens of a second of sound that is heard, at most: 11 were seen.
 const TOKENS_OF_SECOND: u64 = 12;
 
@@ -201,11 +195,6 @@ const TOKENS_OF_CHARACTER: u64 = 8;
 
 /// What comes beside the characters.
 const TOKENS_BESIDE: u64 = 500;
-
-/// How long a recording of so many bytes is, at most, in seconds.
-pub fn seconds_at_most(bytes: u64) -> u64 {
-    bytes.div_ceil(LEAST_BYTES_A_SECOND)
-}
 
 /// Tokens of so many seconds of sound, at most.
 pub fn heard_at_most(seconds: u64) -> Tokens {
@@ -238,8 +227,8 @@ pub fn estimate_medium(call: &Call, shown: Tokens, by_second: bool) -> Usage {
             },
             ..Usage::default()
         },
-        Medium::Sound { bytes, .. } => {
-            let seconds = bytes.div_ceil(LIKELY_BYTES_A_SECOND);
+        Medium::Sound { length, .. } => {
+            let seconds = length.likely;
             let heard = heard_at_most(seconds);
             match by_second {
                 true => Usage {

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::fields::{Member, wrong_type};
 use super::input::decoded;
 use super::parse::{MAX_CHOICES, is_model};
+use super::sound::Length;
 use super::splice::Places;
 use super::{BodyProblem, Call, CallError, Echo, Endpoint, HostedTools, InputShape, Problem, Wanted};
 use crate::usage::{CacheTtl, Tier};
@@ -27,8 +28,8 @@ pub enum Medium {
     },
     /// It hears a recording.
     Sound {
-        /// How long it is, in bytes.
-        bytes: u64,
+        /// How long it is.
+        length: Length,
         /// Whether the answer, in the form that was asked for, tells its usage.
         tells: bool,
     },
@@ -205,10 +206,17 @@ impl<'a> Parts<'a> {
         place.map(read).transpose()
     }
 
-    /// Bytes of the parts that are files, or are none.
-    fn bytes(&self, files: bool) -> u64 {
-        let parts = self.all.iter().filter(|part| part.head.is_file == files);
+    /// Bytes of the parts that are no files.
+    fn text_bytes(&self) -> u64 {
+        let parts = self.all.iter().filter(|part| !part.head.is_file);
         parts.map(|part| length(part.place.len())).sum()
+    }
+
+    /// How long the recordings are.
+    fn sound(&self) -> Length {
+        let files = self.all.iter().filter(|part| part.head.is_file);
+        let lengths = files.map(|part| Length::of(&self.body[part.place.clone()]));
+        lengths.fold(Length::default(), Length::and)
     }
 }
 
@@ -384,7 +392,7 @@ pub(super) fn form(endpoint: Endpoint, content_type: &str, body: &Bytes) -> Resu
         }
         _ => {
             let medium = Medium::Sound {
-                bytes: parts.bytes(true),
+                length: parts.sound(),
                 tells: match format {
                     Some("verbose_json") => true,
                     // Of a translation it is the text alone.
@@ -405,7 +413,7 @@ pub(super) fn form(endpoint: Endpoint, content_type: &str, body: &Bytes) -> Resu
         choices,
         tier: Tier::default(),
         input: InputShape {
-            text_bytes: parts.bytes(false),
+            text_bytes: parts.text_bytes(),
             messages: 1,
             images,
             ..InputShape::default()
@@ -464,7 +472,8 @@ mod tests {
                 (call.model.as_str(), call.stream, call.choices),
                 ("whisper-1", false, 1)
             );
-            assert_eq!(call.medium, Medium::Sound { bytes: 5, tells: true });
+            let length = Length::by_bytes(5);
+            assert_eq!(call.medium, Medium::Sound { length, tells: true });
             assert_eq!(call.input.text_bytes, 9);
             let edits = crate::call::Edits {
                 model: Some("other".into()),
@@ -488,13 +497,17 @@ mod tests {
             for (endpoint, tells) in [(Endpoint::Transcriptions, heard), (Endpoint::Translations, translated)] {
                 assert_eq!(
                     told(endpoint, format),
-                    Medium::Sound { bytes: 1, tells },
+                    Medium::Sound {
+                        length: Length::by_bytes(1),
+                        tells
+                    },
                     "{endpoint:?} {format}"
                 );
             }
         }
         let plain = read(Endpoint::Translations, &[model(), file("1")]).expect("a call");
-        assert_eq!(plain.medium, Medium::Sound { bytes: 1, tells: false });
+        let length = Length::by_bytes(1);
+        assert_eq!(plain.medium, Medium::Sound { length, tells: false });
     }
 
     #[test]
@@ -518,7 +531,10 @@ mod tests {
             "name=\"file\" ; filename=\"%22a%22; name=b.mp3\"\r\ncontent-type: audio/mpeg; charset=binary",
         ] {
             let call = read(Endpoint::Transcriptions, &[part(head, "12345"), model()]).expect(head);
-            let medium = Medium::Sound { bytes: 5, tells: true };
+            let medium = Medium::Sound {
+                length: Length::by_bytes(5),
+                tells: true,
+            };
             assert_eq!(call.medium, medium, "{head}");
         }
     }

@@ -6,6 +6,7 @@ mod input;
 mod media;
 mod parse;
 mod piece;
+mod sound;
 mod splice;
 mod tools;
 
@@ -17,6 +18,7 @@ use bytes::Bytes;
 pub use encrypted::{AllEncrypted, Encrypted};
 pub use fields::{Member, members};
 pub use media::Medium;
+pub use sound::Length;
 
 use crate::code::Code;
 use crate::usage::{CacheTtl, Tier, Tokens};
