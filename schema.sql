@@ -446,19 +446,5 @@ BEGIN SELECT RAISE(ABORT, 'an exchange that runs or was charged keeps its Idempo
 CREATE TRIGGER idempotency_stays BEFORE DELETE ON idempotency
 BEGIN SELECT RAISE(ABORT, 'an Idempotency-Key is not forgotten'); END;
 
--- A usage row of a day that is summed already is added to it.
-CREATE TRIGGER usage_logs_may_be_late AFTER INSERT ON usage_logs
-WHEN NEW.started_at < (SELECT until_at FROM rolled_up)
-BEGIN
-    INSERT INTO usage_days (day_at, user_id, key_id, model, upstream, exchanges, input_tokens, cached_tokens,
-                            output_tokens, cost_nanos, charge_nanos, uncollected_nanos)
-    VALUES (NEW.started_at / 86400000000 * 86400000000, NEW.user_id, NEW.key_id, NEW.model, NEW.upstream, 1,
-            NEW.input_tokens, NEW.cached_tokens, NEW.output_tokens, NEW.cost_nanos, NEW.charge_nanos,
-            NEW.uncollected_nanos)
-    ON CONFLICT DO UPDATE SET exchanges = exchanges + 1, input_tokens = input_tokens + excluded.input_tokens,
-        cached_tokens = cached_tokens + excluded.cached_tokens, output_tokens = output_tokens + excluded.output_tokens,
-        cost_nanos = cost_nanos + excluded.cost_nanos, charge_nanos = charge_nanos + excluded.charge_nanos,
-        uncollected_nanos = uncollected_nanos + excluded.uncollected_nanos;
-END;
 CREATE TRIGGER rolled_up_stays BEFORE DELETE ON rolled_up
 BEGIN SELECT RAISE(ABORT, 'how far usage is summed is not deleted'); END;

@@ -14,6 +14,7 @@ use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry, Tip};
 use super::events;
 use super::idempotency::{self, Once, Repeat};
+use super::rollups;
 use super::usage_log::{self, Basis, ExchangeRow, Settled, State};
 use super::users::UserStatus;
 use super::{ExchangeId, KeyId, Outcome, Store, StoreError, Tried, Trouble, UserId};
@@ -400,14 +401,16 @@ struct StoredHold {
     placed_at: Timestamp,
     /// Whether anybody has a budget.
     are_budgets: bool,
+    /// Until when usage is summed by day.
+    rolled_until: Timestamp,
 }
 
 static STORED_HOLD: LazyLock<String> = LazyLock::new(|| {
-    let (any, told) = (budgets::ANY, events::ANY);
+    let (any, told, rolled_until) = (budgets::ANY, events::ANY, rollups::ROLLED_UNTIL);
     format!(
         "SELECT h.user_id, h.key_id, h.amount_nanos, h.output_limit, h.state, h.hash, u.balance_nanos,
                 u.balance_nanos + u.credit_line_nanos - u.held_nanos + h.amount_nanos, u.head_hash,
-                (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), h.placed_at, {any}, {told}
+                (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), h.placed_at, {any}, {told}, {rolled_until}
          FROM holds h JOIN users u ON u.id = h.user_id WHERE h.exchange_id = ?1"
     )
 });
@@ -431,6 +434,7 @@ fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option
                 },
                 placed_at: row.get::<_, Micros>(10)?.0,
                 are_budgets: row.get(11)?,
+                rolled_until: row.get::<_, Micros>(13)?.0,
             })
         })
         .optional()
@@ -479,6 +483,9 @@ pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) ->
             .ok_or_else(|| broken("a balance does not fit"))?,
     };
     let usage_hash = usage_log::insert(tx, &close.row, &settled)?;
+    if close.row.started_at < hold.rolled_until {
+        rollups::add_late(tx, exchange)?;
+    }
     attempts::insert(tx, exchange, &close.attempts)?;
     fail_point::hit(Point::InSettlement).map_err(injected)?;
     if hold.tip.is_told {

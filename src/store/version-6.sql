@@ -20,3 +20,6 @@ CREATE TABLE stored_objects (
     PRIMARY KEY (id, upstream)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX stored_objects_by_user ON stored_objects (user_id, kind, created_at);
+
+-- A row that is late is added to the sums of its day by whoever writes it.
+DROP TRIGGER usage_logs_may_be_late;

@@ -20,7 +20,6 @@ ALTER TABLE users DROP COLUMN rpm;
 ALTER TABLE api_keys DROP COLUMN concurrency;
 ALTER TABLE api_keys DROP COLUMN tpm;
 ALTER TABLE api_keys DROP COLUMN rpm;
-DROP TRIGGER usage_logs_may_be_late;
 DROP TRIGGER refunds_fit;
 DROP TABLE budget_windows;
 DROP TABLE budgets;
