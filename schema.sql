@@ -369,7 +369,7 @@ BEGIN
     WHERE id = NEW.user_id;
 END;
 
-CREATE TRIGGER balance_follows_entries BEFORE UPDATE OF balance_nanos ON users
+CREATE TRIGGER balance_follows_entries AFTER UPDATE OF balance_nanos ON users
 WHEN NEW.balance_nanos IS NOT OLD.balance_nanos
  AND NEW.balance_nanos IS NOT (SELECT balance_after_nanos FROM ledger_entries
                                WHERE user_id = NEW.id ORDER BY seq DESC LIMIT 1)
@@ -402,11 +402,11 @@ BEGIN SELECT RAISE(ABORT, 'audit rows are never deleted'); END;
 
 -- A hold is taken open, closed once, and otherwise left alone. --------------------------------------------------------
 
-CREATE TRIGGER holds_start_open BEFORE INSERT ON holds
+CREATE TRIGGER holds_start_open AFTER INSERT ON holds
 WHEN NEW.state <> 'open'
 BEGIN SELECT RAISE(ABORT, 'a hold starts open'); END;
 
-CREATE TRIGGER holds_close_once BEFORE UPDATE OF state, closed_at ON holds
+CREATE TRIGGER holds_close_once AFTER UPDATE OF state, closed_at ON holds
 WHEN OLD.state <> 'open' OR NEW.state = 'open'
 BEGIN SELECT RAISE(ABORT, 'a hold is closed once'); END;
 

@@ -23,3 +23,20 @@ CREATE INDEX stored_objects_by_user ON stored_objects (user_id, kind, created_at
 
 -- A row that is late is added to the sums of its day by whoever writes it.
 DROP TRIGGER usage_logs_may_be_late;
+
+-- Behind a change they see what those before it did, and undo it alike; but a row is read once more after a trigger that comes
+-- before its change.
+DROP TRIGGER balance_follows_entries;
+DROP TRIGGER holds_start_open;
+DROP TRIGGER holds_close_once;
+CREATE TRIGGER balance_follows_entries AFTER UPDATE OF balance_nanos ON users
+WHEN NEW.balance_nanos IS NOT OLD.balance_nanos
+ AND NEW.balance_nanos IS NOT (SELECT balance_after_nanos FROM ledger_entries
+                               WHERE user_id = NEW.id ORDER BY seq DESC LIMIT 1)
+BEGIN SELECT RAISE(ABORT, 'a balance only changes by an entry'); END;
+CREATE TRIGGER holds_start_open AFTER INSERT ON holds
+WHEN NEW.state <> 'open'
+BEGIN SELECT RAISE(ABORT, 'a hold starts open'); END;
+CREATE TRIGGER holds_close_once AFTER UPDATE OF state, closed_at ON holds
+WHEN OLD.state <> 'open' OR NEW.state = 'open'
+BEGIN SELECT RAISE(ABORT, 'a hold is closed once'); END;
