@@ -282,14 +282,14 @@ impl Price {
             .map(|step| &step.rates)
     }
 
-    /// Sizes of input up to a bound, one at least for each price between them: the largest that has it.
+    /// Sizes of input up to a bound, one at least for each price of one of them: the largest that has it.
     fn sizes_up_to(&self, bound: Tokens) -> impl Iterator<Item = Tokens> {
         let steps = self
             .steps
             .iter()
             .chain(self.tiers.values().flat_map(|card| &card.steps));
         let ends = steps.map(|step| step.above).filter(move |end| *end < bound.get());
-        ends.map(Tokens::saturating).chain([Tokens::ZERO, bound])
+        ends.map(Tokens::saturating).chain([bound])
     }
 
     /// The input above which the call gets dearer, if there is such a size.
@@ -353,10 +353,14 @@ impl Terms<'_> {
     /// serve a cheaper tier at the standard one, never at a dearer one than was asked for.
     pub fn dearest(&self, classes: &[Class], bound: Tokens) -> Exact {
         let mut dearest = Exact::ZERO;
+        let tiers: &[Tier] = match self.tier {
+            Tier::Standard => &[Tier::Standard],
+            _ => &[self.tier, Tier::Standard],
+        };
         for input in self.price.sizes_up_to(bound) {
-            for tier in [self.tier, Tier::Standard] {
+            for tier in tiers {
                 let at = At {
-                    tier,
+                    tier: *tier,
                     input,
                     time: self.at,
                 };
