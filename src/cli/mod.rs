@@ -13,6 +13,7 @@ pub mod failure;
 mod healthcheck;
 pub mod key;
 pub mod ledger;
+mod logging;
 mod manual;
 pub mod mistyped;
 pub mod output;
@@ -286,7 +287,7 @@ fn start_logging(global: &Global, command: &Command) {
         // It would report a stderr that nobody reads on stderr, and panic.
         .log_internal_errors(false);
     let started = match format {
-        LogFormat::Text => builder.try_init(),
+        LogFormat::Text => builder.fmt_fields(logging::Fields).try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
     if let Err(error) = started {
