@@ -584,6 +584,7 @@ impl Store {
 mod tests {
     use super::super::keys::Key;
     use super::super::ledger::{self, CloseHold, HoldRefused, PlaceHold};
+    use super::super::prepared::Prepared;
     use super::super::refunds::Refund;
     use super::super::testing::*;
     use super::super::users::User;
@@ -971,7 +972,7 @@ mod tests {
         for (of, text) in [(of_user(&ada), "5/month"), (of_key(&key), "5/day")] {
             give(&desk, of, &[budget(text)]);
             let ask = ask_at(&key, "6", 10);
-            let took = ledger::set_aside(&desk.raw(), &ask, usd("5.000000001")).expect("no error");
+            let took = ledger::set_aside(&Prepared::of(&desk.raw()), &ask, usd("5.000000001")).expect("no error");
             assert!(!took, "{text}");
             give(
                 &desk,

@@ -10,6 +10,7 @@ use super::audit::{self, Act};
 use super::columns::{Micros, names_and_marks, text, to_the_microsecond};
 use super::digest::{Cells, Digest, GENESIS, Hash};
 use super::events;
+use super::prepared::Prepared;
 use super::users::{self, User};
 use super::{Actor, ExchangeId, Outcome, Store, StoreError, UserId};
 use crate::money::Usd;
@@ -163,7 +164,7 @@ static TIP: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// Appends an entry; a trigger moves the balance with it. Whoever is told of such things is, by the same transaction.
-pub(super) fn append(tx: &Connection, new: &NewEntry<'_>, tip: &Tip) -> rusqlite::Result<Entry> {
+pub(super) fn append(tx: &Prepared<'_>, new: &NewEntry<'_>, tip: &Tip) -> rusqlite::Result<Entry> {
     let cells = Cells(vec![
         ("seq", ValueRef::Integer(tip.next)),
         ("user_id", new.user.value()),
@@ -190,8 +191,8 @@ pub(super) fn append(tx: &Connection, new: &NewEntry<'_>, tip: &Tip) -> rusqlite
     let refunds = new.refunds.as_ref().map_or(ValueRef::Null, ExchangeId::value);
     digest.field_if_any("refunds", refunds);
     let hash = digest.finish();
-    tx.prepare_cached(&INSERT)?
-        .execute(cells.and([ValueRef::Blob(&hash), refunds]))?;
+    let values = cells.and([ValueRef::Blob(&hash), refunds]);
+    tx.with(&INSERT, |insert| insert.execute(values))?;
     let entry = Entry {
         seq: tip.next,
         user: new.user,
@@ -241,7 +242,7 @@ pub(super) fn credit(tx: &Connection, credit: &Credit, by: &Actor, now: Timestam
         note: credit.note.as_deref(),
         at: now,
     };
-    let entry = append(tx, &new, &tip(tx, credit.user)?)?;
+    let entry = append(&Prepared::of(tx), &new, &tip(tx, credit.user)?)?;
     let after = User {
         balance: balance_after,
         ..user.clone()

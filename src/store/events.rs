@@ -532,6 +532,7 @@ mod tests {
     use super::super::budgets::Change;
     use super::super::keys::Key;
     use super::super::ledger::{self, PlaceHold};
+    use super::super::prepared::Prepared;
     use super::super::refunds::Refund;
     use super::super::testing::*;
     use super::*;
@@ -647,7 +648,7 @@ mod tests {
         desk.set_aside(&ask(id, &key, "1"));
         let close = closing(id, &key, "1");
         let undone = desk.store.write("closing", |tx| {
-            ledger::close(tx, id, &close)?;
+            ledger::close(&Prepared::of(tx), id, &close)?;
             let written: i64 = tx.query_row("SELECT COUNT(*) FROM events", [], |row| row.get(0))?;
             assert_eq!(written, 2, "they are part of it");
             Ok(Err::<(), _>("never mind"))

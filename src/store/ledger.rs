@@ -14,6 +14,7 @@ use super::digest::{Cells, Digest, Hash};
 use super::entries::{self, NewEntry, Tip};
 use super::events;
 use super::idempotency::{self, Once, Repeat};
+use super::prepared::Prepared;
 use super::rollups;
 use super::usage_log::{self, Basis, ExchangeRow, Settled, State};
 use super::users::UserStatus;
@@ -207,7 +208,7 @@ static SET_ASIDE: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
+fn account(tx: &Prepared<'_>, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
     let Starts { day, month } = Starts::of(ask.now);
     let asked = params![
         ask.user,
@@ -218,25 +219,24 @@ fn account(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>
         day,
         month
     ];
-    tx.prepare_cached(&ACCOUNT)?
-        .query_row(asked, |row| {
-            let (of_user, of_key): (Option<Usd>, Option<Usd>) = (row.get(5)?, row.get(6)?);
-            Ok(Account {
-                status: row.get(0)?,
-                room: Room {
-                    available: row.get(1)?,
-                    held: row.get(2)?,
-                },
-                budget: of_user.into_iter().chain(of_key).min(),
-                key_is_valid: row.get(3)?,
-                was_asked_before: row.get(4)?,
-            })
+    let read = |row: &Row<'_>| {
+        let (of_user, of_key): (Option<Usd>, Option<Usd>) = (row.get(5)?, row.get(6)?);
+        Ok(Account {
+            status: row.get(0)?,
+            room: Room {
+                available: row.get(1)?,
+                held: row.get(2)?,
+            },
+            budget: of_user.into_iter().chain(of_key).min(),
+            key_is_valid: row.get(3)?,
+            was_asked_before: row.get(4)?,
         })
-        .optional()
+    };
+    tx.with(&ACCOUNT, |account| account.query_row(asked, read).optional())
 }
 
 /// The account, once every window of its budgets at this time is there.
-fn account_with_windows(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
+fn account_with_windows(tx: &Prepared<'_>, ask: &PlaceHold) -> rusqlite::Result<Option<Account>> {
     let found = account(tx, ask)?;
     match &found {
         Some(there) if there.budget.is_some() && budgets::open_windows(tx, ask.payers(), ask.now)? => account(tx, ask),
@@ -245,7 +245,7 @@ fn account_with_windows(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Op
 }
 
 /// Takes a hold; part of a transaction.
-pub(super) fn place(tx: &Connection, ask: &PlaceHold) -> Tried<Hold, HoldRefused> {
+pub(super) fn place(tx: &Prepared<'_>, ask: &PlaceHold) -> Tried<Hold, HoldRefused> {
     let account = match account_with_windows(tx, ask)? {
         Some(account) if account.was_asked_before => return placed_before(tx, ask).map(Ok),
         Some(account) if account.key_is_valid => account,
@@ -325,18 +325,10 @@ fn short(tx: &Connection, ask: &PlaceHold, account: &Account, shortfall: Shortfa
 }
 
 /// The guarded UPDATE: every condition is in it, whatever was read before.
-pub(super) fn set_aside(tx: &Connection, ask: &PlaceHold, amount: Usd) -> rusqlite::Result<bool> {
+pub(super) fn set_aside(tx: &Prepared<'_>, ask: &PlaceHold, amount: Usd) -> rusqlite::Result<bool> {
     let Starts { day, month } = Starts::of(ask.now);
-    tx.prepare_cached(&SET_ASIDE)?
-        .execute(params![
-            ask.user,
-            ask.key,
-            Micros(ask.now),
-            amount,
-            ask.budgets,
-            day,
-            month
-        ])
+    let asked = params![ask.user, ask.key, Micros(ask.now), amount, ask.budgets, day, month];
+    tx.with(&SET_ASIDE, |set_aside| set_aside.execute(asked))
         .map(|rows| rows == 1)
 }
 
@@ -346,7 +338,7 @@ static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!("INSERT INTO holds ({names}) VALUES ({marks})")
 });
 
-fn write_hold(tx: &Connection, ask: &PlaceHold, hold: &Hold) -> rusqlite::Result<()> {
+fn write_hold(tx: &Prepared<'_>, ask: &PlaceHold, hold: &Hold) -> rusqlite::Result<()> {
     let cells = Cells(vec![
         ("exchange_id", hold.exchange.value()),
         ("user_id", hold.user.value()),
@@ -367,12 +359,12 @@ fn write_hold(tx: &Connection, ask: &PlaceHold, hold: &Hold) -> rusqlite::Result
     let origin = (ask.origin != Origin::default())
         .then(|| json(&ask.origin))
         .transpose()?;
-    let beside = [ValueRef::Blob(&hash), text(Some("open")), text(origin.as_deref())];
-    tx.prepare_cached(&INSERT)?.execute(cells.and(beside)).map(drop)
+    let values = cells.and([ValueRef::Blob(&hash), text(Some("open")), text(origin.as_deref())]);
+    tx.with(&INSERT, |insert| insert.execute(values)).map(drop)
 }
 
 /// The first answer to a hold that is taken again.
-fn placed_before(tx: &Connection, ask: &PlaceHold) -> rusqlite::Result<Hold> {
+fn placed_before(tx: &Prepared<'_>, ask: &PlaceHold) -> rusqlite::Result<Hold> {
     match stored_hold(tx, ask.exchange)? {
         Some(there) if there.state == "open" && (there.user, there.key) == (ask.user, ask.key) => Ok(Hold {
             exchange: ask.exchange,
@@ -415,29 +407,28 @@ static STORED_HOLD: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-fn stored_hold(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Option<StoredHold>> {
-    tx.prepare_cached(&STORED_HOLD)?
-        .query_row([exchange], |row| {
-            Ok(StoredHold {
-                user: row.get(0)?,
-                key: row.get(1)?,
-                amount: row.get(2)?,
-                output_limit: row.get(3)?,
-                state: row.get(4)?,
-                hash: row.get(5)?,
-                balance: row.get(6)?,
-                available: row.get(7)?,
-                tip: Tip {
-                    head: row.get(8)?,
-                    next: row.get(9)?,
-                    is_told: row.get(12)?,
-                },
-                placed_at: row.get::<_, Micros>(10)?.0,
-                are_budgets: row.get(11)?,
-                rolled_until: row.get::<_, Micros>(13)?.0,
-            })
+fn stored_hold(tx: &Prepared<'_>, exchange: ExchangeId) -> rusqlite::Result<Option<StoredHold>> {
+    let read = |row: &Row<'_>| {
+        Ok(StoredHold {
+            user: row.get(0)?,
+            key: row.get(1)?,
+            amount: row.get(2)?,
+            output_limit: row.get(3)?,
+            state: row.get(4)?,
+            hash: row.get(5)?,
+            balance: row.get(6)?,
+            available: row.get(7)?,
+            tip: Tip {
+                head: row.get(8)?,
+                next: row.get(9)?,
+                is_told: row.get(12)?,
+            },
+            placed_at: row.get::<_, Micros>(10)?.0,
+            are_budgets: row.get(11)?,
+            rolled_until: row.get::<_, Micros>(13)?.0,
         })
-        .optional()
+    };
+    tx.with(&STORED_HOLD, |stored| stored.query_row([exchange], read).optional())
 }
 
 /// The state of a hold that is closed for a charge.
@@ -446,16 +437,14 @@ pub(super) fn closed_state(charge: Usd) -> &'static str {
 }
 
 /// Settles or releases; part of a transaction. Closing twice changes nothing and gives the first answer.
-pub(super) fn close(tx: &Connection, exchange: ExchangeId, close: &CloseHold) -> rusqlite::Result<Closed> {
+pub(super) fn close(tx: &Prepared<'_>, exchange: ExchangeId, close: &CloseHold) -> rusqlite::Result<Closed> {
     let hold = stored_hold(tx, exchange)?.ok_or_else(|| broken(format!("exchange {exchange} has no hold")))?;
     if hold.state != "open" {
         return closed_before(tx, exchange);
     }
     let state = closed_state(close.row.charge);
     let ended = usage_log::ended_at(&close.row);
-    let closed = tx
-        .prepare_cached(CLOSE)?
-        .execute(params![exchange, state, Micros(ended)])?;
+    let closed = tx.with(CLOSE, |close| close.execute(params![exchange, state, Micros(ended)]))?;
     if closed != 1 {
         return Err(broken(format!("the hold of exchange {exchange} is not open any more")));
     }
@@ -513,10 +502,8 @@ const GIVE_BACK: &str = "UPDATE users SET held_nanos = held_nanos - ?2
 
 /// Takes a hold's money out of what is held. Guarded: what is available then pays for the charge, whatever was read
 /// before.
-fn give_back(tx: &Connection, hold: &StoredHold, charged: Usd) -> rusqlite::Result<()> {
-    let given = tx
-        .prepare_cached(GIVE_BACK)?
-        .execute(params![hold.user, hold.amount, charged])?;
+fn give_back(tx: &Prepared<'_>, hold: &StoredHold, charged: Usd) -> rusqlite::Result<()> {
+    let given = tx.with(GIVE_BACK, |give| give.execute(params![hold.user, hold.amount, charged]))?;
     match given {
         1 => Ok(()),
         _ => Err(broken("a hold is not in what is held, or does not pay for its charge")),
@@ -535,7 +522,7 @@ fn collectable(close: &CloseHold, hold: &StoredHold, budgets_leave: Option<Usd>)
 }
 
 fn append_charge(
-    tx: &Connection,
+    tx: &Prepared<'_>,
     settled: &Settled,
     (charged, at): (Usd, Timestamp),
     usage_hash: Hash,
@@ -575,7 +562,7 @@ fn closed_before(tx: &Connection, exchange: ExchangeId) -> rusqlite::Result<Clos
 
 /// Releases an open hold whose exchange nobody will finish; part of a transaction. The usage row keeps its amount. Whether
 /// it was open.
-pub(super) fn interrupt(tx: &Connection, exchange: ExchangeId, now: Timestamp) -> rusqlite::Result<bool> {
+pub(super) fn interrupt(tx: &Prepared<'_>, exchange: ExchangeId, now: Timestamp) -> rusqlite::Result<bool> {
     let row = tx
         .prepare_cached(
             "SELECT exchange_id, user_id, key_id, endpoint, streamed, model, priced_model, upstream, list,
@@ -601,7 +588,7 @@ pub(super) fn interrupt(tx: &Connection, exchange: ExchangeId, now: Timestamp) -
 
 /// Releases open holds that nobody owns; part of a transaction. One that cannot be released is left as it is, and keeps
 /// no other from it.
-pub(super) fn sweep(tx: &Connection, holds: &[ExchangeId], now: Timestamp) -> rusqlite::Result<Swept> {
+pub(super) fn sweep(tx: &Prepared<'_>, holds: &[ExchangeId], now: Timestamp) -> rusqlite::Result<Swept> {
     let mut swept = Swept::default();
     for exchange in holds {
         tx.execute_batch("SAVEPOINT hold")?;
@@ -701,7 +688,7 @@ impl Store {
         for some in open.chunks(RELEASES_PER_TRANSACTION) {
             let swept = self.write("releasing the holds of a process that died", |tx| {
                 fail_point::hit(Point::Sweep).map_err(injected)?;
-                sweep(tx, some, now).map(Ok)
+                sweep(&Prepared::of(tx), some, now).map(Ok)
             });
             match swept {
                 Outcome::Committed(swept) => all.add(swept),
@@ -913,7 +900,7 @@ mod tests {
         let raw = desk.raw();
         let takes = |key: &Key, amount: &str| {
             let ask = ask(exchange(), key, "1");
-            set_aside(&raw, &ask, usd(amount)).expect("no error")
+            set_aside(&Prepared::of(&raw), &ask, usd(amount)).expect("no error")
         };
         assert!(!takes(&key, "7.000000001") && !takes(&key, "-1") && !takes(&revoked, "1"));
         assert!(takes(&key, "7"));
@@ -931,6 +918,7 @@ mod tests {
         desk.set_aside(&ask(mine, &key, "2"));
         desk.set_aside(&ask(other, &key, "3"));
         let raw = desk.raw();
+        let raw = Prepared::of(&raw);
         let hold = stored_hold(&raw, mine).expect("it reads").expect("it is there");
         let unpaid = give_back(&raw, &hold, usd("4.000000001")).expect_err("the other hold is not there to be taken");
         assert!(unpaid.to_string().contains("does not pay"), "{unpaid}");

@@ -28,6 +28,7 @@ mod migrate;
 mod model;
 pub mod objects;
 mod pairing;
+mod prepared;
 pub mod prices;
 pub mod recordings;
 pub mod refunds;

@@ -8,6 +8,7 @@ use super::audit::{self, Act};
 use super::budgets;
 use super::columns::{Micros, id_range};
 use super::entries::{self, Entry, MAX_BALANCE, NewEntry, Times};
+use super::prepared::Prepared;
 use super::users::{self, User};
 use super::{Actor, ExchangeId, KeyId, Outcome, Store, StoreError, Tried, UserId};
 use crate::money::Usd;
@@ -115,7 +116,7 @@ fn refund(tx: &Connection, what: &Refund, by: &Actor, now: Timestamp) -> Tried<R
         note: what.note.as_deref(),
         at: now,
     };
-    let entry = entries::append(tx, &new, &entries::tip(tx, charge.user)?)?;
+    let entry = entries::append(&Prepared::of(tx), &new, &entries::tip(tx, charge.user)?)?;
     budgets::give_back(tx, charge.user, charge.key, charge.placed_at, amount)?;
     let after = serde_json::json!({
         "balance": balance_after, "entry": entry.seq, "amount": amount, "exchange": what.exchange.to_string(),

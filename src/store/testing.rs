@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::entries::Credit;
 use super::keys::{Key, NewKey};
 use super::ledger::{CloseHold, Excess, Hold, PlaceHold};
+use super::prepared::Prepared;
 use super::usage_log::{Basis, ExchangeRow, State};
 use super::users::{NewUser, User};
 use super::{Actor, Create, ExchangeId, KeyId, Outcome, Store, UserId};
@@ -88,7 +89,8 @@ impl Desk {
 
     /// Takes a hold in a transaction of its own.
     pub(super) fn place(&self, ask: &PlaceHold) -> Outcome<Hold, super::ledger::HoldRefused> {
-        self.store.write("placing", |tx| super::ledger::place(tx, ask))
+        self.store
+            .write("placing", |tx| super::ledger::place(&Prepared::of(tx), ask))
     }
 
     /// Takes a hold that has to be given, and tells how much it is.
@@ -98,10 +100,9 @@ impl Desk {
 
     /// Closes a hold in a transaction of its own.
     pub(super) fn close(&self, exchange: ExchangeId, close: &CloseHold) -> super::ledger::Closed {
-        done(
-            self.store
-                .write::<_, ()>("closing", |tx| super::ledger::close(tx, exchange, close).map(Ok)),
-        )
+        done(self.store.write::<_, ()>("closing", |tx| {
+            super::ledger::close(&Prepared::of(tx), exchange, close).map(Ok)
+        }))
     }
 }
 

@@ -13,6 +13,7 @@ use super::columns::{
     to_the_microsecond, tokens, unreadable,
 };
 use super::digest::{Cells, Digest, Hash};
+use super::prepared::Prepared;
 use super::rollups;
 use super::{ExchangeId, KeyId, Store, StoreError, UserId};
 use crate::call::Endpoint;
@@ -376,8 +377,10 @@ pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
     format!("INSERT INTO usage_logs ({names}) VALUES ({marks})")
 });
 
+const INDEX: &str = "INSERT INTO usage_items (item_id, exchange_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+
 /// Writes an exchange's row, and returns its hash; part of the closing of its hold.
-pub(super) fn insert(tx: &Connection, row: &ExchangeRow, settled: &Settled) -> rusqlite::Result<Hash> {
+pub(super) fn insert(tx: &Prepared<'_>, row: &ExchangeRow, settled: &Settled) -> rusqlite::Result<Hash> {
     let lists = Lists {
         lines: json(&row.lines)?,
         item_ids: json(&row.item_ids)?,
@@ -392,12 +395,10 @@ pub(super) fn insert(tx: &Connection, row: &ExchangeRow, settled: &Settled) -> r
         digest.field_if_any(name, value);
     }
     let hash = digest.finish();
-    tx.prepare_cached(&INSERT)?
-        .execute(cells.and([ValueRef::Blob(&hash), session, turn, agent, kind, client]))?;
-    let mut index =
-        tx.prepare_cached("INSERT INTO usage_items (item_id, exchange_id) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
+    let values = cells.and([ValueRef::Blob(&hash), session, turn, agent, kind, client]);
+    tx.with(&INSERT, |insert| insert.execute(values))?;
     for item in &row.item_ids {
-        index.execute(params![item, settled.exchange])?;
+        tx.with(INDEX, |index| index.execute(params![item, settled.exchange]))?;
     }
     Ok(hash)
 }

@@ -28,6 +28,7 @@ use super::counts::Counts;
 use super::health::Health;
 use super::ledger::{self, CloseHold, Closed, Hold, HoldRefused, PlaceHold, Swept};
 use super::mark::{Mark, MarkFile};
+use super::prepared::Prepared;
 use super::space::Space;
 use super::watch::Watched;
 use super::{
@@ -220,7 +221,7 @@ enum Done {
 }
 
 impl Job {
-    fn run(&self, tx: &Connection) -> rusqlite::Result<Done> {
+    fn run(&self, tx: &Prepared<'_>) -> rusqlite::Result<Done> {
         match self {
             Job::Hold { ask, .. } => ledger::place(tx, ask).map(Done::Hold),
             Job::Close { exchange, close, .. } => ledger::close(tx, *exchange, close).map(Done::Closed),
@@ -816,7 +817,7 @@ impl Consumer<'_> {
             .conn
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(of)?;
-        let ran: Result<Vec<Done>, _> = jobs.iter().map(|job| job.run(&tx)).collect();
+        let ran = run_all(&Prepared::of(&tx), jobs);
         let counted = ran.and_then(|done| commits::count(&tx).and_then(|()| Ok((done, Mark::of(&tx)?))));
         match counted {
             Ok((done, mark)) => match tx.commit() {
@@ -857,6 +858,10 @@ impl Consumer<'_> {
             _ => give_up(job, not_written(why)),
         }
     }
+}
+
+fn run_all(tx: &Prepared<'_>, jobs: &[Job]) -> rusqlite::Result<Vec<Done>> {
+    jobs.iter().map(|job| job.run(tx)).collect()
 }
 
 fn not_written(why: &str) -> StoreError {

@@ -25,6 +25,7 @@ use super::entries::{self, Credit, CreditRefused, Entry};
 use super::idempotency::{Once, Repeat};
 use super::keys::{Key, NewKey};
 use super::ledger::{self, CloseHold, Closed, Excess, Hold, HoldRefused, PlaceHold};
+use super::prepared::Prepared;
 use super::refunds::{Refund, RefundRefused, Refunded};
 use super::testing::{ask, at, by, closing, done, new_key, quote};
 use super::users::{NewUser, User, UserStatus};
@@ -731,12 +732,12 @@ fn by_writer(writer: &Writer, order: Order) -> BoxFuture<'static, Said> {
 
 fn in_transaction(tx: &Connection, order: &Order) -> Said {
     match order {
-        Order::Hold(ask) => match ledger::place(tx, ask) {
+        Order::Hold(ask) => match ledger::place(&Prepared::of(tx), ask) {
             Ok(Ok(hold)) => Said::Held(hold.amount.nanos()),
             Ok(Err(why)) => refused(&why),
             Err(_) => Said::Error,
         },
-        Order::Close(exchange, close) => closed(ledger::close(tx, *exchange, close)),
+        Order::Close(exchange, close) => closed(ledger::close(&Prepared::of(tx), *exchange, close)),
     }
 }
 
