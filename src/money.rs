@@ -147,18 +147,57 @@ impl FromStr for Usd {
 impl fmt::Display for Usd {
     /// The exact amount: `0.008138`, `5`, `-0.25`. With `{:#}` as people read it: `$0.008138`, `$5.00`, `-$0.25`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let sign = if self.0 < 0 { "-" } else { "" };
-        let nanos = self.0.unsigned_abs();
         let unit = NANOS_PER_USD.unsigned_abs();
-        let fraction = format!("{:09}", nanos % unit);
-        let fraction = fraction.trim_end_matches('0');
-        let whole = nanos / unit;
-        let text = match (f.alternate(), fraction) {
-            (true, fraction) => format!("{sign}${whole}.{fraction:0<2}"),
-            (false, "") => format!("{sign}{whole}"),
-            (false, fraction) => format!("{sign}{whole}.{fraction}"),
-        };
-        f.pad(&text)
+        let (mut whole, mut fraction) = (self.0.unsigned_abs() / unit, self.0.unsigned_abs() % unit);
+        let (mut places, least) = (9, if f.alternate() { 2 } else { 0 });
+        while places > least && fraction % 10 == 0 {
+            (places, fraction) = (places - 1, fraction / 10);
+        }
+        let mut text = Backwards::default();
+        for _ in 0..places {
+            text.digit_of(&mut fraction);
+        }
+        if places > 0 {
+            text.push(b'.');
+        }
+        text.digit_of(&mut whole);
+        while whole > 0 {
+            text.digit_of(&mut whole);
+        }
+        if f.alternate() {
+            text.push(b'$');
+        }
+        if self.0 < 0 {
+            text.push(b'-');
+        }
+        f.pad(text.as_str())
+    }
+}
+
+/// A short text that is written from its end: an amount is told some ten times in each call, and needs no memory for it.
+#[derive(Default)]
+struct Backwards {
+    bytes: [u8; Backwards::MOST],
+    length: usize,
+}
+
+impl Backwards {
+    /// Two signs, ten digits, a point and nine digits.
+    const MOST: usize = 22;
+
+    fn push(&mut self, byte: u8) {
+        self.length += 1;
+        self.bytes[Backwards::MOST - self.length] = byte;
+    }
+
+    /// Moves the last digit of a number before the text.
+    fn digit_of(&mut self, number: &mut u64) {
+        self.push(b'0' + u8::try_from(*number % 10).unwrap_or_default());
+        *number /= 10;
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[Backwards::MOST - self.length..]).unwrap_or_default()
     }
 }
 
