@@ -125,8 +125,8 @@ CREATE TABLE holds (
     hash         BLOB    NOT NULL CHECK (length(hash) = 32), -- SHA-256 over the columns above
     state        TEXT    NOT NULL CHECK (state = 'open' OR state = 'settled' OR state = 'released'), -- settled: charged; released: not
     closed_at    INTEGER,                                   -- microseconds: when it was closed
-    origin       TEXT    CHECK (json_valid(origin)),        -- JSON object: who asked, for the row of an exchange that nobody ends;
-                                                            -- NULL: it is closed, or nothing is known of it
+    origin       TEXT    CHECK (origin IS NULL OR state = 'open' AND json_valid(origin)), -- JSON object: who asked, for the usage row
+                                                            -- of an exchange that nobody ends; NULL: closed, or nothing is known
     CHECK ((state = 'open') = (closed_at IS NULL))
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX holds_open ON holds (user_id) WHERE state = 'open';

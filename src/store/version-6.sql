@@ -9,7 +9,7 @@ ALTER TABLE usage_logs ADD COLUMN kind TEXT
 ALTER TABLE usage_logs ADD COLUMN client TEXT CHECK (length(client) BETWEEN 1 AND 64);
 CREATE INDEX usage_logs_by_session ON usage_logs (session, user_id) WHERE session IS NOT NULL;
 CREATE INDEX usage_logs_by_agent ON usage_logs (agent, user_id) WHERE agent IS NOT NULL;
-ALTER TABLE holds ADD COLUMN origin TEXT CHECK (json_valid(origin));
+ALTER TABLE holds ADD COLUMN origin TEXT CHECK (origin IS NULL OR state = 'open' AND json_valid(origin));
 
 CREATE TABLE stored_objects (
     id         TEXT    NOT NULL CHECK (id <> ''),

@@ -21,7 +21,7 @@ pub(super) static EXCHANGES: LazyLock<String> = LazyLock::new(|| {
     let origin = ORIGIN_COLUMNS.join(", u.");
     format!(
         "SELECT u.{usage}, u.row_hash, u.{origin}, h.hash, h.state, h.closed_at, h.{hold},
-                EXISTS (SELECT 1 FROM ledger_entries e WHERE e.exchange_id = u.exchange_id)
+                EXISTS (SELECT 1 FROM ledger_entries e WHERE e.exchange_id = u.exchange_id), h.origin
          FROM usage_logs u LEFT JOIN holds h ON h.exchange_id = u.exchange_id
          WHERE u.rowid BETWEEN ?1 AND ?2"
     )
@@ -63,6 +63,7 @@ const HOLD_STATE: usize = HOLD_HASH + 1;
 const HOLD_CLOSED: usize = HOLD_HASH + 2;
 const HOLD: usize = HOLD_HASH + 3;
 const HAS_ENTRY: usize = HOLD + HOLD_COLUMNS.len();
+const HOLD_ORIGIN: usize = HAS_ENTRY + 1;
 
 impl Books<'_> {
     /// Usage rows from a row number to another one.
@@ -254,6 +255,9 @@ fn hold_problems(row: &Row<'_>) -> rusqlite::Result<Vec<&'static str>> {
     let started = integer(row.get_ref(STARTED)?).zip(integer(row.get_ref(DURATION)?));
     if state != b"open" && integer(row.get_ref(HOLD_CLOSED)?) != started.map(|(at, took)| at + took) {
         problems.push("it was closed at another time than its exchange");
+    }
+    if state != b"open" && row.get_ref(HOLD_ORIGIN)? != ValueRef::Null {
+        problems.push("it is closed, and still says who asked");
     }
     Ok(problems)
 }
