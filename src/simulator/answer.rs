@@ -409,7 +409,7 @@ impl<'a> Response<'a> {
             "object": "response",
             "created_at": self.request.at.as_second(),
             "status": status,
-            "background": false,
+            "background": asked("background", false.into()),
             "error": null,
             "incomplete_details": null,
             "instructions": asked("instructions", Value::Null),

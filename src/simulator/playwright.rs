@@ -23,6 +23,16 @@
 //! | `broken-json` | an answer that is no JSON |
 //! | `huge` | one event, or one body, of 33 MiB |
 //!
+//! A background response is `queued` when it is made, `in_progress` when it is asked for first, and over the time after that
+//! (`shelf.rs`). More plays are for it:
+//!
+//! | play | what happens |
+//! |---|---|
+//! | `polls-N` | it is over when it is asked for the Nth time |
+//! | `fails` | it ends as `failed`, without usage |
+//! | `forgets` | it is not there when it is asked for |
+//! | `endless` | it runs until it is cancelled |
+//!
 //! Images are drawn, texts spoken and recordings heard (`media.rs`), always the same ones.
 //!
 //! Files, conversations and the answers themselves are kept, and moderations and counts of input answered
@@ -108,8 +118,16 @@ pub fn standard(pace: Pace) -> Playwright {
     let shelf = Shelf::default();
     Arc::new(move |request| {
         let kept = shelf.answer(request).or_else(|| media::answer(request));
-        paced(kept.unwrap_or_else(|| write(request, pace)), pace)
+        let script = kept.unwrap_or_else(|| match runs_in_background(request) {
+            true => shelf.run(request, write(request, pace), &play_of(request)),
+            false => write(request, pace),
+        });
+        paced(script, pace)
     })
+}
+
+fn runs_in_background(request: &Request) -> bool {
+    request.wire() == Some(Wire::Responses) && request.json["background"] == true
 }
 
 fn paced(script: Script, pace: Pace) -> Script {

@@ -97,6 +97,17 @@ impl Request {
         self.json["stream"] == true
     }
 
+    /// Where the stream of a background response is to be read on, if it is.
+    pub(super) fn resumes_after(&self) -> Option<u64> {
+        let query = self.path.split_once('?')?.1;
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let streams = pairs.clone().any(|pair| pair == ("stream", "true"));
+        let after = pairs
+            .find(|(name, _)| *name == "starting_after")
+            .map(|(_, after)| after);
+        streams.then(|| after.and_then(|after| after.parse().ok()).unwrap_or(0))
+    }
+
     /// Whether a chat or completions stream is to end with its usage.
     pub fn include_usage(&self) -> bool {
         self.json["stream_options"]["include_usage"] == true

@@ -1,4 +1,5 @@
-//! The shelf: files, conversations and answers that a simulated upstream keeps, for all its callers alike.
+//! The shelf: files, conversations and answers that a simulated upstream keeps, for all its callers alike; and the background
+//! responses that it makes while they are asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Request, Script, form};
+use super::{Request, Script, Step, form};
 
 /// Objects kept at once; the oldest go first.
 const MOST: usize = 10_000;
@@ -22,6 +23,91 @@ struct Things {
     objects: BTreeMap<String, Thing>,
     /// Answers that were deleted.
     gone: BTreeSet<String>,
+    /// Background responses.
+    runs: BTreeMap<String, Run>,
+}
+
+/// A background response.
+#[derive(Debug)]
+struct Run {
+    /// As it will be in the end.
+    whole: Value,
+    /// The events of its stream, if it was made with one.
+    events: Vec<Value>,
+    /// How it ends.
+    end: RunEnd,
+    /// How often it was asked for.
+    asked: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RunEnd {
+    /// When it was asked for so often.
+    After(u64),
+    Failed,
+    Forgotten,
+    Never,
+    Cancelled,
+}
+
+impl RunEnd {
+    fn of(play: &str) -> RunEnd {
+        match play {
+            "fails" => RunEnd::Failed,
+            "forgets" => RunEnd::Forgotten,
+            "endless" => RunEnd::Never,
+            _ => RunEnd::After(play.strip_prefix("polls-").and_then(|n| n.parse().ok()).unwrap_or(2)),
+        }
+    }
+}
+
+impl Run {
+    /// As it is before its end.
+    fn before(&self, status: &str) -> Value {
+        let mut now = self.whole.clone();
+        for member in ["usage", "incomplete_details"] {
+            now[member] = Value::Null;
+        }
+        now["status"] = status.into();
+        now["output"] = json!([]);
+        now["service_tier"] = "auto".into();
+        now
+    }
+
+    fn is_over(&self) -> bool {
+        match self.end {
+            RunEnd::After(polls) => self.asked >= polls,
+            RunEnd::Failed => self.asked > 1,
+            RunEnd::Cancelled => true,
+            RunEnd::Forgotten | RunEnd::Never => false,
+        }
+    }
+
+    /// As it is when it is asked for once more.
+    fn ask(&mut self) -> Option<Value> {
+        self.asked += 1;
+        Some(match self.end {
+            RunEnd::Forgotten => return None,
+            RunEnd::Cancelled => self.before("cancelled"),
+            RunEnd::Failed if self.is_over() => {
+                let mut failed = self.before("failed");
+                failed["error"] = json!({"code": "server_error", "message": "Simulated: it failed."});
+                failed
+            }
+            RunEnd::After(_) if self.is_over() => self.whole.clone(),
+            RunEnd::After(_) | RunEnd::Failed | RunEnd::Never => self.before("in_progress"),
+        })
+    }
+
+    /// Its events behind the one of this number, to its end.
+    fn resume(&mut self, after: u64) -> Script {
+        self.asked = u64::MAX - 1;
+        let later = self
+            .events
+            .iter()
+            .filter(|event| event["sequence_number"].as_u64() > Some(after));
+        Script::sse(later.map(|event| Step::event(event, 0)).collect())
+    }
 }
 
 #[derive(Debug)]
@@ -56,6 +142,51 @@ impl Shelf {
         };
         Some(answer)
     }
+}
+
+impl Shelf {
+    /// Begins a background response whose answer this would be.
+    pub(super) fn run(&self, request: &Request, script: Script, play: &str) -> Script {
+        let events: Vec<Value> = script.steps.iter().filter_map(event).collect();
+        let whole = match events.last() {
+            Some(last) => last["response"].clone(),
+            None => script.steps.iter().find_map(document).unwrap_or_default(),
+        };
+        let Some(id) = whole["id"].as_str().map(str::to_owned) else {
+            return script;
+        };
+        let streams = request.streamed();
+        let run = Run {
+            whole,
+            events,
+            end: RunEnd::of(play),
+            asked: 0,
+        };
+        let queued = Script::json(StatusCode::OK, &run.before("queued"));
+        let mut things = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        things.runs.insert(id, run);
+        match streams {
+            true => script,
+            false => Script {
+                usage: script.usage,
+                response_id: script.response_id,
+                ..queued
+            },
+        }
+    }
+}
+
+/// What an event of a stream says.
+fn event(step: &Step) -> Option<Value> {
+    let Step::Send { bytes, .. } = step else { return None };
+    let text = std::str::from_utf8(bytes).ok()?;
+    let data = text.lines().find_map(|line| line.strip_prefix("data: "))?;
+    serde_json::from_str(data).ok()
+}
+
+fn document(step: &Step) -> Option<Value> {
+    let Step::Send { bytes, .. } = step else { return None };
+    serde_json::from_slice(bytes).ok()
 }
 
 fn moderation(request: &Request) -> Value {
@@ -178,6 +309,26 @@ impl Things {
     fn response(&mut self, request: &Request, id: &str, rest: &[&str]) -> Script {
         if self.gone.contains(id) {
             return missing(id);
+        }
+        if let Some(run) = self.runs.get_mut(id) {
+            let answer = match (&request.method, rest) {
+                (&Method::GET, []) => match request.resumes_after() {
+                    Some(after) => return run.resume(after),
+                    None => run.ask(),
+                },
+                (&Method::POST, ["cancel"]) => {
+                    if !run.is_over() {
+                        run.end = RunEnd::Cancelled;
+                    }
+                    run.ask()
+                }
+                _ => Some(Value::Null),
+            };
+            match answer {
+                None => return missing(id),
+                Some(Value::Null) => {}
+                Some(now) => return Script::json(StatusCode::OK, &now),
+            }
         }
         match (&request.method, rest) {
             (&Method::GET, []) => Script::json(
