@@ -234,6 +234,41 @@ CREATE TABLE stored_objects (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX stored_objects_by_user ON stored_objects (user_id, kind, created_at);
 
+-- Background responses that run at their upstreams: what their bills and usage rows will be made of. Such a hold stays open
+-- when its create was answered, and across restarts. A row is written before the response's id is told, and deleted in the
+-- transaction that closes the hold.
+CREATE TABLE background_responses (
+    exchange_id         BLOB    NOT NULL PRIMARY KEY REFERENCES holds (exchange_id), -- UUID v7 of its create
+    user_id             BLOB    NOT NULL REFERENCES users (id),       -- whose it is
+    response_id         TEXT    NOT NULL CHECK (response_id <> ''),   -- the upstream's id of it
+    upstream            TEXT    NOT NULL CHECK (upstream <> ''),      -- the upstream that runs it
+    deadline_at         INTEGER NOT NULL,                             -- microseconds: when its end is waited for no longer
+    tier                TEXT    NOT NULL,                             -- the tier that was asked for: `standard`
+    cache_ttl           TEXT    NOT NULL CHECK (cache_ttl = '30m' OR cache_ttl = '12h'), -- how long cache writes are to live
+    price               TEXT    NOT NULL CHECK (json_valid(price)),   -- JSON: the model's price, as in model_pricing
+    price_from          INTEGER,                                      -- microseconds: since when it is in force; NULL: free
+    image_price         TEXT    CHECK (json_valid(image_price)),      -- JSON: that of the image model; NULL: none is used
+    search              TEXT    NOT NULL CHECK (search = 'current' OR search = 'preview'), -- which fee a web search costs
+    region              TEXT,                                         -- the upstream's region, which may have an uplift
+    markup              TEXT    NOT NULL,                             -- what the user pays per dollar of cost: `1`
+    input_tokens        INTEGER NOT NULL CHECK (input_tokens >= 0),   -- tokens read, as they were counted: for an estimate
+    upstream_request_id TEXT,                                         -- as in usage_logs, which has them in the end
+    upstream_status     INTEGER,
+    attempts            INTEGER NOT NULL CHECK (attempts >= 0),
+    first_byte_us       INTEGER CHECK (first_byte_us >= 0),
+    tries               TEXT    NOT NULL CHECK (json_valid(tries))    -- JSON array: its rows of attempts, when there were several
+) STRICT, WITHOUT ROWID;
+CREATE INDEX background_responses_by_response ON background_responses (response_id);
+CREATE INDEX background_responses_by_user ON background_responses (user_id);
+CREATE TRIGGER background_responses_are_held BEFORE INSERT ON background_responses
+WHEN (SELECT state FROM holds WHERE exchange_id = NEW.exchange_id AND user_id = NEW.user_id) IS NOT 'open'
+BEGIN SELECT RAISE(ABORT, 'a background response has an open hold'); END;
+CREATE TRIGGER background_responses_are_final BEFORE UPDATE ON background_responses
+BEGIN SELECT RAISE(ABORT, 'what a background response is billed by is never changed'); END;
+CREATE TRIGGER background_responses_are_settled BEFORE DELETE ON background_responses
+WHEN (SELECT state FROM holds WHERE exchange_id = OLD.exchange_id) = 'open'
+BEGIN SELECT RAISE(ABORT, 'a background response is kept until it is settled'); END;
+
 -- The ledger: every movement of money, never changed.
 CREATE TABLE ledger_entries (
     seq                 INTEGER PRIMARY KEY,              -- number within the whole ledger, ascending

@@ -93,6 +93,16 @@ pub enum Refusal {
         /// How many may be.
         most: u32,
     },
+    /// A background response that runs cannot be deleted.
+    StillRuns {
+        /// Its id.
+        id: String,
+    },
+    /// The user has as many background responses as may run at once.
+    TooManyInBackground {
+        /// How many may.
+        most: u32,
+    },
     /// More earlier answers and items than are looked up for one call.
     TooManyReferences {
         /// How many are.
@@ -537,6 +547,12 @@ impl Refusal {
             Refusal::NotYours { param, .. } => row(400, INVALID, Code::UnsupportedParameter).about(param),
             Refusal::NoObject { .. } => row(404, INVALID, Code::NotFound),
             Refusal::TooManyObjects { .. } => row(400, INVALID, Code::InvalidValue),
+            Refusal::StillRuns { .. } => row(400, INVALID, Code::ResponseInProgress),
+            Refusal::TooManyInBackground { .. } => {
+                let mut told = row(429, "rate_limit_error", Code::RateLimitExceeded).later(HELD_RETRY);
+                told.gateway.limit = Some("background_responses");
+                told
+            }
             Refusal::TooManyReferences { .. } => row(400, INVALID, Code::InvalidValue).about("input"),
             Refusal::UnpricedTool(Unquoted::Untold(form)) => {
                 row(400, INVALID, Code::UnsupportedParameter).about(match form {

@@ -408,6 +408,7 @@ pub(super) fn form(endpoint: Endpoint, content_type: &str, body: &Bytes) -> Resu
         endpoint,
         model: model.to_owned(),
         stream,
+        background: false,
         include_usage: false,
         output_limit: None,
         choices,

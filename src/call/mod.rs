@@ -169,6 +169,8 @@ pub struct Call {
     pub model: String,
     /// Whether the answer is to be streamed.
     pub stream: bool,
+    /// Whether the response is made after the call is answered: `background`.
+    pub background: bool,
     /// Whether the client asked for the usage chunk of a chat stream.
     pub include_usage: bool,
     /// The output limit the client stated, per choice; the larger one of `max_completion_tokens` and `max_tokens` in
@@ -333,8 +335,8 @@ pub enum Wanted {
 /// What to do instead of using a parameter that is not served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instead {
-    /// Of `background`.
-    StayConnected,
+    /// Of `background`, anywhere but in a request to make a response.
+    PostResponse,
     /// Of a stored `prompt`.
     SendPrompt,
     /// Of `n_predict`.

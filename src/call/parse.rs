@@ -53,6 +53,7 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
     Ok(Call {
         endpoint,
         stream,
+        background: runs_in_background(endpoint, &fields)?,
         include_usage,
         output_limit: limits.iter().filter_map(|limit| limit.value).max(),
         choices,
@@ -96,7 +97,7 @@ pub(super) fn each_text(call: &Call, told: &mut dyn FnMut(&str)) {
 /// State that only the upstream keeps, and parameters by which a vendor would bill another model than the one priced;
 /// what to do instead.
 const UNSERVED: [(&str, Instead); 6] = [
-    ("background", Instead::StayConnected),
+    ("background", Instead::PostResponse),
     ("prompt", Instead::SendPrompt),
     ("n_predict", Instead::SetMaxTokens),
     ("models", Instead::OneModel),
@@ -127,10 +128,9 @@ pub(super) fn named_model(document: &[u8]) -> Result<Option<String>, CallError> 
 }
 
 fn refuse_unserved(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), CallError> {
-    // Of an image it is what is behind it.
-    let background = !endpoint.is_medium() && fields.boolean("background")? == Some(true);
+    let background = runs_in_background(endpoint, fields)?;
     let is_asked_for = |name: &str| match name {
-        "background" => background,
+        "background" => background && endpoint != Endpoint::Responses,
         "prompt" if !endpoint.is_responses() => false,
         _ => fields.raw(name).is_some(),
     };
@@ -138,6 +138,11 @@ fn refuse_unserved(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), Call
         Some((name, instead)) => Err(unsupported(name, instead)),
         None => Ok(()),
     }
+}
+
+/// Whether the answer is to be made after the call is answered. Of an image it is what is behind it.
+fn runs_in_background(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<bool, CallError> {
+    Ok(!endpoint.is_medium() && fields.boolean("background")? == Some(true))
 }
 
 fn expect_kinds(endpoint: Endpoint, fields: &Deciding<'_>) -> Result<(), CallError> {

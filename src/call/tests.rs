@@ -264,7 +264,6 @@ fn tiers_are_known_ones() {
 #[test]
 fn state_of_the_upstream_is_refused_by_name() {
     for (parameter, name) in [
-        (r#""background":true"#, "background"),
         (r#""prompt":{"id":"pmpt_1"}"#, "prompt"),
         (r#""models":["dear"]"#, "models"),
         (r#""n_predict":5"#, "n_predict"),
@@ -365,6 +364,22 @@ fn what_the_items_of_a_conversation_lean_on_is_found_by_any_name() {
     assert_eq!(found(r#"{"metadata":{"file_id":"f"}}"#), Ok(Vec::new()));
     assert_eq!(found("{}"), Ok(Vec::new()));
     assert!(found("[]").is_err() && found("{").is_err());
+}
+
+#[test]
+fn only_a_response_is_made_in_the_background() {
+    for endpoint in ALL {
+        let parsed = parse(endpoint, with(r#""background":true"#));
+        match endpoint {
+            Endpoint::Responses => assert!(parsed.expect("a call").background),
+            _ => assert_eq!(parsed.expect_err("another endpoint").param(), Some("background")),
+        }
+        assert!(
+            !parse(endpoint, with(r#""background":false"#))
+                .expect("a call")
+                .background
+        );
+    }
 }
 
 #[test]

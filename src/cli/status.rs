@@ -145,6 +145,9 @@ pub(super) fn text(status: &Status, at: Timestamp) -> String {
         _ => String::new(),
     };
     line("running", format!("{}{shown}", status.running));
+    if let Some(background) = status.background.filter(|background| *background > 0) {
+        line("background", background.to_string());
+    }
     line(
         "last minute",
         format!(

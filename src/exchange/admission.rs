@@ -9,13 +9,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::choice::{self, NoChoice, Wish};
 use super::health::Turn;
 use super::kin;
-use super::{Gateway, Live, Request, Tunnelled, Upstream};
+use super::{Gateway, Live, Request, Tunnelled, Upstream, background};
 use crate::call::{Call, CallError, Echo, Endpoint, Reference};
 use crate::config::{OnHangup, Pricing};
 use crate::endpoints::Kind as Kept;
 use crate::hold::{self, Ask, Quote, Unquoted};
 use crate::origin::Origin;
-use crate::pricing::{Factor, Kind, ListName, Price, SearchTool, Terms};
+use crate::pricing::{Kind, ListName, Price, Priced, SearchTool};
 use crate::refusal::Refusal;
 use crate::route::{self, Candidate, Seat, Target};
 use crate::store::idempotency::{Once, Repeat};
@@ -27,7 +27,6 @@ use crate::texts::Language;
 use crate::time::{Stopwatch, now};
 use crate::tokens::{self, Encoding};
 use crate::translate::{self, Answer, Client, Given};
-use crate::usage::Tier;
 use crate::usage::{Dialect, Tokens, Usage};
 
 /// A model reads at most this when its price does not say.
@@ -116,42 +115,6 @@ impl Admitted {
     }
 }
 
-/// The prices a call is billed by.
-#[derive(Clone, Debug)]
-pub struct Priced {
-    /// The list; `None`: free.
-    pub list: Option<ListName>,
-    /// In force since.
-    pub from: Option<Timestamp>,
-    /// The model's price.
-    pub price: Arc<Price>,
-    /// The image model's, when the call may use `image_generation`.
-    pub image_price: Option<Arc<Price>>,
-    /// Which fee a web search costs.
-    pub search: SearchTool,
-    /// The upstream's region.
-    pub region: Option<String>,
-    /// The operator's markup.
-    pub markup: Factor,
-    /// When the call was admitted.
-    pub at: Timestamp,
-}
-
-impl Priced {
-    /// The terms at a tier.
-    pub fn terms(&self, tier: Tier) -> Terms<'_> {
-        Terms {
-            price: &self.price,
-            image_price: self.image_price.as_deref(),
-            search: self.search,
-            tier,
-            region: self.region.as_deref(),
-            markup: self.markup,
-            at: self.at,
-        }
-    }
-}
-
 /// Takes a hold for a call.
 pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitted, Refusal> {
     let Request {
@@ -173,6 +136,9 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
     }
     if key.user_suspended {
         return Err(suspended(&key));
+    }
+    if call.background {
+        background::may_begin(gateway, &key).await?;
     }
     let origin = kin::of_one_session(gateway, key.user_id, origin).await;
     let (mut call, at) = (Arc::new(call), now());

@@ -28,6 +28,11 @@ impl Live {
             config,
         }
     }
+
+    /// The upstream of a name.
+    pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.upstreams.iter().find(|upstream| upstream.name() == name)
+    }
 }
 
 fn served(config: &UpstreamConfig) -> Served {

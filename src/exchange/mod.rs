@@ -15,6 +15,7 @@
 //! that breaks, a stop signal, a panic.
 
 mod admission;
+mod background;
 mod choice;
 mod client;
 mod dispatch;
@@ -64,6 +65,7 @@ use crate::recording::SealingKey;
 use crate::refusal::{Refusal, UpstreamFault};
 use crate::retry::Budget;
 use crate::store::attempts::Outcome;
+use crate::store::background::Background;
 use crate::store::idempotency::Once;
 use crate::store::keys::Key;
 use crate::store::ledger::Closed;
@@ -73,6 +75,8 @@ use crate::texts::Language;
 use crate::time::Stopwatch;
 
 pub use admission::{Admitted, made_before};
+use background::Detached;
+pub use background::{Backgrounds, MOST as MOST_IN_BACKGROUND, Poller};
 use client::Client;
 use dispatch::Said;
 pub(crate) use homes::Homes;
@@ -118,6 +122,8 @@ pub struct Gateway {
     pub recordings: RecordingMemory,
     /// The exchanges that run, for whoever watches.
     pub roll: Roll,
+    /// Responses that run on at their upstreams.
+    pub backgrounds: Backgrounds,
     /// Calls that may be sent more than once.
     pub retries: Budget,
     /// Which upstreams made what is encrypted, and where threads live that moved.
@@ -252,13 +258,18 @@ async fn run(gateway: Arc<Gateway>, mut request: Request, mut permit: Permit, mu
     let answered = answer(&gateway, &mut admitted, headers, &mut client, &mut watch);
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!(exchange = %admitted.id(), "the exchange panicked; what was delivered is settled by estimate");
-        Ending::failed(if watch.delivered {
-            Settle::Usage
-        } else {
-            Settle::Nothing
-        })
+        match &watch.background {
+            Some(_) => Ending::later(Last::Abort),
+            None if watch.delivered => Ending::failed(Settle::Usage),
+            None => Ending::failed(Settle::Nothing),
+        }
     });
     gateway.homes.answered(&admitted, watch.meter.reading());
+    if ending.settle == Settle::Later
+        && let Some(background) = watch.background.take()
+    {
+        return detach(&gateway, admitted, background, &watch, (client, ending.last), permit).await;
+    }
     let (is_whole, room) = (ending.is_whole(), admitted.room.take());
     let (closed, last) = settlement::settle(&gateway, admitted, &mut permit, &watch, ending).await;
     let closed = closed.and_then(|closed| match fail_point::hit(Point::Settled) {
@@ -286,6 +297,29 @@ async fn run(gateway: Arc<Gateway>, mut request: Request, mut permit: Permit, mu
     }
 }
 
+/// The response runs on at its upstream, and is settled when it is over; the call has ended.
+async fn detach(
+    gateway: &Gateway,
+    mut admitted: Admitted,
+    background: Background,
+    watch: &Watch,
+    (client, last): (Client, Last),
+    mut permit: Permit,
+) {
+    permit.keep_estimate();
+    tracing::info!(
+        exchange = %admitted.id(),
+        upstream = background.draft.upstream,
+        response = background.response,
+        "runs in the background"
+    );
+    let output = settlement::shown(watch.meter.reading(), &admitted.target.model).await;
+    let room = admitted.room.take();
+    let detached = Detached::new(background, admitted.hold, admitted.place, output);
+    gateway.backgrounds.detach(detached);
+    client.finish(last, permit, room).await;
+}
+
 /// What is seen of an answer while it passes; it outlives a panic of what passes it on.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -296,6 +330,8 @@ pub(crate) struct Watch {
     events: u64,
     /// Whether something visible has left for the client.
     delivered: bool,
+    /// What is written down of a response that runs in the background.
+    background: Option<Background>,
     /// Bytes of visible output that an estimate counts, where that is not all that was seen.
     counted_bytes: Option<u64>,
     /// Where it was sent before, without being taken.
@@ -329,6 +365,7 @@ impl Watch {
             entry: Arc::clone(&on_roll.entry),
             events: 0,
             delivered: false,
+            background: None,
             counted_bytes: None,
             earlier: Vec::new(),
             last: None,
@@ -389,7 +426,7 @@ struct Ending {
 }
 
 /// What an ending is settled by: completed, incomplete, left → `Usage`; failed, broken, cancelled → `UsageOfDelivered`;
-/// limited → `Capped`; refused, and whatever ended before a stream began → `Nothing`.
+/// limited → `Capped`; what runs on in the background → `Later`; refused, and whatever ended before a stream began → `Nothing`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Settle {
     /// The usage; without one an estimate: counted input and visible output.
@@ -400,6 +437,8 @@ enum Settle {
     Capped,
     /// Nothing: the hold is released.
     Nothing,
+    /// Not now: the response runs on in the background, and its state is told when it is over.
+    Later,
 }
 
 /// What leaves after the settlement.
@@ -513,6 +552,15 @@ impl Ending {
             state: State::Cancelled,
             settle: Settle::Nothing,
             last: Last::Refusal(refusal),
+        }
+    }
+
+    /// The exchange ends, its response runs on in the background.
+    fn later(last: Last) -> Ending {
+        Ending {
+            state: State::Left,
+            settle: Settle::Later,
+            last,
         }
     }
 

@@ -15,7 +15,7 @@
 //! that sells OpenAI's models, else to the first of all.
 
 use bytes::Bytes;
-use http::header::CONTENT_ENCODING;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use serde::Deserialize;
@@ -35,6 +35,7 @@ use super::{Gateway, LONGEST_CALL, Live, Permit, Upstream};
 use crate::call::{Call, Edits, Endpoint};
 use crate::config::Pricing;
 use crate::endpoints::{Free, Kind};
+use crate::meter::Meter;
 use crate::pricing::ListName;
 use crate::refusal::{Refusal, UpstreamFault};
 use crate::retry;
@@ -131,6 +132,8 @@ pub struct Rest {
     /// When it has to be all here.
     until: Instant,
     cutoff: CancellationToken,
+    /// The background response whose stream it is: its end waits for the settlement.
+    settles: Option<(Arc<Gateway>, ExchangeId)>,
     _taken: Taken,
     /// Its place among the requests under way at the upstream.
     _turn: Option<Turn>,
@@ -149,6 +152,12 @@ impl Rest {
         match chunk {
             Err(_) => Err(Refusal::Upstream(UpstreamFault::Timeout)),
             Ok(Err(_)) => Err(Refusal::Upstream(UpstreamFault::Broken)),
+            Ok(Ok(None)) => {
+                if let Some((gateway, exchange)) = self.settles.take() {
+                    gateway.backgrounds.look(exchange).await;
+                }
+                Ok(None)
+            }
             Ok(Ok(chunk)) => Ok(chunk),
         }
     }
@@ -157,6 +166,8 @@ impl Rest {
 /// Where a request goes, and what is left of it then.
 struct Placed {
     upstream: usize,
+    /// The background response it is for, if that is not settled.
+    unsettled: Option<ExchangeId>,
     turn: Option<Turn>,
     body: Carried,
 }
@@ -192,7 +203,7 @@ fn is_noted(free: Free) -> bool {
     }
 }
 
-async fn unless_cut(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
+async fn unless_cut(gateway: &Arc<Gateway>, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
     tokio::select! {
         passed = timeout(LONGEST_CALL, passed(gateway, passing, body)) =>
             passed.unwrap_or(Err(Refusal::Upstream(UpstreamFault::Timeout))),
@@ -200,11 +211,14 @@ async fn unless_cut(gateway: &Gateway, passing: Passing, body: Carried) -> Resul
     }
 }
 
-async fn passed(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
+async fn passed(gateway: &Arc<Gateway>, passing: Passing, body: Carried) -> Result<Passed, Refusal> {
     if passing.free == Free::List(Kind::File) {
         return listing::list(gateway, &passing).await;
     }
     let placed = place(gateway, &passing, body).await?;
+    if let (Free::Delete(Kind::Response), Some(exchange)) = (passing.free, placed.unsettled) {
+        settle_before_deletion(gateway, &passing, exchange).await?;
+    }
     let upstream = Arc::clone(&passing.live.upstreams[placed.upstream]);
     let response = send(&passing, &upstream, placed.body).await?;
     if !response.status().is_success() {
@@ -213,11 +227,17 @@ async fn passed(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Pa
             // It expired, or went by another way: it would count among the user's for ever.
             forget(gateway, &passing, &upstream).await;
         }
+        if let Some(exchange) = placed.unsettled.filter(|_| response.status() == StatusCode::NOT_FOUND) {
+            gateway.backgrounds.look(exchange).await;
+        }
         return refused(&upstream, response).await;
     }
-    match passing.free {
-        Free::Make(kind) => made(gateway, &passing, kind, &upstream, response).await,
-        Free::Delete(kind) if kind != Kind::Response => deleted(gateway, &passing, &upstream, response).await,
+    match (passing.free, placed.unsettled) {
+        (Free::Make(kind), _) => made(gateway, &passing, kind, &upstream, response).await,
+        (Free::Delete(kind), _) if kind != Kind::Response => deleted(gateway, &passing, &upstream, response).await,
+        (Free::Read(Kind::Response) | Free::Change(Kind::Response), Some(exchange)) if !is_stream(&response) => {
+            looked_at(gateway, &passing, &upstream, response, exchange).await
+        }
         _ => Ok(Passed {
             status: response.status(),
             headers: returned_headers(response.headers()),
@@ -226,6 +246,7 @@ async fn passed(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Pa
                 idle: upstream.idle_timeout(),
                 until: Instant::now() + LONGEST_CALL,
                 cutoff: gateway.cutoff.clone(),
+                settles: placed.unsettled.map(|exchange| (Arc::clone(gateway), exchange)),
                 _taken: passing.taken,
                 _turn: placed.turn,
             })),
@@ -233,9 +254,51 @@ async fn passed(gateway: &Gateway, passing: Passing, body: Carried) -> Result<Pa
     }
 }
 
+fn is_stream(response: &Response) -> bool {
+    let kind = response.headers().get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().to_ascii_lowercase().starts_with(b"text/event-stream"))
+}
+
+/// A background response as it is now. That it is over is told once it is settled.
+async fn looked_at(
+    gateway: &Gateway,
+    passing: &Passing,
+    upstream: &Upstream,
+    response: Response,
+    exchange: ExchangeId,
+) -> Result<Passed, Refusal> {
+    let (status, headers) = (response.status(), returned_headers(response.headers()));
+    let body = whole(passing, upstream, response).await?;
+    let mut meter = Meter::new(Endpoint::Responses, upstream.dialect(Endpoint::Responses));
+    meter.observe_body(&body);
+    let reading = meter.reading();
+    if reading.end.is_some() && reading.response_id.as_ref() == Some(&passing.object) {
+        gateway.backgrounds.look(exchange).await;
+    }
+    Ok(Passed {
+        status,
+        headers,
+        body: Coming::Whole(body),
+    })
+}
+
+/// What a deleted response cost nobody could tell: it is settled first, and one that runs is not deleted.
+async fn settle_before_deletion(gateway: &Gateway, passing: &Passing, exchange: ExchangeId) -> Result<(), Refusal> {
+    gateway.backgrounds.look(exchange).await;
+    let runs = gateway.store.blocking(move |store| store.runs_in_background(exchange));
+    match runs.await {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Refusal::StillRuns {
+            id: passing.object.clone(),
+        }),
+        Err(error) => Err(storage(&error)),
+    }
+}
+
 /// Which upstream, and the body that goes there. A document that leads to objects leads to this user's only.
 async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Placed, Refusal> {
     let Passing { live, key, .. } = passing;
+    let mut unsettled = None;
     let (upstream, turn) = match (passing.free, &body) {
         (Free::Count, Carried::Document(document)) => {
             let call = Call::parse(Endpoint::Responses, document.clone()).map_err(Refusal::Call)?;
@@ -246,6 +309,7 @@ async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Pl
             };
             return Ok(Placed {
                 upstream: target.upstream,
+                unsettled: None,
                 turn: Some(turn),
                 body: Carried::Document(call.upstream_body(&edits)),
             });
@@ -260,7 +324,9 @@ async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Pl
             }
         }
         (Free::Read(kind) | Free::Change(kind) | Free::Delete(kind), _) => {
-            (where_is(gateway, passing, kind).await?, None)
+            let (upstream, runs) = where_is(gateway, passing, kind).await?;
+            unsettled = runs;
+            (upstream, None)
         }
         _ => return Err(Refusal::Internal),
     };
@@ -271,7 +337,12 @@ async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Pl
         let name = live.upstreams[upstream].name();
         admission::kept_at(gateway, key.user_id, name, wanted).await?;
     }
-    Ok(Placed { upstream, turn, body })
+    Ok(Placed {
+        upstream,
+        unsettled,
+        turn,
+        body,
+    })
 }
 
 /// The upstream of what is kept nowhere yet: the first of those that sell OpenAI's models, else the first of all.
@@ -312,22 +383,21 @@ fn moderates_for_nothing(prices: &Pricing) -> bool {
     }
 }
 
-/// The upstream that keeps the object, if it is this user's and the upstream is still there.
-async fn where_is(gateway: &Gateway, passing: &Passing, kind: Kind) -> Result<usize, Refusal> {
+/// The upstream that keeps the object, if it is this user's and the upstream is still there; and its exchange, if that is a
+/// background response that is not settled.
+async fn where_is(gateway: &Gateway, passing: &Passing, kind: Kind) -> Result<(usize, Option<ExchangeId>), Refusal> {
     let (user, id) = (passing.key.user_id, passing.object.clone());
     let found = gateway
         .store
         .blocking(move |store| store.where_is(user, kind, &id))
         .await;
     let found = found.map_err(|error: StoreError| storage(&error))?;
-    let upstream = found.and_then(|name| {
-        passing
-            .live
-            .upstreams
-            .iter()
-            .position(|upstream| upstream.name() == name)
+    let place = found.and_then(|found| {
+        let mut upstreams = passing.live.upstreams.iter();
+        let upstream = upstreams.position(|upstream| upstream.name() == found.upstream)?;
+        Some((upstream, found.unsettled))
     });
-    upstream.ok_or_else(|| Refusal::NoObject {
+    place.ok_or_else(|| Refusal::NoObject {
         id: passing.object.clone(),
     })
 }
@@ -440,7 +510,7 @@ async fn unmake(passing: &Passing, upstream: &Upstream, id: &str) {
 }
 
 /// Whether it can be a part of a path, and of nothing else.
-fn is_id(text: &str) -> bool {
+pub(super) fn is_id(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'=' | b':' | b'~');
     (1..=MAX_ID_BYTES).contains(&text.len()) && text.bytes().all(fits) && text != "." && text != ".."
 }

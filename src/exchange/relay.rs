@@ -15,7 +15,9 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::client::Client;
 use super::passage::{Passage, UsageEvent};
-use super::{Admitted, Answer as Whole, Body, Ending, Gateway, Last, Settle, Watch, ending, upstream, while_wanted};
+use super::{
+    Admitted, Answer as Whole, Body, Ending, Gateway, Last, Settle, Watch, background, ending, upstream, while_wanted,
+};
 use crate::call::Endpoint;
 use crate::codec::{self, Coding, DecodeError, Decoder};
 use crate::config::OnHangup;
@@ -153,6 +155,9 @@ async fn whole(
         Err(DecodeError::Broken) => return unreadable(admitted, UpstreamFault::Undecodable),
     };
     watch.meter.observe_body(&plain);
+    if let Err(refusal) = background::begin(gateway, admitted, watch).await {
+        return unwritten(refusal);
+    }
     let reading = watch.meter.reading();
     let end = reading.end.unwrap_or(End::Completed);
     let (body, end) = match translation {
@@ -168,6 +173,7 @@ async fn whole(
         body: Body::Whole(body),
     });
     match client.is_gone() {
+        _ if watch.background.is_some() => Ending::later(last),
         true => Ending::unread(end, last),
         false => Ending::of(end, last),
     }
@@ -192,8 +198,16 @@ fn unreadable(admitted: &Admitted, fault: UpstreamFault) -> Ending {
     }
 }
 
+/// A background response that is not written down: nobody learns of it.
+fn unwritten(refusal: Refusal) -> Ending {
+    Ending {
+        last: Last::Refusal(refusal),
+        ..Ending::failed(Settle::Nothing)
+    }
+}
+
 /// A body in the clear, decoded off the async threads.
-async fn decoded(coding: Coding, body: Bytes, limit: usize) -> Result<Bytes, DecodeError> {
+pub(super) async fn decoded(coding: Coding, body: Bytes, limit: usize) -> Result<Bytes, DecodeError> {
     if coding == Coding::Identity {
         return Ok(body);
     }
@@ -236,6 +250,7 @@ impl Alarm {
 
 /// A stream on its way.
 struct Stream<'a> {
+    gateway: &'a Gateway,
     admitted: &'a Admitted,
     response: Response,
     client: &'a mut Client,
@@ -284,6 +299,7 @@ impl<'a> Stream<'a> {
             passage: Passage::new(usage_event(admitted)),
             translation,
             limit: VisibleLimit::new(&admitted.target.model, admitted.visible_bound),
+            gateway,
             admitted,
             response,
             client,
@@ -297,9 +313,13 @@ impl<'a> Stream<'a> {
             stream_headers(self.response.headers(), self.admitted),
         );
         loop {
-            if self.client.is_gone() && !self.left {
-                self.left = true;
-                if self.admitted.on_hangup == OnHangup::Cancel {
+            if self.client.is_gone() {
+                if self.runs_on() {
+                    return Ending::later(Last::Nothing);
+                }
+                let leaves = !std::mem::replace(&mut self.left, true);
+                // In the background it was to go on without its client, once it can be asked for.
+                if leaves && self.admitted.on_hangup == OnHangup::Cancel && !self.admitted.sent.background {
                     return Ending::left(Settle::Usage);
                 }
             }
@@ -402,7 +422,10 @@ impl<'a> Stream<'a> {
         loop {
             let before = self.watch.meter.visible_bytes();
             let (piece, seen) = self.next_piece()?;
-            if seen.delivers && self.limit.is_passed(self.watch).await {
+            if let Err(refusal) = background::begin(self.gateway, self.admitted, self.watch).await {
+                return Some(unwritten(refusal));
+            }
+            if self.passes_limit(seen).await {
                 if self.passage.inside_event() {
                     // The most of it has left; it has to be ended before ours can follow.
                     self.forward(piece.bytes, seen, true).await;
@@ -470,11 +493,25 @@ impl<'a> Stream<'a> {
             seen.terminal = seen.terminal.or(of_piece.terminal);
             seen.delivers |= of_piece.delivers;
         }
-        if seen.delivers && self.limit.is_passed(self.watch).await {
+        if let Err(refusal) = background::begin(self.gateway, self.admitted, self.watch).await {
+            return Some(unwritten(refusal));
+        }
+        if self.passes_limit(seen).await {
             return Some(self.limited(before).await);
         }
         self.forward(chunk, seen, true).await;
         None
+    }
+
+    /// Whether the response goes on when this stream ends before it, and can be asked for.
+    fn runs_on(&self) -> bool {
+        self.watch.background.is_some() && self.watch.meter.reading().end.is_none()
+    }
+
+    /// Whether the output goes beyond the limit that the hold pays for. To end the stream of a response that runs on would
+    /// save nothing.
+    async fn passes_limit(&mut self, seen: Seen) -> bool {
+        seen.delivers && self.watch.background.is_none() && self.limit.is_passed(self.watch).await
     }
 
     fn next_piece(&mut self) -> Option<(Piece, Seen)> {
@@ -555,7 +592,10 @@ impl<'a> Stream<'a> {
         self.passage.place_last(end_of_ours, Seen::default());
         let last = Last::Pieces(self.passage.take_end());
         let end = self.translation.as_deref().map_or(end, |answer| as_told(end, answer));
+        // An `error` may be the stream's alone: the response tells by itself what became of it.
+        let is_told = end != End::Failed || self.watch.meter.reading().usage.is_some();
         match self.client.is_gone() {
+            _ if self.watch.background.is_some() && !is_told => Ending::later(last),
             true => Ending::unread(end, last),
             false => Ending::of(end, last),
         }
@@ -565,6 +605,7 @@ impl<'a> Stream<'a> {
     fn over(&mut self) -> Ending {
         match self.watch.meter.reading().end {
             Some(end) => self.complete(end),
+            None if self.runs_on() => Ending::later(Last::Abort),
             None if self.client.is_gone() => Ending::left(Settle::Usage),
             None => self.broke(),
         }
@@ -574,6 +615,10 @@ impl<'a> Stream<'a> {
     fn broke(&mut self) -> Ending {
         if let Some(end) = self.watch.meter.reading().end {
             return self.complete(end);
+        }
+        if self.runs_on() {
+            // It has not failed: a client may read on where the stream broke off.
+            return Ending::later(Last::Abort);
         }
         let error = self.failed(&texts::broke_off(self.admitted.language));
         Ending {
@@ -587,6 +632,9 @@ impl<'a> Stream<'a> {
     fn cut(&mut self) -> Ending {
         if let Some(end) = self.watch.meter.reading().end {
             return self.complete(end);
+        }
+        if self.runs_on() {
+            return Ending::later(Last::Abort);
         }
         let error = self.failed(&texts::restarted(self.admitted.language));
         Ending {

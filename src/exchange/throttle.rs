@@ -136,6 +136,12 @@ impl Permit {
         throttle.registry.spare_model(taken, throttle.clock.elapsed());
     }
 
+    /// What the call uses is known only when this is gone: it stays counted for what it was taken to need.
+    pub(super) fn keep_estimate(&mut self) {
+        let Permit { throttle, taken } = self;
+        throttle.registry.keep_estimate(taken);
+    }
+
     /// What the call used takes the place of what it was taken to need.
     pub(super) fn settle(&mut self, usage: &Usage) {
         let used = usage.input_tokens.get().saturating_add(usage.output_tokens.get());

@@ -192,6 +192,13 @@ impl Registry {
         }
     }
 
+    /// What the call uses is not known before it has ended for its client: it is counted as it was estimated.
+    pub fn keep_estimate(&self, taken: &mut Taken) {
+        for share in taken.shares.iter_mut().flatten() {
+            share.tokens = None;
+        }
+    }
+
     /// Nothing of the call has come to anybody but us: what it took of everybody's requests to its model is given back.
     pub fn spare_model(&self, taken: &mut Taken, now: Duration) {
         let now = micros(now);

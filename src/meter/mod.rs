@@ -71,6 +71,18 @@ impl Seen {
     }
 }
 
+/// How far a response is, as a whole one says by its own `status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Progress {
+    /// It is over, or does not say.
+    #[default]
+    Over,
+    /// It is over because its user cancelled it.
+    Cancelled,
+    /// It waits or runs: a background response whose end has to be asked for.
+    Running,
+}
+
 /// What the meter knows at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
@@ -87,8 +99,10 @@ pub struct Reading {
     pub response_id: Option<String>,
     /// The model that answered.
     pub model: Option<String>,
-    /// How it ended; `None`: no terminal event came, or the body is not an answer.
+    /// How it ended; `None`: no terminal event came, the body is not an answer, or the response runs on.
     pub end: Option<End>,
+    /// How far a whole response is.
+    pub progress: Progress,
     /// Whether a choice of a chat or completions stream named the reason it finished.
     pub finished: bool,
     /// Visible output, for an estimate: text that is made of output tokens. Summaries of reasoning are not.
@@ -209,7 +223,7 @@ impl Meter {
         self.reading.end = if self.endpoint.is_medium() {
             Some(self.whole_medium(body))
         } else if self.endpoint.is_responses() {
-            object(body).map(|response| self.whole_response(&response))
+            object(body).and_then(|response| self.whole_response(&response))
         } else {
             object(body).map(|chunk| self.read_chunk(&chunk).terminal.unwrap_or(End::Completed))
         };
@@ -218,6 +232,11 @@ impl Meter {
     /// What has been seen so far.
     pub fn reading(&self) -> &Reading {
         &self.reading
+    }
+
+    /// What was seen.
+    pub fn into_reading(self) -> Reading {
+        self.reading
     }
 
     /// Bytes of visible output so far, over all choices; see [`Reading::visible_bytes`].
@@ -448,13 +467,20 @@ impl Meter {
     }
 
     /// A unary response.
-    fn whole_response(&mut self, response: &Response<'_>) -> End {
+    fn whole_response(&mut self, response: &Response<'_>) -> Option<End> {
         self.response_end(response);
-        match response.status.text().as_deref() {
-            _ if response.error.is_error() => End::Failed,
-            Some("failed" | "cancelled") => End::Failed,
-            Some("incomplete") => End::Incomplete,
-            _ => End::Completed,
+        let status = response.status.text();
+        self.reading.progress = match status.as_deref() {
+            Some("queued" | "in_progress") if !response.error.is_error() => Progress::Running,
+            Some("cancelled") => Progress::Cancelled,
+            _ => Progress::Over,
+        };
+        match status.as_deref() {
+            _ if response.error.is_error() => Some(End::Failed),
+            _ if self.reading.progress == Progress::Running => None,
+            Some("failed" | "cancelled") => Some(End::Failed),
+            Some("incomplete") => Some(End::Incomplete),
+            _ => Some(End::Completed),
         }
     }
 }

@@ -297,6 +297,8 @@ fn nanos(amount: Usd) -> u64 {
 pub struct Sight {
     /// How many holds are open, and what they hold; `None`: the database cannot be read.
     open: Option<(u32, Usd)>,
+    /// How many of them are of background responses.
+    background: Option<u32>,
     process: Process,
     /// Whether calls are accepted.
     ready: bool,
@@ -312,6 +314,10 @@ impl Sight {
             tracing::warn!(error = error as &dyn std::error::Error, "open holds are not told");
         });
         Sight {
+            background: open
+                .as_ref()
+                .ok()
+                .and_then(|_| store.background_responses_in_all().ok()),
             open: open.ok(),
             process: Process::now(),
             ready,

@@ -164,6 +164,11 @@ impl Page {
             "gateway_held_usd",
             "US dollars that they set aside.",
             self.sight.open.and_then(|(_, held)| floating(held)),
+        )?;
+        page.gauge(
+            "gateway_background_responses",
+            "Of the open holds: those of background responses that run at their upstreams.",
+            self.sight.background,
         )
     }
 

@@ -19,6 +19,7 @@ mod recount;
 mod units;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -381,6 +382,42 @@ impl Terms<'_> {
             time: self.at,
         };
         self.price.rate(class, &at).map(|rate| self.unit(class, rate))
+    }
+}
+
+/// The prices a call is billed by, as they were when it was admitted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Priced {
+    /// The list; `None`: free.
+    pub list: Option<ListName>,
+    /// In force since.
+    pub from: Option<Timestamp>,
+    /// The model's price.
+    pub price: Arc<Price>,
+    /// The image model's, when the call may use `image_generation`.
+    pub image_price: Option<Arc<Price>>,
+    /// Which fee a web search costs.
+    pub search: SearchTool,
+    /// The upstream's region.
+    pub region: Option<String>,
+    /// The operator's markup.
+    pub markup: Factor,
+    /// When the call was admitted.
+    pub at: Timestamp,
+}
+
+impl Priced {
+    /// The terms at a tier.
+    pub fn terms(&self, tier: Tier) -> Terms<'_> {
+        Terms {
+            price: &self.price,
+            image_price: self.image_price.as_deref(),
+            search: self.search,
+            tier,
+            region: self.region.as_deref(),
+            markup: self.markup,
+            at: self.at,
+        }
     }
 }
 

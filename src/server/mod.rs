@@ -54,7 +54,7 @@ use crate::call::Endpoint;
 use crate::config::{Config, UpstreamConfig};
 use crate::events::{self, Outbox, Sink, SinkError};
 use crate::exchange::{
-    Gateway, Homes, Kin, Listings, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream, UpstreamError,
+    Backgrounds, Gateway, Homes, Kin, Listings, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream, UpstreamError,
 };
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
@@ -177,6 +177,8 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     let writer_tasks = TaskTracker::new();
     let writer = store.start_writer(&writer_tasks, config.disk);
     close_interrupted(&store).await?;
+    let (backgrounds, mut poller) = Backgrounds::new();
+    poller.take_over(&store, &writer).await?;
     let listen = |source| StartError::Listen {
         addr: config.server.listen,
         source,
@@ -200,6 +202,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         tracer: Tracer::start(),
         recordings: RecordingMemory::default(),
         roll: Roll::default(),
+        backgrounds,
         retries: Budget::default(),
         homes: Homes::default(),
         kin: Kin::default(),
@@ -224,6 +227,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
     let (tasks, background) = (TaskTracker::new(), CancellationToken::new());
     tasks.spawn(touch::flush_regularly(Arc::clone(&app), background.clone()));
     tasks.spawn(sweep::sweep_regularly(Arc::clone(&app), background.clone()));
+    tasks.spawn(poller.run(Arc::clone(&app.gateway), background.clone()));
     tasks.spawn(rollup::roll_up_regularly(Arc::clone(&app), background.clone()));
     let watched = status::Watched::new(&app, &handle, address);
     tasks.spawn(status::serve(watched, socket, background.clone()));

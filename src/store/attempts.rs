@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
 
 use super::columns::{Span, micros};
 use super::{ExchangeId, Store, StoreError};
 
 /// What became of an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// An answer began.
     Answered,
@@ -51,7 +53,8 @@ impl Outcome {
 }
 
 /// One attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Attempt {
     /// The upstream's name.
     pub upstream: String,

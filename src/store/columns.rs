@@ -21,10 +21,9 @@ use crate::fail_point::Injected;
 use crate::limits::AtMost;
 use crate::money::Usd;
 use crate::origin::{Client, Kind, Label};
-use crate::pricing::{Factor, ListName};
+use crate::pricing::{Factor, ListName, SearchTool};
 use crate::texts::Language;
-use crate::usage::Tier;
-use crate::usage::Tokens;
+use crate::usage::{CacheTtl, Tier, Tokens};
 
 /// An error for a value that a row must not hold: a row that does not parse is an error, never a zero.
 pub(super) fn unreadable(what: &str) -> FromSqlError {
@@ -167,6 +166,8 @@ words!(
     Active => UserStatus::Active.name(), Suspended => UserStatus::Suspended.name(),
 );
 words!(Language, "a language", English => Language::English.name(), Chinese => Language::Chinese.name());
+words!(CacheTtl, "how long cache writes live", Minutes30 => "30m", Hours12 => "12h");
+words!(SearchTool, "a kind of web search", Current => "current", Preview => "preview");
 words!(OnHangup, "what a hang-up does", Drain => "drain", Cancel => "cancel");
 words!(Period, "a budget's period", Total => Period::Total.name(), Day => Period::Day.name(), Month => Period::Month.name());
 words!(Basis, "a usage's basis", Reported => "reported", Estimated => "estimated");

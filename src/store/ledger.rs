@@ -8,6 +8,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::attempts::{self, Attempt};
+use super::background;
 use super::budgets::{self, Payers, Starts};
 use super::columns::{Json, Micros, broken, injected, json, names_and_marks, text, tokens};
 use super::digest::{Cells, Digest, Hash};
@@ -395,6 +396,8 @@ struct StoredHold {
     are_budgets: bool,
     /// Until when usage is summed by day.
     rolled_until: Timestamp,
+    /// Whether it is of a background response.
+    is_in_background: bool,
 }
 
 static STORED_HOLD: LazyLock<String> = LazyLock::new(|| {
@@ -402,7 +405,8 @@ static STORED_HOLD: LazyLock<String> = LazyLock::new(|| {
     format!(
         "SELECT h.user_id, h.key_id, h.amount_nanos, h.output_limit, h.state, h.hash, u.balance_nanos,
                 u.balance_nanos + u.credit_line_nanos - u.held_nanos + h.amount_nanos, u.head_hash,
-                (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), h.placed_at, {any}, {told}, {rolled_until}
+                (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger_entries), h.placed_at, {any}, {told}, {rolled_until},
+                EXISTS (SELECT 1 FROM background_responses WHERE exchange_id = ?1)
          FROM holds h JOIN users u ON u.id = h.user_id WHERE h.exchange_id = ?1"
     )
 });
@@ -426,6 +430,7 @@ fn stored_hold(tx: &Prepared<'_>, exchange: ExchangeId) -> rusqlite::Result<Opti
             placed_at: row.get::<_, Micros>(10)?.0,
             are_budgets: row.get(11)?,
             rolled_until: row.get::<_, Micros>(13)?.0,
+            is_in_background: row.get(14)?,
         })
     };
     tx.with(&STORED_HOLD, |stored| stored.query_row([exchange], read).optional())
@@ -476,6 +481,9 @@ pub(super) fn close(tx: &Prepared<'_>, exchange: ExchangeId, close: &CloseHold) 
         rollups::add_late(tx, exchange)?;
     }
     attempts::insert(tx, exchange, &close.attempts)?;
+    if hold.is_in_background {
+        background::end(tx, exchange)?;
+    }
     fail_point::hit(Point::InSettlement).map_err(injected)?;
     if hold.tip.is_told {
         events::exchange_closed(tx, (&close.row, &settled), (charged, ended))?;
@@ -567,11 +575,12 @@ pub(super) fn interrupt(tx: &Prepared<'_>, exchange: ExchangeId, now: Timestamp)
         .prepare_cached(
             "SELECT exchange_id, user_id, key_id, endpoint, streamed, model, priced_model, upstream, list,
                     amount_nanos, output_limit, placed_at, origin
-             FROM holds WHERE exchange_id = ?1 AND state = 'open'",
+             FROM holds WHERE exchange_id = ?1 AND state = 'open'
+               AND NOT EXISTS (SELECT 1 FROM background_responses WHERE exchange_id = ?1)",
         )?
-        .query_row([exchange], |row| interrupted(row, now))
+        .query_row([exchange], unfinished)
         .optional()?;
-    match row {
+    match row.map(|row| interrupted(row, now)) {
         Some(row) => close(
             tx,
             exchange,
@@ -606,8 +615,16 @@ pub(super) fn sweep(tx: &Prepared<'_>, holds: &[ExchangeId], now: Timestamp) -> 
 }
 
 /// The usage row of an exchange that nobody finished.
-fn interrupted(hold: &Row<'_>, now: Timestamp) -> rusqlite::Result<ExchangeRow> {
-    let started_at = hold.get::<_, Micros>("placed_at")?.0;
+fn interrupted(row: ExchangeRow, now: Timestamp) -> ExchangeRow {
+    let lasted = Duration::try_from(now.duration_since(row.started_at));
+    ExchangeRow {
+        duration: lasted.unwrap_or_default(),
+        ..row
+    }
+}
+
+/// The usage row of an exchange as far as its hold tells it: nothing was used, nothing is charged.
+pub(super) fn unfinished(hold: &Row<'_>) -> rusqlite::Result<ExchangeRow> {
     Ok(ExchangeRow {
         id: hold.get("exchange_id")?,
         user: hold.get("user_id")?,
@@ -638,9 +655,9 @@ fn interrupted(hold: &Row<'_>, now: Timestamp) -> rusqlite::Result<ExchangeRow> 
         upstream_request_id: None,
         upstream_status: None,
         attempts: 0,
-        started_at,
+        started_at: hold.get::<_, Micros>("placed_at")?.0,
         first_byte: None,
-        duration: Duration::try_from(now.duration_since(started_at)).unwrap_or_default(),
+        duration: Duration::ZERO,
         origin: hold
             .get::<_, Option<Json<Origin>>>("origin")?
             .map_or_else(Origin::default, |origin| origin.0),
@@ -660,12 +677,12 @@ impl Store {
         })
     }
 
-    /// The exchanges whose holds are open.
+    /// The exchanges whose holds are open, but for background responses: nobody has to run for those.
     pub fn open_holds(&self) -> Result<Vec<ExchangeId>, StoreError> {
         self.read("reading open holds", |conn| {
-            conn.prepare_cached("SELECT exchange_id FROM holds WHERE state = 'open'")?
-                .query_map([], |row| row.get(0))?
-                .collect()
+            let sql = "SELECT exchange_id FROM holds h WHERE state = 'open'
+                         AND NOT EXISTS (SELECT 1 FROM background_responses WHERE exchange_id = h.exchange_id)";
+            conn.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect()
         })
     }
 

@@ -4,6 +4,7 @@
 
 pub mod attempts;
 pub mod audit;
+pub mod background;
 pub mod backup;
 pub mod budgets;
 mod cache;

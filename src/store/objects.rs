@@ -3,8 +3,9 @@
 //! An id is looked up with its user, always: of another user's object nothing is told, not even that it is there.
 
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
+use super::background::{self, Whereabouts};
 use super::columns::Micros;
 use super::{Outcome, Store, StoreError, UserId};
 use crate::endpoints::Kind;
@@ -48,19 +49,28 @@ impl Store {
         })
     }
 
-    /// The upstream that keeps this object of the user's; of a response, the one that made it last.
-    pub fn where_is(&self, user: UserId, kind: Kind, id: &str) -> Result<Option<String>, StoreError> {
+    /// The upstream that keeps this object of the user's; of a response, the one that runs it, or made it last.
+    pub fn where_is(&self, user: UserId, kind: Kind, id: &str) -> Result<Option<Whereabouts>, StoreError> {
+        let settled = |row: &Row<'_>| {
+            Ok(Whereabouts {
+                upstream: row.get(0)?,
+                unsettled: None,
+            })
+        };
         self.read("looking for an object", |conn| match kind {
-            Kind::Response => conn
-                .prepare_cached(
-                    "SELECT upstream FROM usage_logs WHERE response_id = ?1 AND +user_id = ?2
-                     ORDER BY exchange_id DESC LIMIT 1",
-                )?
-                .query_row(params![id, user], |row| row.get(0))
-                .optional(),
+            Kind::Response => match background::find(conn, user, id)? {
+                Some(runs) => Ok(Some(runs)),
+                None => conn
+                    .prepare_cached(
+                        "SELECT upstream FROM usage_logs WHERE response_id = ?1 AND +user_id = ?2
+                         ORDER BY exchange_id DESC LIMIT 1",
+                    )?
+                    .query_row(params![id, user], settled)
+                    .optional(),
+            },
             Kind::Conversation | Kind::File => conn
                 .prepare_cached("SELECT upstream FROM stored_objects WHERE id = ?1 AND user_id = ?2 AND kind = ?3")?
-                .query_row(params![id, user, kind.name()], |row| row.get(0))
+                .query_row(params![id, user, kind.name()], settled)
                 .optional(),
         })
     }
@@ -109,7 +119,10 @@ mod tests {
             .store
             .keep_object((ada.id, Kind::File), ("openai", "file-1"), at(0));
         assert!(matches!(kept, Outcome::Committed(())), "{kept:?}");
-        let seen = |user, kind| desk.store.where_is(user, kind, "file-1").expect("it reads");
+        let seen = |user, kind| {
+            let found = desk.store.where_is(user, kind, "file-1").expect("it reads");
+            found.map(|found| found.upstream)
+        };
         assert_eq!(seen(ada.id, Kind::File).as_deref(), Some("openai"));
         assert_eq!(seen(bob.id, Kind::File), None);
         assert_eq!(seen(ada.id, Kind::Conversation), None);

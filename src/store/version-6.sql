@@ -1,4 +1,5 @@
--- What makes a database of version 5 one of version 6: who asked, and whose the objects are that upstreams keep.
+-- What makes a database of version 5 one of version 6: who asked, whose the objects are that upstreams keep, and
+-- what runs on at upstreams.
 
 ALTER TABLE usage_logs ADD COLUMN session TEXT CHECK (length(session) BETWEEN 1 AND 128);
 ALTER TABLE usage_logs ADD COLUMN turn TEXT CHECK (length(turn) BETWEEN 1 AND 128);
@@ -40,3 +41,35 @@ BEGIN SELECT RAISE(ABORT, 'a hold starts open'); END;
 CREATE TRIGGER holds_close_once AFTER UPDATE OF state, closed_at ON holds
 WHEN OLD.state <> 'open' OR NEW.state = 'open'
 BEGIN SELECT RAISE(ABORT, 'a hold is closed once'); END;
+
+CREATE TABLE background_responses (
+    exchange_id         BLOB    NOT NULL PRIMARY KEY REFERENCES holds (exchange_id),
+    user_id             BLOB    NOT NULL REFERENCES users (id),
+    response_id         TEXT    NOT NULL CHECK (response_id <> ''),
+    upstream            TEXT    NOT NULL CHECK (upstream <> ''),
+    deadline_at         INTEGER NOT NULL,
+    tier                TEXT    NOT NULL,
+    cache_ttl           TEXT    NOT NULL CHECK (cache_ttl = '30m' OR cache_ttl = '12h'),
+    price               TEXT    NOT NULL CHECK (json_valid(price)),
+    price_from          INTEGER,
+    image_price         TEXT    CHECK (json_valid(image_price)),
+    search              TEXT    NOT NULL CHECK (search = 'current' OR search = 'preview'),
+    region              TEXT,
+    markup              TEXT    NOT NULL,
+    input_tokens        INTEGER NOT NULL CHECK (input_tokens >= 0),
+    upstream_request_id TEXT,
+    upstream_status     INTEGER,
+    attempts            INTEGER NOT NULL CHECK (attempts >= 0),
+    first_byte_us       INTEGER CHECK (first_byte_us >= 0),
+    tries               TEXT    NOT NULL CHECK (json_valid(tries))
+) STRICT, WITHOUT ROWID;
+CREATE INDEX background_responses_by_response ON background_responses (response_id);
+CREATE INDEX background_responses_by_user ON background_responses (user_id);
+CREATE TRIGGER background_responses_are_held BEFORE INSERT ON background_responses
+WHEN (SELECT state FROM holds WHERE exchange_id = NEW.exchange_id AND user_id = NEW.user_id) IS NOT 'open'
+BEGIN SELECT RAISE(ABORT, 'a background response has an open hold'); END;
+CREATE TRIGGER background_responses_are_final BEFORE UPDATE ON background_responses
+BEGIN SELECT RAISE(ABORT, 'what a background response is billed by is never changed'); END;
+CREATE TRIGGER background_responses_are_settled BEFORE DELETE ON background_responses
+WHEN (SELECT state FROM holds WHERE exchange_id = OLD.exchange_id) = 'open'
+BEGIN SELECT RAISE(ABORT, 'a background response is kept until it is settled'); END;

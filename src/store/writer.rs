@@ -23,6 +23,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+use super::background::{self, Background};
 use super::checkpoint::{Checkpoints, checkpoint};
 use super::counts::Counts;
 use super::health::Health;
@@ -179,6 +180,11 @@ enum Job {
         answer: oneshot::Sender<Result<Closed, StoreError>>,
         _place: Place,
     },
+    /// A response that runs on at its upstream.
+    Begin {
+        background: Box<Background>,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    },
     /// A hold whose exchange is gone before it got the answer.
     Abandoned { exchange: ExchangeId, now: Timestamp },
     Sweep {
@@ -225,6 +231,7 @@ impl Job {
         match self {
             Job::Hold { ask, .. } => ledger::place(tx, ask).map(Done::Hold),
             Job::Close { exchange, close, .. } => ledger::close(tx, *exchange, close).map(Done::Closed),
+            Job::Begin { background, .. } => background::begin(tx, background).map(|()| Done::Noted),
             Job::Abandoned { exchange, now } => ledger::interrupt(tx, *exchange, *now).map(|_| Done::Nothing),
             Job::Sweep { overdue, now, .. } => ledger::sweep(tx, overdue, *now).map(Done::Swept),
             Job::Record {
@@ -292,6 +299,28 @@ impl Writer {
             Ok(closed) => closed.map_err(NotClosed::NotWritten),
             Err(_) => Err(NotClosed::Unknown(self.stopped())),
         }
+    }
+
+    /// Writes down that an exchange's response runs on at its upstream, so that its hold stays open until its end is known,
+    /// also across a restart. Repeated until it commits, like a settlement.
+    ///
+    /// # Errors
+    /// As of [`Writer::close`].
+    pub async fn begin(&self, background: Background) -> Result<(), NotClosed> {
+        let (answer, answered) = oneshot::channel();
+        let background = Box::new(background);
+        let sent = self.handle.send(Job::Begin { background, answer });
+        sent.map_err(|_| NotClosed::NotWritten(self.stopped()))?;
+        match answered.await {
+            Ok(begun) => begun.map_err(NotClosed::NotWritten),
+            Err(_) => Err(NotClosed::Unknown(self.stopped())),
+        }
+    }
+
+    /// A place for the settlement of a background response whose hold another process took; `None`: all are taken.
+    pub fn place(&self) -> Option<Place> {
+        let permit = Arc::clone(&self.handle.places).try_acquire_owned();
+        permit.ok().map(|permit| Place { _permit: permit })
     }
 
     /// Releases holds that are open for longer than the longest possible call, as `interrupted`; there have to be none.
@@ -854,7 +883,9 @@ impl Consumer<'_> {
             tracing::warn!(why, "the books cannot be written; settlements wait, calls are refused");
         }
         match job {
-            Job::Close { .. } | Job::Abandoned { .. } if !self.gives_up() => self.backlog.push_back(job),
+            Job::Close { .. } | Job::Begin { .. } | Job::Abandoned { .. } if !self.gives_up() => {
+                self.backlog.push_back(job)
+            }
             _ => give_up(job, not_written(why)),
         }
     }
@@ -884,7 +915,7 @@ fn tell(job: Job, done: Done) -> Option<Job> {
         (Job::Close { answer, .. }, Done::Closed(closed)) => answer.send(Ok(closed)).is_err(),
         (Job::Sweep { answer, .. }, Done::Swept(swept)) => answer.send(Ok(swept)).is_err(),
         (Job::Record { answer, .. }, Done::Recorded) => answer.send(Ok(())).is_err(),
-        (Job::Note { answer, .. }, Done::Noted) => answer.send(Ok(())).is_err(),
+        (Job::Note { answer, .. } | Job::Begin { answer, .. }, Done::Noted) => answer.send(Ok(())).is_err(),
         (Job::Forget { answer, .. }, Done::Forgotten(count)) => answer.send(Ok(count)).is_err(),
         _ => false,
     };
@@ -911,7 +942,7 @@ fn give_up(job: Job, error: StoreError) {
         Job::Sweep { answer, .. } => answer.send(Err(error)).is_err(),
         Job::Record { answer, .. } => answer.send(Err(error)).is_err(),
         Job::Forget { answer, .. } => answer.send(Err(error)).is_err(),
-        Job::Note { answer, .. } => answer.send(Err(error)).is_err(),
+        Job::Note { answer, .. } | Job::Begin { answer, .. } => answer.send(Err(error)).is_err(),
         Job::Abandoned { exchange, .. } => {
             tracing::error!(%exchange, error = chain(&error), "an abandoned hold cannot be released");
             false

@@ -509,15 +509,15 @@ pub fn explain(code: Code, language: Language) -> Explanation {
         ),
         Code::ResponseInProgress => language.of(
             text(
-                "A WebSocket answers one create at a time, and one was under way.",
-                "The client sent another frame before the end of the answer.",
-                "Wait for response.completed, response.incomplete or response.failed, or open another connection.",
+                "A response was under way: a WebSocket answers one create at a time, and a background response that runs is not deleted.",
+                "The client sent another frame before the end of the answer, or deleted a background response before its end.",
+                "Wait for response.completed, response.incomplete or response.failed, or open another connection; cancel a background response before deleting it.",
                 "Nothing.",
             ),
             text(
-                "一个 WebSocket 一次只回答一个 create，而已有一个正在进行。",
-                "客户端在回答结束之前发送了另一个帧。",
-                "等待 response.completed、response.incomplete 或 response.failed，或打开另一个连接。",
+                "有一个 response 正在进行：一个 WebSocket 一次只回答一个 create，正在进行的后台响应也不能删除。",
+                "客户端在回答结束之前发送了另一个帧，或在后台响应结束之前删除它。",
+                "等待 response.completed、response.incomplete 或 response.failed，或打开另一个连接；删除后台响应之前先取消它。",
                 "无需处理。",
             ),
         ),

@@ -108,6 +108,16 @@ pub fn message(refusal: &Refusal, language: Language) -> Said {
             en: "'{id}' is not known to be made by this user through this gateway.",
             zh: "没有记录表明 '{id}' 是此用户经由此网关产生的。",
         ),
+        Refusal::StillRuns { id } => said!(
+            language,
+            en: "'{id}' is still running, and what it costs is known only at its end. POST /v1/responses/{id}/cancel ends it; then it can be deleted.",
+            zh: "'{id}' 仍在进行，其费用在结束时才知道。POST /v1/responses/{id}/cancel 会结束它；之后即可删除。",
+        ),
+        Refusal::TooManyInBackground { most } => said!(
+            language,
+            en: "{most} background responses of this user are running, which is the most. Wait for some to end, or cancel some.",
+            zh: "此用户已有 {most} 个后台响应正在进行，这是上限。请等待其中一些结束，或取消一些。",
+        ),
         Refusal::TooManyObjects { most } => said!(
             language,
             en: "This user has {most} of these already. Delete some first.",

@@ -130,10 +130,10 @@ fn wanted(wanted: Wanted, language: Language) -> Said {
 
 fn instead(instead: Instead, language: Language) -> Said {
     match instead {
-        Instead::StayConnected => said!(
+        Instead::PostResponse => said!(
             language,
-            en: "Leave it out, and keep the connection open for the answer.",
-            zh: "请去掉它，并保持连接以等待回答。",
+            en: "Background responses are made by `POST /v1/responses` over HTTP. Leave it out, or make the call there.",
+            zh: "后台响应须通过 HTTP 的 `POST /v1/responses` 创建。请去掉它，或改在那里调用。",
         ),
         Instead::SendPrompt => said!(
             language,

@@ -100,6 +100,8 @@ fn refusals() -> Vec<Sample> {
             &["previous_response_id", "'resp_7'", "'input'"],
         ),
         Refusal::NoObject { .. } => sample(Refusal::NoObject { id: "file-7".into() }, &["file-7"]),
+        Refusal::StillRuns { .. } => sample(Refusal::StillRuns { id: "resp_7".into() }, &["resp_7", "/cancel"]),
+        Refusal::TooManyInBackground { .. } => sample(Refusal::TooManyInBackground { most: 1_000 }, &["1000"]),
         Refusal::TooManyObjects { .. } => sample(Refusal::TooManyObjects { most: 10_000 }, &["10000"]),
         Refusal::TooManyReferences { .. } => sample(Refusal::TooManyReferences { most: 512 }, &["512", "'input'"]),
         Refusal::UnpricedTool(_) => sample(
@@ -318,7 +320,7 @@ fn parameters() -> impl Iterator<Item = Sample> {
         Wanted::Functions => (Wanted::Functions, ""),
     });
     let instead = samples!(Instead {
-        Instead::StayConnected => (Instead::StayConnected, ""),
+        Instead::PostResponse => (Instead::PostResponse, "POST /v1/responses"),
         Instead::SendPrompt => (Instead::SendPrompt, "`input`"),
         Instead::SetMaxTokens => (Instead::SetMaxTokens, "`max_tokens`"),
         Instead::OneModel => (Instead::OneModel, "`model`"),

@@ -2,6 +2,7 @@
 PRAGMA foreign_keys = OFF;
 PRAGMA legacy_alter_table = ON;
 BEGIN IMMEDIATE;
+DROP TABLE background_responses;
 DROP TABLE stored_objects;
 DROP INDEX usage_logs_by_session;
 DROP INDEX usage_logs_by_agent;

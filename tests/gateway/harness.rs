@@ -154,6 +154,20 @@ impl Harness {
         patience.and_then(|()| file.execute_batch(sql)).expect(sql);
     }
 
+    /// Waits until no exchange runs.
+    pub async fn server_is_idle(&self) {
+        if let Some(server) = &self.server {
+            server.idle().await;
+        }
+    }
+
+    /// Ends running streams, as a second SIGTERM does.
+    pub fn cut_off(&self) {
+        if let Some(server) = &self.server {
+            server.cut_off();
+        }
+    }
+
     /// Stops the server, as SIGTERM does.
     pub async fn stop(&mut self) {
         if let Some(server) = self.server.take() {

@@ -4,6 +4,7 @@
 //! catalogue's JSON (`price`), never from the gateway's own usage, meter or pricing.
 
 mod audit;
+mod background;
 mod backup;
 mod billing;
 mod books;

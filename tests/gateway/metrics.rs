@@ -18,7 +18,7 @@ use crate::price::nanos;
 use crate::shutdown::{Office, failure_of};
 
 /// All that there is.
-const NAMES: [&str; 23] = [
+const NAMES: [&str; 24] = [
     "gateway_exchanges_total",
     "gateway_exchange_duration_seconds",
     "gateway_time_to_first_byte_seconds",
@@ -28,6 +28,7 @@ const NAMES: [&str; 23] = [
     "gateway_uncollected_usd_total",
     "gateway_open_holds",
     "gateway_held_usd",
+    "gateway_background_responses",
     "gateway_refusals_total",
     "gateway_upstream_attempts_total",
     "gateway_upstream_breaker_state",

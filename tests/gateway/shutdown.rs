@@ -311,7 +311,7 @@ impl Office {
         file.execute_batch(sql).expect(sql);
     }
 
-    fn alice(&self) -> User {
+    pub fn alice(&self) -> User {
         let store = Store::open(&self.database(), Create::Never).expect("it opens");
         store.find_user("alice").expect("it is read").expect("she is there")
     }

@@ -62,7 +62,6 @@ async fn what_only_the_upstream_holds_is_refused_by_the_name_of_its_field() {
     let file = json!([{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]);
     let image = json!([{"role": "user", "content": [{"type": "input_image", "file_id": "file-1"}]}]);
     for (more, param) in [
-        (json!({"background": true}), "background"),
         (json!({"conversation": "conv_1"}), "conversation"),
         (json!({"conversation": {"id": "conv_1"}}), "conversation"),
         (json!({"prompt": {"id": "pmpt_1"}}), "prompt"),

@@ -71,6 +71,8 @@ pub struct Status {
     pub upstreams: Vec<Upstream>,
     /// How many exchanges run.
     pub running: usize,
+    /// Background responses that are not settled; `None`: they cannot be counted.
+    pub background: Option<u32>,
     /// Those that run for the longest, at most a thousand.
     pub exchanges: Vec<Exchange>,
 }
@@ -191,7 +193,10 @@ impl Watched {
         let mut running = gateway.roll.running();
         // Ids are made in the order of time.
         running.sort_by_key(|entry| entry.id);
-        let holds = gateway.store.blocking(|store| store.held()).await;
+        let (holds, background) = gateway
+            .store
+            .blocking(|store| (store.held(), store.background_responses_in_all()))
+            .await;
         let live = gateway.live();
         let upstreams = live.upstreams.iter().map(|upstream| {
             let last = upstream.last();
@@ -229,6 +234,7 @@ impl Watched {
             },
             upstreams: upstreams.collect(),
             running: running.len(),
+            background: background.ok(),
             exchanges: running
                 .iter()
                 .take(MOST_LISTED)

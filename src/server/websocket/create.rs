@@ -67,6 +67,10 @@ impl Create {
         if fields.one("stream_id")?.is_some() {
             return Err(param("stream_id", Problem::Unsupported(Instead::OneAtATime)));
         }
+        // Its end would not come over this connection.
+        if fields.one("background")? == Some("true") {
+            return Err(param("background", Problem::Unsupported(Instead::PostResponse)));
+        }
         let generates = match fields.one("generate")? {
             None | Some("true") => true,
             Some("false") => false,

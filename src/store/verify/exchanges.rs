@@ -32,7 +32,9 @@ pub(super) static OPEN_HOLDS: LazyLock<String> = LazyLock::new(|| {
     let hold = HOLD_COLUMNS.join(", h.");
     format!(
         "SELECT h.{hold}, h.hash, h.closed_at, h.state = 'open' AS open,
-                EXISTS (SELECT 1 FROM usage_logs u WHERE u.exchange_id = h.exchange_id) AS used
+                EXISTS (SELECT 1 FROM usage_logs u WHERE u.exchange_id = h.exchange_id) AS used,
+                COALESCE((SELECT deadline_at FROM background_responses b WHERE b.exchange_id = h.exchange_id), h.placed_at)
+                    AS lasts_to
          FROM holds h NOT INDEXED WHERE open OR NOT used"
     )
 });
@@ -179,7 +181,7 @@ impl Books<'_> {
                 problems.push("it is closed, and its exchange has no usage row");
             } else if row.get_ref("closed_at")? != ValueRef::Null {
                 problems.push("it is open, and has an end");
-            } else if integer(row.get_ref("placed_at")?)
+            } else if integer(row.get_ref("lasts_to")?)
                 .zip(overdue)
                 .is_some_and(|(at, overdue)| at < overdue)
             {

@@ -53,7 +53,7 @@ const TRIES: u32 = 1_000;
 const RANGES: i64 = 32;
 
 /// Tables with their indexes, the largest first.
-const TABLES: [&str; 18] = [
+const TABLES: [&str; 19] = [
     "usage_logs",
     "usage_items",
     "ledger_entries",
@@ -69,6 +69,7 @@ const TABLES: [&str; 18] = [
     "codes",
     "budget_windows",
     "budgets",
+    "background_responses",
     "rolled_up",
     "commits",
     "meta",

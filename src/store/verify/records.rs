@@ -2,7 +2,7 @@
 
 use rusqlite::OptionalExtension;
 
-use super::super::{audit, budgets, codes, idempotency, keys, prices};
+use super::super::{audit, background, budgets, codes, idempotency, keys, prices};
 use super::{Books, Sum, bytes, integer, shown};
 use crate::money::Usd;
 
@@ -26,6 +26,8 @@ impl Books<'_> {
         }
         let other_keys = "stands for no exchange of its key";
         self.rows_that_must_not_be("idempotency", idempotency::UNFOUNDED, other_keys)?;
+        let no_hold = "has no open hold of its user's";
+        self.rows_that_must_not_be("background_responses", background::UNFOUNDED, no_hold)?;
         self.prices()
     }
 
