@@ -2,6 +2,9 @@
 //!
 //! The server library serves upgrades only where it looks for the version by itself, and would then speak HTTP/2 with
 //! whoever begins with its preface (RFC 9113 §3.4). Nothing else begins so, and nothing has been read of it as a request.
+//!
+//! Its look is answered with nothing, which it takes for HTTP/1 at once. Else it would read the preface's 24 bytes and hand
+//! them to HTTP/1, whose buffer then has no room for a whole read and is made twice as large, for as long as the connection.
 
 use std::io;
 use std::pin::Pin;
@@ -31,7 +34,7 @@ where
     type Future = MapOk<A::Future, fn((A::Stream, A::Service)) -> (Http1<A::Stream>, A::Service)>;
 
     fn accept(&self, stream: TcpStream, visitor: Visitor) -> Self::Future {
-        let begin: fn(_) -> _ = |(stream, service)| (Http1 { stream, of_preface: 0 }, service);
+        let begin: fn(_) -> _ = |(stream, service)| (Http1::new(stream), service);
         self.0.accept(stream, visitor).map_ok(begin)
     }
 }
@@ -40,11 +43,21 @@ where
 #[derive(Debug)]
 pub(super) struct Http1<S> {
     stream: S,
+    /// Whether its first read is over: the look for the version.
+    is_looked_at: bool,
     /// How much of the preface has come; beyond its length, it is none.
     of_preface: usize,
 }
 
 impl<S> Http1<S> {
+    fn new(stream: S) -> Http1<S> {
+        Http1 {
+            stream,
+            is_looked_at: false,
+            of_preface: 0,
+        }
+    }
+
     /// Looks at the first bytes. Whether they are the preface.
     fn is_http2(&mut self, came: &[u8]) -> bool {
         let missing = PREFACE.get(self.of_preface..).unwrap_or_default();
@@ -59,6 +72,9 @@ impl<S> Http1<S> {
 
 impl<S: AsyncRead + Unpin> AsyncRead for Http1<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.is_looked_at, true) {
+            return Poll::Ready(Ok(()));
+        }
         let before = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, into);
         if self.of_preface < PREFACE.len() && self.is_http2(&into.filled()[before..]) {
@@ -104,7 +120,13 @@ mod tests {
     /// What can be read of these bytes, when they come in such pieces.
     async fn read(bytes: &[u8], piece: usize) -> io::Result<Vec<u8>> {
         let (mut theirs, stream) = duplex(piece);
-        let mut ours = Http1 { stream, of_preface: 0 };
+        let mut ours = Http1::new(stream);
+        let looked_at = ours.read(&mut [0; PREFACE.len()]).await;
+        assert_eq!(
+            looked_at.expect("nothing fails"),
+            0,
+            "the look for the version takes nothing"
+        );
         let sending = async move {
             // What is not read any more is not written, either.
             theirs.write_all(bytes).await.unwrap_or(());
