@@ -68,8 +68,8 @@ pub struct Admitted {
     pub key: Arc<Key>,
     /// The client's headers, until they are sent on.
     pub headers: http::HeaderMap,
-    /// How it goes on to an upstream that speaks WebSocket.
-    pub(super) tunnelled: Option<Tunnelled>,
+    /// How it goes on to an upstream that speaks WebSocket, until one has taken it.
+    pub(super) tunnelled: Option<Box<Tunnelled>>,
     /// Where it goes.
     pub target: Target,
     /// Its place there, until the exchange ends.
@@ -116,7 +116,7 @@ impl Admitted {
 }
 
 /// Takes a hold for a call.
-pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitted, Refusal> {
+pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Admitted, Refusal> {
     let Request {
         id,
         live,
@@ -130,7 +130,7 @@ pub(super) async fn admit(gateway: &Gateway, request: Request) -> Result<Admitte
         language,
         memory,
         place: among_all,
-    } = request;
+    } = *request;
     if let Some(refusal) = made_before(gateway, &key, once).await {
         return Err(refusal);
     }

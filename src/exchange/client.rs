@@ -187,8 +187,9 @@ impl Client {
             Err(TrySendError::Closed(_)) => return self.leave(),
             Err(TrySendError::Full(piece)) => piece,
         };
+        // Boxed: clients that are behind are few, and all streams would have room for the wait.
         let sending = async { pieces.send(piece).await.is_ok() };
-        if !in_time(&self.cutoff, sending).await {
+        if !Box::pin(in_time(&self.cutoff, sending)).await {
             self.leave();
         }
     }

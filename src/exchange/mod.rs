@@ -165,7 +165,7 @@ pub struct Request {
     /// The client's headers; only those on a list go on.
     pub headers: HeaderMap,
     /// How it goes on to an upstream that speaks WebSocket, if it came over one.
-    pub tunnelled: Option<Tunnelled>,
+    pub tunnelled: Option<Box<Tunnelled>>,
     /// What the gateway's own words are in, should it have to put any into the stream.
     pub language: Language,
     /// The memory that the body takes, until the last of the answer is handed on.
@@ -229,16 +229,18 @@ impl From<Refusal> for Declined {
 pub fn start(gateway: &Arc<Gateway>, request: Request, permit: Permit) -> oneshot::Receiver<Reply> {
     let (to_client, reply) = oneshot::channel();
     let client = Client::waiting(to_client, gateway.cutoff.clone());
-    // On the heap at once: as a task it would be moved there in steps, five kilobytes each.
+    // On the heap at once: as a task it would be moved there in steps, all of it each time.
     gateway
         .tracker
-        .spawn(Box::pin(run(Arc::clone(gateway), request, permit, client)));
+        .spawn(Box::pin(run(Arc::clone(gateway), Box::new(request), permit, client)));
     reply
 }
 
-async fn run(gateway: Arc<Gateway>, mut request: Request, mut permit: Permit, mut client: Client) {
+/// All but the relay is boxed, each step for as long as it lasts: a stream is held for minutes, and would be as large as the
+/// largest of them for all that time.
+async fn run(gateway: Arc<Gateway>, mut request: Box<Request>, mut permit: Permit, mut client: Client) {
     let (sealing, since_parsed) = (request.sealing.take(), Stopwatch::start());
-    let mut admitted = match admission::admit(&gateway, request).await {
+    let mut admitted = match Box::pin(admission::admit(&gateway, request)).await {
         Ok(admitted) => admitted,
         Err(refusal) => {
             gateway.roll.refused();
@@ -271,7 +273,8 @@ async fn run(gateway: Arc<Gateway>, mut request: Request, mut permit: Permit, mu
         return detach(&gateway, admitted, background, &watch, (client, ending.last), permit).await;
     }
     let (is_whole, room) = (ending.is_whole(), admitted.room.take());
-    let (closed, last) = settlement::settle(&gateway, admitted, &mut permit, &watch, ending).await;
+    let settling = settlement::settle(&gateway, admitted, &mut permit, &watch, ending);
+    let (closed, last) = Box::pin(settling).await;
     let closed = closed.and_then(|closed| match fail_point::hit(Point::Settled) {
         Ok(()) => Ok(closed),
         Err(_) => Err(Refusal::Unsettled),
@@ -283,9 +286,9 @@ async fn run(gateway: Arc<Gateway>, mut request: Request, mut permit: Permit, mu
                 && is_whole
                 && closed.is_charge()
             {
-                recorder.keep(&gateway.writer, id, &last).await;
+                Box::pin(recorder.keep(&gateway.writer, id, &last)).await;
             }
-            client.finish(last, permit, room).await;
+            Box::pin(client.finish(last, permit, room)).await;
         }
         Err(refusal) => {
             drop(permit);
@@ -488,7 +491,10 @@ async fn answer(
     if fail_point::hit(Point::Held).is_err() {
         return Ending::failed(Settle::Nothing);
     }
-    match dispatch::dispatch(gateway, admitted, headers, client, watch).await {
+    let sent = Box::pin(dispatch::dispatch(gateway, admitted, headers, client, watch)).await;
+    // What was only of use until an upstream took it.
+    admitted.tunnelled = None;
+    match sent {
         Ok(_) if fail_point::hit(Point::Head).is_err() => Ending::fault(UpstreamFault::Broken),
         Ok(response) => {
             let translation = admitted.translation.take();
@@ -595,5 +601,22 @@ impl Ending {
             End::Failed => (State::Failed, Settle::UsageOfDelivered),
         };
         Ending { state, settle, last }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In bytes: a class of the allocator's sizes.
+    const MOST: usize = 5 * 1024;
+
+    #[test]
+    fn an_exchange_is_no_larger_than_its_relay_needs() {
+        fn of_future<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = of_future(run);
+        assert!(size <= MOST, "{size} bytes");
     }
 }

@@ -79,7 +79,8 @@ pub(super) async fn relay(
                 .and_then(|coding| Coding::parse(coding).map_err(drop))
         });
     if !response.status().is_success() {
-        return refused(gateway, admitted, response, coding.unwrap_or(Coding::Identity)).await;
+        let coding = coding.unwrap_or(Coding::Identity);
+        return Box::pin(refused(gateway, admitted, response, coding)).await;
     }
     let kind = response
         .headers()
@@ -89,11 +90,10 @@ pub(super) async fn relay(
     match coding {
         Err(()) => unreadable(admitted, UpstreamFault::Undecodable),
         Ok(coding) if streams => {
-            Stream::new(gateway, admitted, response, coding, translation, client, watch)
-                .run()
-                .await
+            let mut stream = Stream::new(gateway, admitted, response, coding, translation, client, watch);
+            stream.run().await
         }
-        Ok(coding) => whole(gateway, admitted, response, coding, translation, client, watch).await,
+        Ok(coding) => Box::pin(whole(gateway, admitted, response, coding, translation, client, watch)).await,
     }
 }
 
@@ -307,11 +307,12 @@ impl<'a> Stream<'a> {
         }
     }
 
-    async fn run(mut self) -> Ending {
-        self.client.begin(
-            self.response.status(),
-            stream_headers(self.response.headers(), self.admitted),
-        );
+    async fn run(&mut self) -> Ending {
+        // They are parts of the buffer that they were read into, and would keep it for as long as the stream.
+        let headers = std::mem::take(self.response.headers_mut());
+        self.client
+            .begin(self.response.status(), stream_headers(&headers, self.admitted));
+        drop(headers);
         loop {
             if self.client.is_gone() {
                 if self.runs_on() {
@@ -400,8 +401,8 @@ impl<'a> Stream<'a> {
         self.watch.entry.came(chunk.len());
         let ending = match (self.decoder.take(), &self.translation) {
             (None, _) => self.pass_events(chunk).await,
-            (Some(decoder), None) => self.pass_coded(decoder, chunk).await,
-            (Some(decoder), Some(_)) => self.pass_decoded(decoder, chunk).await,
+            (Some(decoder), None) => Box::pin(self.pass_coded(decoder, chunk)).await,
+            (Some(decoder), Some(_)) => Box::pin(self.pass_decoded(decoder, chunk)).await,
         };
         self.idle_until = Instant::now() + self.admitted.upstream().idle_timeout();
         ending.or_else(|| (self.passage.end_bytes() > AFTER_END_BYTES).then(|| self.over()))

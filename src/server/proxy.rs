@@ -234,7 +234,7 @@ pub(super) async fn make(
         once,
         sealing: secret.as_ref().and_then(|secret| SealingKey::of(secret, id.0)),
         headers,
-        tunnelled,
+        tunnelled: tunnelled.map(Box::new),
         language,
         memory,
         place,

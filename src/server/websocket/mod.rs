@@ -426,7 +426,8 @@ impl Connection {
         };
         let id = self.new_id();
         let answered = match incoming {
-            Incoming::Text(frame) => self.answer(id, frame).await,
+            // Boxed: a connection is silent most of the time, and would have room for an answer all along.
+            Incoming::Text(frame) => Box::pin(self.answer(id, frame)).await,
             Incoming::Binary => Err(not_text().into()),
         };
         if std::mem::take(&mut self.has_asked) {
@@ -495,7 +496,7 @@ impl Connection {
             true => Some(tunnelled(self.tunnel.clone(), follows).await.map_err(&to_user)?),
         };
         let making = proxy::make(&app, asked, name, create.body.clone(), memory, tunnelled, &mut standing);
-        let made = match self.beside(making).await? {
+        let made = match Box::pin(self.beside(making)).await? {
             Ok(made) => made,
             Err(mut declined) => {
                 // As a connection tells it, so that its client sends all of the conversation.
