@@ -48,6 +48,32 @@ def stored(gateway):
     expect(compacted.usage.output_tokens > 0, compacted)
 
 
+def background(gateway):
+    alice, bob = client(gateway), client(gateway, gateway.user("robert", "1000"))
+    made = alice.responses.create(model=MODEL, input="hello", background=True)
+    expect_equal((made.status, made.usage), ("queued", None), "what runs")
+    refused(lambda: bob.responses.retrieve(made.id), 404)
+    refused(lambda: alice.responses.delete(made.id), 400)
+    while (over := alice.responses.retrieve(made.id)).status in ("queued", "in_progress"):
+        pass
+    expect_equal((over.status, over.usage.output_tokens > 0), ("completed", True), "what is over")
+    receipt = alice.get(f"/gateway/requests/{made.id}", cast_to=dict)
+    tokens = (receipt["usage"]["input_tokens"], receipt["usage"]["output_tokens"])
+    expect_equal(tokens, (over.usage.input_tokens, over.usage.output_tokens), "what is charged for")
+    expect_equal(receipt["estimated"], False, "estimated")
+    alice.responses.delete(made.id)
+    endless = alice.responses.create(model=MODEL, input="sim:endless", background=True)
+    expect_equal(alice.responses.cancel(endless.id).status, "cancelled", "what is cancelled")
+    expect_equal(alice.get(f"/gateway/requests/{endless.id}", cast_to=dict)["state"], "cancelled", "state")
+    # A stream that is left runs on, and is read on from there.
+    with alice.responses.create(model=MODEL, input="sim:slow", background=True, stream=True) as stream:
+        first = next(iter(stream))
+    rest = alice.responses.retrieve(first.response.id, stream=True, starting_after=first.sequence_number)
+    expect_equal([event.type for event in rest][-1], "response.completed", "the last event")
+    receipt = alice.get(f"/gateway/requests/{first.response.id}", cast_to=dict)
+    expect_equal((receipt["state"], receipt["estimated"]), ("completed", False), "the receipt of the stream")
+
+
 def conversations(gateway):
     alice = client(gateway)
     made = alice.conversations.create(metadata={"topic": "x"})
@@ -95,7 +121,7 @@ def sound(gateway):
 
 CHECKS = [
     (f"openai-python: {check.__name__}", check)
-    for check in (files, stored, conversations, moderations, images, sound)
+    for check in (files, stored, background, conversations, moderations, images, sound)
 ] + [("openai-node: uploads", node("uploads"))]
 
 
