@@ -651,13 +651,14 @@ fn sources() -> Vec<(String, String)> {
 
 /// What is put into SQL by `format!`, none of it anybody's words: constants, names of columns and tables that the code
 /// lists, numbered marks, and whole numbers.
-const PUT_INTO_SQL: [&str; 48] = [
+const PUT_INTO_SQL: [&str; 51] = [
     "ANY",
     "CACHE_KIB",
     "DAY_US",
     "FROM",
     "KEY",
     "KEY_IS_VALID",
+    "ROLLED_UNTIL",
     "USER",
     "any",
     "before",
@@ -688,7 +689,9 @@ const PUT_INTO_SQL: [&str; 48] = [
     "origin",
     "owner",
     "rest",
+    "rolled_until",
     "room",
+    "rows",
     "shown",
     "start",
     "sums",
