@@ -195,6 +195,16 @@ pub(super) async fn begin(gateway: &Gateway, admitted: &Admitted, watch: &mut Wa
     let Some(response) = reading.response_id.clone().filter(|id| is_id(id)) else {
         return Ok(());
     };
+    // Few calls come here, and all streams would keep room for it.
+    Box::pin(write_down(gateway, admitted, watch, response)).await
+}
+
+async fn write_down(
+    gateway: &Gateway,
+    admitted: &Admitted,
+    watch: &mut Watch,
+    response: String,
+) -> Result<(), Refusal> {
     let (call, encoding) = (Arc::clone(&admitted.sent), Encoding::of(&admitted.target.model).0);
     let counting = tokio::task::spawn_blocking(move || tokens::estimate_input(&call, encoding));
     let background = Background {
@@ -209,7 +219,7 @@ pub(super) async fn begin(gateway: &Gateway, admitted: &Admitted, watch: &mut Wa
     };
     match gateway.writer.begin(background.clone()).await {
         Ok(()) => {
-            watch.background = Some(background);
+            watch.background = Some(Box::new(background));
             Ok(())
         }
         Err(failed) => {

@@ -270,7 +270,8 @@ async fn run(gateway: Arc<Gateway>, mut request: Box<Request>, mut permit: Permi
     if ending.settle == Settle::Later
         && let Some(background) = watch.background.take()
     {
-        return detach(&gateway, admitted, background, &watch, (client, ending.last), permit).await;
+        let detaching = detach(&gateway, admitted, *background, &watch, (client, ending.last), permit);
+        return Box::pin(detaching).await;
     }
     let (is_whole, room) = (ending.is_whole(), admitted.room.take());
     let settling = settlement::settle(&gateway, admitted, &mut permit, &watch, ending);
@@ -334,7 +335,7 @@ pub(crate) struct Watch {
     /// Whether something visible has left for the client.
     delivered: bool,
     /// What is written down of a response that runs in the background.
-    background: Option<Background>,
+    background: Option<Box<Background>>,
     /// Bytes of visible output that an estimate counts, where that is not all that was seen.
     counted_bytes: Option<u64>,
     /// Where it was sent before, without being taken.
