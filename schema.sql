@@ -228,7 +228,7 @@ CREATE TABLE stored_objects (
     id         TEXT    NOT NULL CHECK (id <> ''),                      -- the upstream's id of it
     upstream   TEXT    NOT NULL CHECK (upstream <> ''),                -- the upstream's name
     user_id    BLOB    NOT NULL REFERENCES users (id),                 -- who made it
-    kind       TEXT    NOT NULL CHECK (kind = 'conversation' OR kind = 'file'),
+    kind       TEXT    NOT NULL CHECK (kind = 'conversation' OR kind = 'file' OR kind = 'upload'),
     created_at INTEGER NOT NULL,                                       -- microseconds: when
     PRIMARY KEY (id, upstream)
 ) STRICT, WITHOUT ROWID;

@@ -36,6 +36,10 @@ pub enum Free {
     Delete(Kind),
     /// It lists the user's objects.
     List(Kind),
+    /// It sends a part of a file that comes in parts.
+    Part,
+    /// It makes a file of the parts of an upload: the file is the user's from then on, the upload nobody's.
+    Complete,
 }
 
 /// What upstreams keep, and only the user who made it may see.
@@ -47,6 +51,8 @@ pub enum Kind {
     Conversation,
     /// An uploaded file.
     File,
+    /// A file that comes in parts, until it is complete.
+    Upload,
 }
 
 impl Kind {
@@ -56,6 +62,7 @@ impl Kind {
             Kind::Response => "response",
             Kind::Conversation => "conversation",
             Kind::File => "file",
+            Kind::Upload => "upload",
         }
     }
 }
@@ -104,7 +111,7 @@ const OF_ITS_MAKER: &str = "nothing; only for the user whose call made it";
 const OF_ITS_OWNER: &str = "nothing; only for the user who made it";
 
 /// Every endpoint. The first row that matches counts.
-pub static TABLE: [Row; 55] = [
+pub static TABLE: [Row; 59] = [
     billed(
         Endpoint::Responses,
         "tokens and hosted tools, as the answer's usage tells",
@@ -227,6 +234,30 @@ pub static TABLE: [Row; 55] = [
         Free::Read(Kind::File),
         OF_ITS_OWNER,
     ),
+    free(
+        Method::POST,
+        "/uploads",
+        Free::Make(Kind::Upload),
+        "nothing; a file that comes in parts",
+    ),
+    free(
+        Method::POST,
+        "/uploads/{upload_id}/parts",
+        Free::Part,
+        "nothing; only for the user who made it; streamed through",
+    ),
+    free(
+        Method::POST,
+        "/uploads/{upload_id}/complete",
+        Free::Complete,
+        "nothing; only for the user who made it, whose the file is then",
+    ),
+    free(
+        Method::POST,
+        "/uploads/{upload_id}/cancel",
+        Free::Delete(Kind::Upload),
+        OF_ITS_OWNER,
+    ),
     free(Method::POST, "/moderations", Free::Moderation, "nothing"),
     refused("/agents…", "tokens and environments, told after the fact"),
     refused("/alpha…", "not told"),
@@ -252,7 +283,7 @@ pub static TABLE: [Row; 55] = [
     refused("/responses…", "no such path upstream"),
     refused("/skills…", "kept upstream for all users alike"),
     refused("/threads…", "runs of their own, billed by the run"),
-    refused("/uploads…", "a file goes in one piece to `/files`"),
+    refused("/uploads…", "no such path upstream"),
     refused("/vector_stores…", "storage by the day, not told"),
 ];
 

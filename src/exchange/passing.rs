@@ -193,12 +193,13 @@ pub async fn pass(gateway: &Arc<Gateway>, passing: Passing, body: Carried) -> Re
 /// Whether it changes what is known here of whose an object is.
 fn is_noted(free: Free) -> bool {
     match free {
-        Free::Make(_) | Free::Delete(Kind::Conversation | Kind::File) => true,
+        Free::Make(_) | Free::Complete | Free::Delete(Kind::Conversation | Kind::File | Kind::Upload) => true,
         Free::Delete(Kind::Response)
         | Free::Moderation
         | Free::Count
         | Free::Read(_)
         | Free::Change(_)
+        | Free::Part
         | Free::List(_) => false,
     }
 }
@@ -234,6 +235,7 @@ async fn passed(gateway: &Arc<Gateway>, passing: Passing, body: Carried) -> Resu
     }
     match (passing.free, placed.unsettled) {
         (Free::Make(kind), _) => made(gateway, &passing, kind, &upstream, response).await,
+        (Free::Complete, _) => completed(gateway, &passing, &upstream, response).await,
         (Free::Delete(kind), _) if kind != Kind::Response => deleted(gateway, &passing, &upstream, response).await,
         (Free::Read(Kind::Response) | Free::Change(Kind::Response), Some(exchange)) if !is_stream(&response) => {
             looked_at(gateway, &passing, &upstream, response, exchange).await
@@ -316,16 +318,18 @@ async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Pl
         }
         (Free::Moderation, Carried::Document(document)) => (moderator(gateway, passing, document).await?, None),
         (Free::Make(kind), _) => {
-            let (user, may) = (key.user_id, gateway.store.clone());
-            match may.blocking(move |store| store.may_keep(user, kind)).await {
-                Ok(true) => (home(live), None),
-                Ok(false) => return Err(Refusal::TooManyObjects { most: objects::MOST }),
-                Err(error) => return Err(storage(&error)),
-            }
+            room_for(gateway, passing, kind).await?;
+            (home(live), None)
         }
         (Free::Read(kind) | Free::Change(kind) | Free::Delete(kind), _) => {
             let (upstream, runs) = where_is(gateway, passing, kind).await?;
             unsettled = runs;
+            (upstream, None)
+        }
+        (Free::Part, _) => (where_is(gateway, passing, Kind::Upload).await?.0, None),
+        (Free::Complete, _) => {
+            let (upstream, _) = where_is(gateway, passing, Kind::Upload).await?;
+            room_for(gateway, passing, Kind::File).await?;
             (upstream, None)
         }
         _ => return Err(Refusal::Internal),
@@ -343,6 +347,16 @@ async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Pl
         turn,
         body,
     })
+}
+
+/// Whether the user may have one more of a kind.
+async fn room_for(gateway: &Gateway, passing: &Passing, kind: Kind) -> Result<(), Refusal> {
+    let user = passing.key.user_id;
+    match gateway.store.blocking(move |store| store.may_keep(user, kind)).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Refusal::TooManyObjects { most: objects::MOST }),
+        Err(error) => Err(storage(&error)),
+    }
 }
 
 /// The upstream of what is kept nowhere yet: the first of those that sell OpenAI's models, else the first of all.
@@ -449,6 +463,13 @@ pub(super) struct Identified<'a> {
     pub(super) id: std::borrow::Cow<'a, str>,
 }
 
+/// An upload that is complete.
+#[derive(Deserialize)]
+struct Complete<'a> {
+    #[serde(borrow)]
+    file: Identified<'a>,
+}
+
 /// Whose the new object is becomes durable; then its answer leaves.
 async fn made(
     gateway: &Gateway,
@@ -460,7 +481,42 @@ async fn made(
     let (status, headers) = (response.status(), returned_headers(response.headers()));
     let body = whole(passing, upstream, response).await?;
     let id = serde_json::from_slice::<Identified<'_>>(&body).map(|object| object.id.into_owned());
-    let id = id.ok().filter(|id| is_id(id)).ok_or_else(|| {
+    keep(gateway, passing, kind, upstream, id.ok()).await?;
+    Ok(Passed {
+        status,
+        headers,
+        body: Coming::Whole(body),
+    })
+}
+
+/// The file of an upload becomes the user's, and the upload is forgotten; then the answer leaves.
+async fn completed(
+    gateway: &Gateway,
+    passing: &Passing,
+    upstream: &Upstream,
+    response: Response,
+) -> Result<Passed, Refusal> {
+    let (status, headers) = (response.status(), returned_headers(response.headers()));
+    let body = whole(passing, upstream, response).await?;
+    let id = serde_json::from_slice::<Complete<'_>>(&body).map(|upload| upload.file.id.into_owned());
+    keep(gateway, passing, Kind::File, upstream, id.ok()).await?;
+    forget(gateway, passing, upstream).await;
+    Ok(Passed {
+        status,
+        headers,
+        body: Coming::Whole(body),
+    })
+}
+
+/// Notes that an object is this user's.
+async fn keep(
+    gateway: &Gateway,
+    passing: &Passing,
+    kind: Kind,
+    upstream: &Upstream,
+    id: Option<String>,
+) -> Result<(), Refusal> {
+    let id = id.filter(|id| is_id(id)).ok_or_else(|| {
         tracing::warn!(
             upstream = upstream.name(),
             kind = kind.name(),
@@ -473,28 +529,28 @@ async fn made(
         .store
         .blocking(move |store| store.keep_object((user, kind), (&name, &made), now()));
     let refusal = match kept.await {
-        Outcome::Committed(()) => {
-            return Ok(Passed {
-                status,
-                headers,
-                body: Coming::Whole(body),
-            });
-        }
+        Outcome::Committed(()) => return Ok(()),
         // It may be this user's.
         Outcome::Unknown(error) => return Err(storage(&error)),
         Outcome::Refused(objects::TooMany) => Refusal::TooManyObjects { most: objects::MOST },
         Outcome::NotCommitted(error) => storage(&error),
     };
-    unmake(passing, upstream, &id).await;
+    unmake(passing, kind, upstream, &id).await;
     Err(refusal)
 }
 
 /// What is nobody's is deleted again: no request would ever reach it.
-async fn unmake(passing: &Passing, upstream: &Upstream, id: &str) {
+async fn unmake(passing: &Passing, kind: Kind, upstream: &Upstream, id: &str) {
+    let (method, path) = match kind {
+        Kind::Upload => (Method::POST, format!("/uploads/{id}/cancel")),
+        Kind::File => (Method::DELETE, format!("/files/{id}")),
+        Kind::Conversation => (Method::DELETE, format!("/conversations/{id}")),
+        Kind::Response => (Method::DELETE, format!("/responses/{id}")),
+    };
     let request = Request {
         id: passing.id,
-        method: &Method::DELETE,
-        path: &format!("{}/{id}", passing.path),
+        method: &method,
+        path: &path,
         query: None,
         headers: &passing.headers,
     };
@@ -502,7 +558,7 @@ async fn unmake(passing: &Passing, upstream: &Upstream, id: &str) {
     if !answer.is_ok_and(|answer| answer.status().is_success()) {
         tracing::warn!(
             upstream = upstream.name(),
-            path = passing.path,
+            kind = kind.name(),
             object = id,
             "what was made is noted as nobody's and could not be deleted again; it stays upstream"
         );

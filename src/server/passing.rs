@@ -68,7 +68,7 @@ async fn read(
     mut taken: Taken,
 ) -> Result<(Passing, Carried), Refusal> {
     let body = match (free, &head.method) {
-        (Free::Make(Kind::File), _) => {
+        (Free::Make(Kind::File) | Free::Part, _) => {
             if head.headers.contains_key(CONTENT_ENCODING) {
                 return Err(Refusal::Coding(Unreadable::Unknown));
             }

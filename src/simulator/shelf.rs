@@ -1,4 +1,4 @@
-//! The shelf: files, conversations and answers that a simulated upstream keeps, for all its callers alike; and the background
+//! The shelf: files, uploads, conversations and answers that a simulated upstream keeps, for all its callers alike; and the background
 //! responses that it makes while they are asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -133,6 +133,10 @@ impl Shelf {
             ["files"] if post => things.add_file(request),
             ["files"] if get => things.list(request),
             ["conversations"] if post => things.add_conversation(request),
+            ["uploads"] if post => things.begin_upload(request),
+            ["uploads", id, "parts"] if post => things.add_part(id, request),
+            ["uploads", id, "complete"] if post => things.complete_upload(id, request),
+            ["uploads", id, "cancel"] if post => things.end_upload(id, "cancelled"),
             ["files" | "conversations", id] if get => things.show(id),
             ["files" | "conversations", id] if request.method == Method::DELETE => things.remove(id),
             ["files", id, "content"] if get => things.content(id),
@@ -232,6 +236,91 @@ impl Things {
             content: file.content.clone(),
             items: Vec::new(),
         })
+    }
+
+    fn begin_upload(&mut self, request: &Request) -> Script {
+        let told = |name: &str| request.json[name].clone();
+        self.add("upload_", |id| Thing {
+            object: json!({"id": id, "object": "upload", "bytes": told("bytes"), "created_at": request.at.as_second(),
+                "filename": told("filename"), "purpose": told("purpose"), "status": "pending", "file": null,
+                "expires_at": request.at.as_second() + 3600}),
+            content: Bytes::new(),
+            items: Vec::new(),
+        })
+    }
+
+    /// A part is an object of its own.
+    fn add_part(&mut self, id: &str, request: &Request) -> Script {
+        let parts = form::parts(request);
+        let Some(data) = parts.iter().find(|part| part.name == "data") else {
+            let message = "A form with 'data' is wanted.";
+            return Script::error(
+                StatusCode::BAD_REQUEST,
+                "invalid_request_error",
+                "invalid_form",
+                message,
+            );
+        };
+        if self
+            .objects
+            .get(id)
+            .is_none_or(|upload| upload.object["status"] != "pending")
+        {
+            return missing(id);
+        }
+        self.add("part_", |part| Thing {
+            object: json!({"id": part, "object": "upload.part", "created_at": request.at.as_second(), "upload_id": id}),
+            content: data.content.clone(),
+            items: Vec::new(),
+        })
+    }
+
+    fn complete_upload(&mut self, id: &str, request: &Request) -> Script {
+        let named = request.json["part_ids"].as_array().cloned().unwrap_or_default();
+        let part = |part: &Value| {
+            let found = self.objects.get(part.as_str()?)?;
+            (found.object["upload_id"] == id).then(|| found.content.to_vec())
+        };
+        let Some(parts) = named.iter().map(part).collect::<Option<Vec<_>>>() else {
+            return missing("a part");
+        };
+        let content = parts.concat();
+        let Some(upload) = self.objects.get(id).map(|upload| upload.object.clone()) else {
+            return missing(id);
+        };
+        if upload["status"] != "pending" || upload["bytes"] != content.len() {
+            let message = "The parts are not what was announced.";
+            return Script::error(
+                StatusCode::BAD_REQUEST,
+                "invalid_request_error",
+                "invalid_value",
+                message,
+            );
+        }
+        let mut made = Value::Null;
+        self.add("file-", |file| {
+            made = json!({"id": file, "object": "file", "bytes": content.len(), "created_at": request.at.as_second(),
+                "filename": upload["filename"], "purpose": upload["purpose"], "status": "processed"});
+            Thing {
+                object: made.clone(),
+                content: content.into(),
+                items: Vec::new(),
+            }
+        });
+        if let Some(upload) = self.objects.get_mut(id) {
+            upload.object["file"] = made;
+        }
+        self.end_upload(id, "completed")
+    }
+
+    fn end_upload(&mut self, id: &str, status: &str) -> Script {
+        match self.objects.get_mut(id) {
+            Some(upload) if upload.object["status"] == "pending" => {
+                upload.object["status"] = status.into();
+                Script::json(StatusCode::OK, &upload.object)
+            }
+            _ => missing(id),
+        }
     }
 
     fn add_conversation(&mut self, request: &Request) -> Script {

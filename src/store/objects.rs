@@ -2,7 +2,7 @@
 //!
 //! An id is looked up with its user, always: of another user's object nothing is told, not even that it is there.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::background::{self, Whereabouts};
@@ -13,12 +13,15 @@ use crate::endpoints::Kind;
 /// Objects of a kind that one user may have.
 pub const MOST: u32 = 10_000;
 
+/// How long an upload is kept that is not completed: upstreams give it an hour, and more is not asked of the clocks.
+const UPLOAD_LIVES: SignedDuration = SignedDuration::from_hours(24);
+
 /// Why an object is not noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMany;
 
 impl Store {
-    /// Notes whose an object is, before its id is told.
+    /// Notes whose an object is, before its id is told. Uploads that nobody completed are gone by themselves.
     pub fn keep_object(
         &self,
         (user, kind): (UserId, Kind),
@@ -26,6 +29,10 @@ impl Store {
         now: Timestamp,
     ) -> Outcome<(), TooMany> {
         self.write("noting whose an object is", |tx| {
+            if kind == Kind::Upload {
+                tx.prepare_cached("DELETE FROM stored_objects WHERE user_id = ?1 AND kind = ?2 AND created_at < ?3")?
+                    .execute(params![user, kind.name(), Micros(now - UPLOAD_LIVES)])?;
+            }
             let there: u32 = tx
                 .prepare_cached("SELECT COUNT(*) FROM stored_objects WHERE user_id = ?1 AND kind = ?2")?
                 .query_row(params![user, kind.name()], |row| row.get(0))?;
@@ -68,7 +75,7 @@ impl Store {
                     .query_row(params![id, user], settled)
                     .optional(),
             },
-            Kind::Conversation | Kind::File => conn
+            Kind::Conversation | Kind::File | Kind::Upload => conn
                 .prepare_cached("SELECT upstream FROM stored_objects WHERE id = ?1 AND user_id = ?2 AND kind = ?3")?
                 .query_row(params![id, user, kind.name()], settled)
                 .optional(),

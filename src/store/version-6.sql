@@ -16,7 +16,7 @@ CREATE TABLE stored_objects (
     id         TEXT    NOT NULL CHECK (id <> ''),
     upstream   TEXT    NOT NULL CHECK (upstream <> ''),
     user_id    BLOB    NOT NULL REFERENCES users (id),
-    kind       TEXT    NOT NULL CHECK (kind = 'conversation' OR kind = 'file'),
+    kind       TEXT    NOT NULL CHECK (kind = 'conversation' OR kind = 'file' OR kind = 'upload'),
     created_at INTEGER NOT NULL,
     PRIMARY KEY (id, upstream)
 ) STRICT, WITHOUT ROWID;

@@ -36,6 +36,15 @@ def files(gateway):
     refused(lambda: alice.files.retrieve(made.id), 404)
 
 
+def uploads(gateway):
+    alice, content = client(gateway), bytes(range(256)) * 4096
+    done = alice.uploads.upload_file_chunked(
+        file=content, filename="a.bin", bytes=len(content), mime_type="application/octet-stream", purpose="user_data", part_size=300_000
+    )
+    expect_equal(done.status, "completed", "status")
+    expect_equal(alice.files.content(done.file.id).read(), content, "content")
+
+
 def stored(gateway):
     alice = client(gateway)
     answer = alice.responses.create(model=MODEL, input="hello")
@@ -121,7 +130,7 @@ def sound(gateway):
 
 CHECKS = [
     (f"openai-python: {check.__name__}", check)
-    for check in (files, stored, background, conversations, moderations, images, sound)
+    for check in (files, uploads, stored, background, conversations, moderations, images, sound)
 ] + [("openai-node: uploads", node("uploads"))]
 
 

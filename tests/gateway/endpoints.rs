@@ -297,6 +297,56 @@ async fn a_file_goes_through_as_it_is_and_a_list_is_the_users_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_comes_in_parts_is_the_users_own_from_its_first_to_its_last() {
+    let harness = Harness::start().await;
+    let (alice, bob) = (&harness.client, harness.add_client("bob", "5"));
+    let content: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    let announced = json!({"filename": "a.bin", "bytes": content.len(), "mime_type": "application/octet-stream", "purpose": "user_data"});
+    let upload = id(&ask(alice, Method::POST, "/uploads", Some(announced.clone()))
+        .await
+        .expect(200));
+    let (part, complete) = (
+        format!("/v1/uploads/{upload}/parts"),
+        format!("/uploads/{upload}/complete"),
+    );
+    let mut parts = Vec::new();
+    for piece in content.chunks(500_000) {
+        parts.push(id(&send_form(alice, &part, &[], ("data", piece)).await.expect(200)));
+    }
+    let sent = harness.served().pop().expect("the last part");
+    assert_eq!(
+        sent.body,
+        form_of(&[], ("data", content.chunks(500_000).last().expect("a part"))).1
+    );
+    send_form(&bob, &part, &[], ("data", b"bob's")).await.expect(404);
+    let wanted = json!({"part_ids": parts});
+    ask(&bob, Method::POST, &complete, Some(wanted.clone()))
+        .await
+        .expect(404);
+    ask(&bob, Method::POST, &format!("/uploads/{upload}/cancel"), None)
+        .await
+        .expect(404);
+    let done = ask(alice, Method::POST, &complete, Some(wanted.clone()))
+        .await
+        .expect(200);
+    let file = done.json()["file"]["id"].as_str().expect("an id").to_owned();
+    let there = format!("/files/{file}/content");
+    assert_eq!(get(alice, &there).await.expect(200).body, content);
+    get(&bob, &there).await.expect(404);
+    assert_eq!(ids(&get(alice, "/files").await.expect(200)), [file]);
+    ask(alice, Method::POST, &complete, Some(wanted)).await.expect(404);
+
+    let given_up = id(&ask(alice, Method::POST, "/uploads", Some(announced)).await.expect(200));
+    let cancel = format!("/uploads/{given_up}/cancel");
+    assert_eq!(
+        ask(alice, Method::POST, &cancel, None).await.expect(200).json()["status"],
+        "cancelled"
+    );
+    ask(alice, Method::POST, &cancel, None).await.expect(404);
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn free_requests_count_against_the_limits_of_their_key() {
     let harness = Harness::start().await;
     let limited = harness.issue("--name limited --rpm 2");
@@ -881,6 +931,11 @@ async fn the_id_of_what_could_not_be_noted_is_not_told_and_nothing_of_it_stays()
         [(&Method::POST, "/v1/conversations"), (&Method::DELETE, deleted)]
     );
     assert_eq!(served[1].status, Some(StatusCode::OK), "it was there");
+    let upload = ask(&harness.client, Method::POST, "/uploads", Some(json!({"bytes": 1}))).await;
+    assert_eq!(upload.expect(503).json()["error"]["code"], "storage_unavailable");
+    let last = harness.served().pop().expect("it was given up");
+    assert_eq!(last.path, "/v1/uploads/upload_00000002/cancel");
+    assert_eq!(last.status, Some(StatusCode::OK));
     harness.alter("DROP TRIGGER nothing_is_noted");
     harness.finish().await;
 }

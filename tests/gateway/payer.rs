@@ -37,7 +37,7 @@ const NOBODYS: [u16; 8] = [401, 401, 404, 404, 401, 401, 403, 404];
 const NOBODYS_TO_CODEX: [u16; 8] = [401, 401, 404, 404, 401, 401, 400, 404];
 
 /// Every route, how it is asked here, and what each identity gets. A route without a row fails, here and in review.
-const MATRIX: [(&str, &str, [u16; 8]); 47] = [
+const MATRIX: [(&str, &str, [u16; 8]); 51] = [
     ("GET /healthz", "/healthz", OPEN),
     ("GET /readyz", "/readyz", OPEN),
     ("GET /openapi.json", "/openapi.json", OPEN),
@@ -129,6 +129,14 @@ const MATRIX: [(&str, &str, [u16; 8]); 47] = [
     ("GET /v1/files/{file_id}", "/v1/files/f", NOBODYS),
     ("DELETE /v1/files/{file_id}", "/v1/files/f", NOBODYS),
     ("GET /v1/files/{file_id}/content", "/v1/files/f/content", NOBODYS),
+    ("POST /v1/uploads", "/v1/uploads", FREE),
+    ("POST /v1/uploads/{upload_id}/parts", "/v1/uploads/u/parts", NOBODYS),
+    (
+        "POST /v1/uploads/{upload_id}/complete",
+        "/v1/uploads/u/complete",
+        NOBODYS,
+    ),
+    ("POST /v1/uploads/{upload_id}/cancel", "/v1/uploads/u/cancel", NOBODYS),
     ("GET /v1/models", "/v1/models", READ),
     ("GET /v1/models/{model}", "/v1/models/gpt-5.5", READ),
     ("GET /v1/gateway/me", "/v1/gateway/me", READ),
