@@ -11,6 +11,8 @@ use crate::budget::Period;
 pub(super) enum Said {
     /// So much is set aside.
     Held(i64),
+    /// It runs in the background.
+    Begun,
     /// There is too little for a hold: of the balance, or of a budget.
     Short {
         limit: String,
@@ -100,6 +102,9 @@ const CALL: i64 = 1_200_000;
 /// How long a hold may be open, in microseconds.
 const LONGEST_HOLD: i64 = 8 * 3_600_000_000;
 
+/// How long a response may run in the background, in seconds.
+pub(super) const LONGEST_RESPONSE: i64 = 24 * 3_600;
+
 /// What a user's balance may be at most.
 const MOST: i64 = 4_000_000_000_000_000_000;
 
@@ -145,6 +150,8 @@ pub(super) struct Held {
     pub(super) at: i64,
     /// When the windows began that it is in, as in [`PERIODS`].
     starts: [i64; 3],
+    /// Whether its response runs in the background: nobody interrupts it.
+    pub(super) in_background: bool,
 }
 
 /// How it was closed.
@@ -176,7 +183,13 @@ impl Held {
             amount,
             at: now,
             starts: PERIODS.map(|period| start(period, now)),
+            in_background: false,
         }
+    }
+
+    /// Until when its response may run.
+    fn ends(&self) -> i64 {
+        self.at + if self.in_background { LONGEST_RESPONSE } else { 0 }
     }
 
     fn is_in(&self, period: Period, start: i64) -> bool {
@@ -325,6 +338,17 @@ impl Laws {
         Said::Held(amount)
     }
 
+    /// Only what is held for can run in the background.
+    pub(super) fn begin(&mut self, exchange: u128) -> Said {
+        match self.open.get_mut(&exchange) {
+            Some(held) => {
+                held.in_background = true;
+                Said::Begun
+            }
+            None => Said::Error,
+        }
+    }
+
     /// A hold is closed once; what the charge cannot take is written down.
     pub(super) fn close(&mut self, exchange: u128, charge: i64, beyond: Beyond) -> Said {
         if charge < 0 && !self.closed.contains_key(&exchange) {
@@ -375,9 +399,11 @@ impl Laws {
         self.closed.insert(exchange, (held, closing));
     }
 
-    /// What nobody finished costs nothing. Which holds that closes.
+    /// What nobody finished costs nothing, but for what runs in the background. Which holds that closes.
     pub(super) fn interrupt(&mut self, taken_before: i64, now: i64) -> Vec<u128> {
-        let overdue = self.open.extract_if(.., |_, held| held.at < taken_before);
+        let overdue = self
+            .open
+            .extract_if(.., |_, held| held.at < taken_before && !held.in_background);
         let overdue: Vec<_> = overdue.collect();
         let exchanges = overdue.iter().map(|(exchange, _)| *exchange).collect();
         if !overdue.is_empty() {
@@ -493,10 +519,11 @@ impl Laws {
         Said::Budgets(standing.collect())
     }
 
-    /// The holds that were open for longer than any call lasts when the last exchange ended.
+    /// The holds that were open for longer than any call lasts when the last exchange ended; of those in the background,
+    /// longer than that beyond their deadlines.
     pub(super) fn overdue(&self) -> Vec<u128> {
         let before = self.ended - LONGEST_HOLD;
-        let overdue = self.open.iter().filter(|(_, held)| held.at * 1_000_000 < before);
+        let overdue = self.open.iter().filter(|(_, held)| held.ends() * 1_000_000 < before);
         overdue.map(|(exchange, _)| *exchange).collect()
     }
 
@@ -537,10 +564,10 @@ impl Laws {
             let revoked = if key.revoked { " revoked" } else { "" };
             format!("key {number} of {}{revoked}", key.user)
         });
-        let open = self
-            .open
-            .iter()
-            .map(|(exchange, held)| format!("{} open", hold(*exchange, held)));
+        let open = self.open.iter().map(|(exchange, held)| {
+            let place = if held.in_background { " in the background" } else { "" };
+            format!("{} open{place}", hold(*exchange, held))
+        });
         let closed = self.closed.iter().flat_map(|(exchange, (held, closing))| {
             let state = if closing.charge > 0 { "settled" } else { "released" };
             let (charge, charged, balance) = (closing.charge, closing.charged, closing.balance);

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, join_all};
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use self::laws::{Beyond, Laws, Owner, Said, Times, Whose};
+use super::background::{self, Background};
 use super::budgets::{Change, Spender, Standing};
 use super::entries::{self, Credit, CreditRefused, Entry};
 use super::idempotency::{Once, Repeat};
@@ -35,6 +37,8 @@ use crate::call::Endpoint;
 use crate::config::DiskConfig;
 use crate::limits::Rates;
 use crate::money::Usd;
+use crate::pricing::{Factor, Price, Priced, SearchTool};
+use crate::usage::{CacheTtl, Tier, Tokens};
 
 /// What amounts are multiples of, in nano-dollars: a token of the receipts.
 const UNIT: i64 = 10_000;
@@ -77,6 +81,8 @@ enum Op {
         other_key: Option<usize>,
         nanos: i64,
     },
+    /// The response of one of them runs on in the background.
+    Begin { which: usize },
     /// One of them closed, perhaps again; below, at or above what it holds, or below nothing.
     Close {
         which: usize,
@@ -159,6 +165,7 @@ fn op() -> impl Strategy<Value = Op> {
         40 => (key.clone(), hold.clone(), name).prop_map(|(key, nanos, name)| Op::Hold { key, nanos, name }),
         2 => (which.clone(), prop_oneof![9 => Just(None), 1 => key.prop_map(Some)], hold)
             .prop_map(|(which, other_key, nanos)| Op::HoldAgain { which, other_key, nanos }),
+        6 => which.clone().prop_map(|which| Op::Begin { which }),
         50 => (which, units, beyond, row)
             .prop_map(|(which, units, beyond, row)| Op::Close { which, units, beyond, row }),
     ]
@@ -397,11 +404,14 @@ impl Bench {
         let now = self.tick();
         let mut open = self.process.store.open_holds().expect("it reads");
         open.sort();
-        assert_eq!(open, ids(self.laws.open.keys()));
-        // One that is closed by then stays as it is.
+        let running = self.laws.open.iter().filter(|(_, held)| !held.in_background);
+        assert_eq!(open, ids(running.map(|(exchange, _)| exchange)));
+        // One that is closed by then stays as it is, and one that runs in the background.
         let closed = self.laws.closed.keys().next_back().copied();
+        let background = self.laws.open.iter().find(|(_, held)| held.in_background);
+        let background = background.map(|(exchange, _)| *exchange);
         let overdue = self.laws.interrupt(self.now - age, self.now);
-        let asked = ids(overdue.iter().chain(&closed));
+        let asked = ids(overdue.iter().chain(&closed).chain(&background));
         let swept = self.process.writer.sweep(asked, now).await.expect("it writes");
         assert_eq!((swept.released, swept.stuck), (overdue.len(), Vec::new()));
         self.count("interrupted", overdue.len());
@@ -429,6 +439,7 @@ impl Bench {
                 let key = other_key.or_else(of_it).unwrap_or(which);
                 self.hold(exchange, key % self.keys.len(), nanos, None)
             }
+            Op::Begin { which } => self.run_on(self.lately(which)),
             Op::Close {
                 which,
                 units,
@@ -465,6 +476,40 @@ impl Bench {
         (Order::Hold(Box::new(order)), said)
     }
 
+    fn run_on(&mut self, exchange: u128) -> (Order, Said) {
+        self.tick();
+        let (key, started) = match self.laws.hold_of(exchange) {
+            Some(held) => (held.key, held.at),
+            None => (0, self.now),
+        };
+        let said = self.laws.begin(exchange);
+        let mut draft = closing(ExchangeId(Uuid::from_u128(exchange)), &self.keys[key], "0").row;
+        draft.started_at = at(started);
+        let priced = Priced {
+            list: None,
+            from: None,
+            price: Arc::new(
+                Price::from_json(r#"{"kind":"text","rates":{"input":"2","output":"10"}}"#).expect("a price"),
+            ),
+            image_price: None,
+            search: SearchTool::Preview,
+            region: None,
+            markup: Factor::parse("1").expect("a factor"),
+            at: at(started),
+        };
+        let background = Background {
+            draft,
+            response: format!("resp_{exchange}"),
+            priced,
+            tier: Tier::Standard,
+            cache_ttl: CacheTtl::Minutes30,
+            input: Tokens::ZERO,
+            attempts: Vec::new(),
+            deadline: at(started + laws::LONGEST_RESPONSE),
+        };
+        (Order::Begin(Box::new(background)), said)
+    }
+
     fn close(&mut self, exchange: u128, charge: i64, beyond: Beyond, row: RowIs) -> (Order, Said) {
         self.tick();
         self.count("repeated", usize::from(self.laws.closed.contains_key(&exchange)));
@@ -496,6 +541,7 @@ impl Bench {
     fn note(&mut self, said: &Said) {
         let what = match said {
             Said::Held(_) => "held",
+            Said::Begun => "in_background",
             Said::Closed { uncollected: 0, .. } => "closed",
             Said::Closed { .. } => "closed_short",
             Said::Credited {
@@ -680,8 +726,8 @@ const BOOKS: &str = "
     FROM api_keys k JOIN users u ON u.id = k.user_id
     UNION ALL
     SELECT format('hold %s by %s: %d at %d %s', hex(h.exchange_id), k.name, h.amount_nanos,
-                  h.placed_at / 1000000 - 1790000000, h.state)
-    FROM holds h JOIN api_keys k ON k.id = h.key_id AND k.user_id = h.user_id
+                  h.placed_at / 1000000 - 1790000000, h.state || iif(b.exchange_id IS NULL, '', ' in the background'))
+    FROM holds h LEFT JOIN background_responses b USING (exchange_id) JOIN api_keys k ON k.id = h.key_id AND k.user_id = h.user_id
     UNION ALL
     SELECT format('usage %s of %s %s: %d, %d uncollected, balance %d, held %d', hex(l.exchange_id), u.name, l.state,
                   l.charge_nanos, l.uncollected_nanos, l.balance_after_nanos, l.held_nanos)
@@ -704,6 +750,7 @@ const BOOKS: &str = "
 /// An operation as the store takes it.
 enum Order {
     Hold(Box<PlaceHold>),
+    Begin(Box<Background>),
     Close(ExchangeId, Box<CloseHold>),
 }
 
@@ -717,6 +764,7 @@ fn by_writer(writer: &Writer, order: Order) -> BoxFuture<'static, Said> {
                 Outcome::NotCommitted(_) => Said::Error,
                 Outcome::Unknown(error) => panic!("{error:?}"),
             },
+            Order::Begin(background) => begun(writer.begin(*background).await),
             Order::Close(exchange, close) => {
                 let hold = Hold {
                     exchange,
@@ -737,6 +785,7 @@ fn in_transaction(tx: &Connection, order: &Order) -> Said {
             Ok(Err(why)) => refused(&why),
             Err(_) => Said::Error,
         },
+        Order::Begin(background) => begun(background::begin(tx, background)),
         Order::Close(exchange, close) => closed(ledger::close(&Prepared::of(tx), *exchange, close)),
     }
 }
@@ -755,6 +804,10 @@ fn refused(why: &HoldRefused) -> Said {
         HoldRefused::Repeated(Repeat::Done { exchange, charge }) => Said::Done(exchange.0.as_u128(), charge.nanos()),
         HoldRefused::Repeated(Repeat::OtherCall) => Said::OtherCall,
     }
+}
+
+fn begun<E>(begun: Result<(), E>) -> Said {
+    begun.map_or(Said::Error, |()| Said::Begun)
 }
 
 fn closed<E>(closed: Result<Closed, E>) -> Said {
