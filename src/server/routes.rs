@@ -223,7 +223,7 @@ mod tests {
             "/files/f/other",
             "/chat/completions/c",
             "/organization",
-            "/uploads/u/parts",
+            "/batches/b/cancel",
         ] {
             assert_eq!(to(&get, refused), Ok(Some(Route::Refused)), "{refused}");
         }
