@@ -164,7 +164,7 @@ fn refused() -> Vec<(String, u16)> {
         (to("v1/chat/completions"), 400),
         (to("*"), 400),
         (to(""), 400),
-        (to(&format!("/{}", "a".repeat(66_000))), 431),
+        (to(&format!("/{}", "a".repeat(200_000))), 431),
         // what looks like the path, and is not
         (to("/v1/Chat/Completions"), 404),
         (to("/v1/chat/completions/"), 403),
