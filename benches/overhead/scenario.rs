@@ -627,7 +627,7 @@ fn cores() -> usize {
 }
 
 /// As many descriptors as the streams need, for us and for what we start; beyond the most there may be, if we may. Returns
-/// how many idle streams they suffice for: each takes the gateway two.
+/// how many idle streams they suffice for: each takes the gateway two, which keeps some for itself and for the busy ones.
 fn raise_descriptors() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -640,5 +640,5 @@ fn raise_descriptors() -> usize {
             .expect("below the most there may be");
     }
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS);
-    usize::try_from(limit.saturating_sub(1_000) / 2).expect("few")
+    usize::try_from(limit.saturating_sub(2_000) / 2).expect("few")
 }
