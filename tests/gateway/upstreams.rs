@@ -229,7 +229,11 @@ async fn what_an_upstream_refuses_another_takes_but_what_only_it_can_read_waits_
         let harness = equals("", "").playwright(always(busy(status))).start().await;
         let served = |harness: &Harness| (harness.served().len(), served_by_second(harness).len());
         let mut waited = 0;
-        for number in 0..8 {
+        for number in 0..64 {
+            // Each takes of what there is for extra calls, and of that there is only so much.
+            if waited == 2 {
+                break;
+            }
             let thread = format!("thread-{number}");
             let before = served(&harness);
             let bound = harness.client.post("/v1/responses", &encrypted(&thread)).await;
@@ -245,7 +249,7 @@ async fn what_an_upstream_refuses_another_takes_but_what_only_it_can_read_waits_
             assert_eq!(harness.receipt(free.expect(200).exchange()).upstream, "second");
             waited += 1;
         }
-        assert!(waited > 0, "one of eight threads is the first one's");
+        assert_eq!(waited, 2, "threads of 64 that are the first one's");
         harness.finish().await;
     }
 }
