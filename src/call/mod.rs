@@ -120,6 +120,9 @@ pub struct InputShape {
     pub prediction_bytes: u64,
     /// Tokens given by their numbers, in prompts of completions and embeddings; exact, and not in `text_bytes`.
     pub token_ids: u64,
+    /// Prompts of a batch, of completions and embeddings: the model reads each by itself. Of one that stands alone, none
+    /// or 1.
+    pub prompts: u32,
     /// Whether the model reads more than the body tells: files by URL, earlier audio, a `reasoning.mode` of drafts.
     pub unbounded: bool,
 }

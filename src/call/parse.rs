@@ -48,7 +48,7 @@ pub(super) fn parse(endpoint: Endpoint, body: &Bytes) -> Result<Call, CallError>
         media::of_json(endpoint, &members),
         fields.boolean("stream")?.unwrap_or(false),
     );
-    let choices = choices(endpoint, &fields, read.prompts)?;
+    let choices = choices(endpoint, &fields, read.input.prompts)?;
     media::one_image_in_a_stream(medium, stream, choices)?;
     Ok(Call {
         endpoint,
@@ -293,15 +293,14 @@ fn echo(fields: &Deciding<'_>) -> Result<Echo, CallError> {
 /// What a walk over the request found.
 struct Read {
     input: InputShape,
-    prompts: u32,
     tools: super::HostedTools,
     refers_to: Vec<Reference>,
     encrypted: super::AllEncrypted,
 }
 
 fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) -> Result<Read, CallError> {
-    let (mut input, mut prompts) = (InputShape::default(), 0);
-    let mut emit = |piece: Piece<'_>| piece.add_to(&mut input, &mut prompts);
+    let mut input = InputShape::default();
+    let mut emit = |piece: Piece<'_>| piece.add_to(&mut input);
     let mut walk = Walk::new(&mut emit);
     walk.request(endpoint, parameters)?;
     let Walk {
@@ -319,7 +318,6 @@ fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) ->
     tools.max_calls = most.map(|most| u32::try_from(most).unwrap_or(u32::MAX));
     Ok(Read {
         input,
-        prompts,
         tools,
         refers_to,
         encrypted,

@@ -28,7 +28,7 @@ pub(super) enum Piece<'a> {
 
 impl Piece<'_> {
     /// Adds the piece to the sums.
-    pub(super) fn add_to(&self, shape: &mut InputShape, prompts: &mut u32) {
+    pub(super) fn add_to(&self, shape: &mut InputShape) {
         match self {
             Piece::Text(text) => shape.text_bytes += bytes(text),
             Piece::Prediction(text) => {
@@ -45,7 +45,7 @@ impl Piece<'_> {
                 shape.tool_bytes += bytes(json);
             }
             Piece::Message => shape.messages += 1,
-            Piece::Prompt => *prompts = prompts.saturating_add(1),
+            Piece::Prompt => shape.prompts = shape.prompts.saturating_add(1),
             Piece::TokenId => shape.token_ids += 1,
             Piece::Image => shape.images += 1,
             Piece::Blob(length) => shape.blob_bytes += u64::try_from(*length).unwrap_or(u64::MAX),

@@ -781,7 +781,7 @@ struct InputBound {
     tokens: Tokens,
     /// Read besides what the request carries: earlier answers at the upstream.
     earlier: Tokens,
-    /// The most this model reads.
+    /// The most this model reads, in all prompts of a batch.
     largest: Tokens,
     counted: Counted,
 }
@@ -796,7 +796,7 @@ impl InputBound {
     /// By bytes; the model's largest input where hosted tools may add to it.
     fn of(call: &Call, price: &Price, earlier: Tokens) -> InputBound {
         let largest = price.max_input.or(price.context_window).unwrap_or(MAX_INPUT);
-        let largest = Tokens::saturating(u64::from(largest));
+        let largest = Tokens::saturating(u64::from(largest)).saturating_mul(call.input.prompts.max(1));
         let by_bytes = tokens::bound_by_bytes(&call.input).saturating_add(earlier);
         let (tokens, counted) = match call.endpoint.is_medium() {
             _ if call.reads_more_than_the_body() => (largest, Counted::Final),

@@ -787,6 +787,35 @@ async fn every_choice_that_is_generated_is_held_for() {
     harness.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_held_for_all_of_its_prompts_however_little_the_model_reads_at_once() {
+    let harness = Harness::start().await;
+    let prompts = vec!["word ".repeat(2_000); 9];
+    let batches = [
+        (
+            "/v1/embeddings",
+            json!({"model": "text-embedding-3-small", "input": prompts}),
+        ),
+        (
+            "/v1/completions",
+            json!({"model": "gpt-3.5-turbo-instruct", "prompt": prompts, "max_tokens": 1}),
+        ),
+    ];
+    for (path, body) in &batches {
+        let price = catalogue("openai", body["model"].as_str().expect("a model"));
+        let answer = harness.client.post(path, body).await.expect(200);
+        let row = harness.receipt(answer.exchange());
+        let most = price["max_input"].as_u64().expect("a bound");
+        assert!(row.usage.input_tokens.get() > most, "more than one prompt may have");
+        assert!(row.charge <= row.held, "{path}: {} of {}", row.charge, row.held);
+    }
+    // Else calls at once would spend what is not there.
+    let poor = harness.add_client("poor", "0.0002");
+    let refused = poor.post(batches[0].0, &batches[0].1).await.expect(429);
+    assert_eq!(refused.json()["error"]["code"], "insufficient_quota");
+    harness.finish().await;
+}
+
 /// Answers at a tier whatever was asked.
 fn at_tier(tier: Option<&str>) -> Builder {
     let usage = json!({"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100});
