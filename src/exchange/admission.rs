@@ -22,6 +22,7 @@ use crate::store::idempotency::{Once, Repeat};
 use crate::store::keys::Key;
 use crate::store::ledger::{Hold, HoldRefused, PlaceHold};
 use crate::store::prices::PriceRow;
+use crate::store::usage_log::{Basis, ExchangeRow};
 use crate::store::{Busy, ExchangeId, Outcome, Place, Store, StoreError, UserId};
 use crate::texts::Language;
 use crate::time::{Stopwatch, now};
@@ -703,13 +704,20 @@ fn made_by(
     wanted: &BTreeSet<Reference>,
 ) -> Result<Result<Tokens, Reference>, StoreError> {
     let mut earlier = Tokens::ZERO;
+    // Nothing tells how much it is.
+    let unknown = || Usage {
+        input_tokens: Tokens::MAX,
+        ..Usage::default()
+    };
+    // An estimate sees no hidden reasoning, and of what failed nothing may be known at all.
+    let is_known = |row: &ExchangeRow| row.basis == Basis::Reported && row.usage.input_tokens > Tokens::ZERO;
     for reference in wanted {
         let read_again = match reference {
-            Reference::Response(id) => store.response_made_by(user, upstream, id)?.map(|row| row.usage),
-            Reference::Item(id) => store.item_made_by(user, upstream, id)?.then(|| Usage {
-                input_tokens: Tokens::MAX,
-                ..Usage::default()
-            }),
+            Reference::Response(id) => {
+                let made = store.response_made_by(user, upstream, id)?;
+                made.map(|row| if is_known(&row) { row.usage } else { unknown() })
+            }
+            Reference::Item(id) => store.item_made_by(user, upstream, id)?.then(unknown),
             // What is in them is bounded by the model's largest input alone.
             Reference::Conversation(id) => (store.keeps(user, upstream, Kept::Conversation, id)?).then(Usage::default),
             Reference::File(id) => store.keeps(user, upstream, Kept::File, id)?.then(Usage::default),

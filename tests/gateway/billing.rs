@@ -816,6 +816,40 @@ async fn a_batch_is_held_for_all_of_its_prompts_however_little_the_model_reads_a
     harness.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_on_an_answer_whose_usage_is_not_known_is_held_for_the_models_largest_input() {
+    let answer = |request: &Request| {
+        let follows = request.json["previous_response_id"].is_string();
+        let usage = json!({"input_tokens": 400_000, "output_tokens": 5, "total_tokens": 400_005});
+        let item = json!({"id": "msg_1", "type": "message", "role": "assistant",
+            "content": [{"type": "output_text", "text": "Hello"}]});
+        let mut whole = json!({"id": format!("resp_{}", request.id), "object": "response", "model": MODEL,
+            "status": "completed", "output": [item]});
+        if follows {
+            whole["usage"] = usage;
+        }
+        Script::json(StatusCode::OK, &whole)
+    };
+    let builder = Harness::builder().balance("100").playwright(Arc::new(answer));
+    let harness = builder.start().await;
+    let first = harness
+        .client
+        .post("/v1/responses", &response("Hello", &json!({})))
+        .await
+        .expect(200);
+    assert_eq!(harness.receipt(first.exchange()).basis, Basis::Estimated);
+    let more = json!({"previous_response_id": first.json()["id"], "max_output_tokens": 16});
+    let second = harness
+        .client
+        .post("/v1/responses", &response("And then?", &more))
+        .await
+        .expect(200);
+    let row = harness.receipt(second.exchange());
+    assert_eq!((row.basis, row.usage.input_tokens.get()), (Basis::Reported, 400_000));
+    assert!(row.charge <= row.held, "{} of {}", row.charge, row.held);
+    harness.finish().await;
+}
+
 /// Answers at a tier whatever was asked.
 fn at_tier(tier: Option<&str>) -> Builder {
     let usage = json!({"prompt_tokens": 1_000, "completion_tokens": 100, "total_tokens": 1_100});
