@@ -368,8 +368,9 @@ fn code_of(refusal: &Refusal, endpoint: Endpoint) -> &'static str {
 async fn measure(admitted: &Admitted, watch: &Watch, settle: Settle) -> (Usage, Basis) {
     let reading = watch.meter.reading();
     tell_of_problem(admitted.id(), reading);
-    // What was spoken is known from the call.
-    let spoken = by_characters(admitted);
+    // What was spoken is known from the call, unless it failed before any of it came.
+    let was_spoken = settle != Settle::UsageOfDelivered || watch.delivered;
+    let spoken = by_characters(admitted).filter(|_| was_spoken);
     let reported = reading.usage.as_ref().filter(|usage| has_rates(admitted, usage));
     let reported = spoken.as_ref().or(reported).cloned();
     let reported = reported.map(|usage| with_searches(admitted, usage));

@@ -4,12 +4,12 @@
 use bytes::Bytes;
 use codex_gateway::endpoints::{Service, TABLE};
 use codex_gateway::simulator::playwright::standard;
-use codex_gateway::simulator::{Ended, Gate, Playwright, Request, Script, Served, Step};
-use codex_gateway::store::usage_log::{Basis, ExchangeRow};
+use codex_gateway::simulator::{Ended, Gate, Playwright, Request, Script, Served, Step, always};
+use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::client::{Answer, Client, MODEL, response};
+use crate::client::{Answer, Client, MODEL, drain, response};
 use crate::hangups::hang_up;
 use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge, nanos};
@@ -749,6 +749,53 @@ async fn a_medium_that_is_too_long_to_pass_is_charged_all_the_same() {
     assert_eq!(row.basis, Basis::Estimated);
     assert!(row.charge.nanos() > 0 && row.charge <= row.held, "{row:?}");
     harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn speech_that_fails_before_any_of_it_came_costs_nothing() {
+    let error = json!({"message": "It broke.", "type": "server_error", "code": "server_error"});
+    let delta = json!({"type": "speech.audio.delta", "audio": "aGVsbG8="});
+    let failure = json!({"type": "error", "error": error});
+    let plays = [
+        (
+            Script::json(StatusCode::OK, &json!({"error": error})),
+            false,
+            State::Failed,
+        ),
+        (Script::sse(vec![Step::event(&failure, 0)]), false, State::Failed),
+        (
+            Script::sse(vec![Step::send(": hi\n\n"), Step::Break]),
+            false,
+            State::Broken,
+        ),
+        (
+            Script::sse(vec![Step::event(&delta, 0), Step::event(&failure, 0)]),
+            true,
+            State::Failed,
+        ),
+        (
+            Script::sse(vec![Step::event(&delta, 0), Step::Break]),
+            true,
+            State::Broken,
+        ),
+    ];
+    for (number, (script, delivers, state)) in plays.into_iter().enumerate() {
+        let harness = Harness::builder()
+            .balance("100")
+            .playwright(always(script))
+            .start()
+            .await;
+        let body = json!({"model": "tts-1", "input": "Hello", "voice": "alloy"});
+        let spoken = harness.client.send("/v1/audio/speech", &body).await;
+        let exchange = spoken.headers()["x-request-id"].to_str().expect("text").to_owned();
+        drop(drain(spoken).await);
+        harness.server_is_idle().await;
+        let row = harness.receipt(&exchange);
+        assert_eq!(row.state, state, "{number}");
+        assert_eq!(row.usage.characters, if delivers { 5 } else { 0 }, "{number}");
+        assert_eq!(row.charge.nanos() > 0, delivers, "{number}: {row:?}");
+        harness.finish().await;
+    }
 }
 
 /// A body in gzip.
