@@ -798,6 +798,27 @@ async fn speech_that_fails_before_any_of_it_came_costs_nothing() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_medium_that_breaks_off_on_its_way_costs_nothing() {
+    let image = json!({"data": [{"b64_json": "a".repeat(9_000)}]});
+    let broken = Script::json(StatusCode::OK, &image)
+        .cut(0, Step::send("{\"data\":["))
+        .at(1, Step::Break);
+    let harness = Harness::builder()
+        .balance("100")
+        .playwright(always(broken))
+        .start()
+        .await;
+    for (path, model) in [("/v1/images/generations", "gpt-image-2"), ("/v1/audio/speech", "tts-1")] {
+        let body = json!({"model": model, "prompt": "A cat", "input": "Hello", "voice": "alloy"});
+        let made = harness.client.post(path, &body).await.expect(502);
+        assert!(made.text().contains("othing was charged"), "{}", made.text());
+        let row = harness.receipt(made.exchange());
+        assert_eq!((row.state, row.charge.nanos()), (State::Broken, 0), "{path}");
+    }
+    harness.finish().await;
+}
+
 /// A body in gzip.
 fn zipped(body: &[u8]) -> Bytes {
     let mut zip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
