@@ -17,7 +17,7 @@
 //! | `completed`, `incomplete` | its usage, else an estimate | the same |
 //! | `failed` | its usage; else an estimate if there is output, else nothing | `failed` |
 //! | `cancelled` | its usage, else an estimate | `cancelled` |
-//! | that there is none, three times | an estimate | `broken` |
+//! | that there is none, three times, each a pause after the one before | an estimate | `broken` |
 //! | nothing, or that it runs, for a day | an estimate, after it was told to cancel | `broken` |
 //!
 //! An estimate is the input, counted when the call was made, and what was seen of the output. It is never more than the hold.
@@ -69,7 +69,8 @@ const AT_ONCE: usize = 16;
 /// An upstream that does not tell in this time is asked again later.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// So often in a row an upstream has to say that there is no such response: some find what was just made a moment later.
+/// So often in a row an upstream has to say that there is no such response: some find what was just made a moment later, and
+/// a proxy may stand before none of them for a while.
 const FORGOTTEN: u8 = 3;
 
 /// A response is asked for again after an eighth of the time that it runs, within these bounds: whoever waits for a short one
@@ -87,8 +88,7 @@ pub(super) struct Detached {
     pub(super) place: Place,
     /// What was seen of its output.
     pub(super) output: Tokens,
-    /// How often in a row its upstream did not know it.
-    misses: u8,
+    misses: Misses,
     /// Whether the log says that its upstream is gone.
     is_stranded: bool,
 }
@@ -100,7 +100,7 @@ impl Detached {
             hold,
             place,
             output,
-            misses: 0,
+            misses: Misses::default(),
             is_stranded: false,
         }
     }
@@ -109,10 +109,35 @@ impl Detached {
         self.background.draft.id
     }
 
+    /// How long it has been running. A clock that was set back makes it young.
+    fn age(&self) -> Duration {
+        let age = Duration::try_from(now().duration_since(self.background.draft.started_at));
+        age.unwrap_or_default()
+    }
+
     /// How long until it is asked for again.
     fn pause(&self) -> Duration {
-        let age = Duration::try_from(now().duration_since(self.background.draft.started_at));
-        pause(age.unwrap_or_default(), self.id().0.as_u64_pair().1)
+        pause(self.age(), self.id().0.as_u64_pair().1)
+    }
+}
+
+/// How often in a row its upstream did not know a response.
+#[derive(Debug, Default)]
+struct Misses {
+    count: u8,
+    /// When the next one counts.
+    counts_from: Option<Instant>,
+}
+
+impl Misses {
+    /// One more; whether there are enough. Whoever asks again and again has it looked at as often, and learns it no sooner:
+    /// one that comes before so much time has passed is no other than the one before it.
+    fn note(&mut self, now: Instant, apart: Duration) -> bool {
+        if self.counts_from.is_none_or(|from| from <= now) {
+            self.count = self.count.saturating_add(1);
+            self.counts_from = Some(now + apart);
+        }
+        self.count >= FORGOTTEN
     }
 }
 
@@ -409,15 +434,21 @@ async fn look(
 /// What is to be settled by: what the upstream says, or `Some(None)` where it cannot say any more. `None`: it runs on.
 async fn end_of(gateway: &Gateway, detached: &mut Detached) -> Option<Option<Box<Reading>>> {
     let said = ask(gateway, detached, Method::GET, "").await;
-    detached.misses = match said {
-        Said::Missing => detached.misses.saturating_add(1),
-        Said::Runs | Said::Over(_) => 0,
-        Said::Nothing => detached.misses,
+    let is_forgotten = match said {
+        Said::Missing => {
+            let apart = pause(detached.age(), 0);
+            detached.misses.note(Instant::now(), apart)
+        }
+        Said::Runs | Said::Over(_) => {
+            detached.misses = Misses::default();
+            false
+        }
+        Said::Nothing => false,
     };
     let is_late = detached.background.deadline <= now();
     match said {
         Said::Over(reading) => return Some(Some(reading)),
-        Said::Missing if detached.misses >= FORGOTTEN => {}
+        Said::Missing if is_forgotten => {}
         Said::Runs if is_late => {
             if let Said::Over(reading) = ask(gateway, detached, Method::POST, "/cancel").await {
                 return Some(Some(reading));
@@ -526,5 +557,13 @@ mod tests {
         );
         let latest = pause(Duration::from_secs(86_400), u64::MAX);
         assert!(latest > PAUSE.1 && latest < PAUSE.1 * 5 / 4, "{latest:?}");
+    }
+
+    #[tokio::test]
+    async fn an_upstream_has_forgotten_a_response_when_it_has_said_so_often_enough_over_some_time() {
+        let (mut misses, start) = (Misses::default(), Instant::now());
+        let mut note = |seconds| misses.note(start + Duration::from_secs(seconds), Duration::from_secs(5));
+        let noted = [0, 1, 2, 4, 5, 6, 9, 10, 10].map(&mut note);
+        assert_eq!(noted, [false, false, false, false, false, false, false, true, true]);
     }
 }

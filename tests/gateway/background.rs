@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use codex_gateway::config::OnHangup;
 use codex_gateway::simulator::playwright::{Pace, standard};
@@ -362,12 +362,19 @@ async fn one_that_its_upstream_has_forgotten_is_settled_by_estimate() {
     let harness = stage.harness().await;
     let (answer, id) = create(&harness.client).await;
     stage.says(Says::Error(404));
+    let began = Instant::now();
     let waits = async {
         while is_open(&harness, answer.exchange()) {
             assert_eq!(ask(&harness.client, Method::GET, &id).await.status, 404);
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(PATIENCE, waits).await.expect("it is settled");
+    let took = began.elapsed();
+    assert!(
+        took >= Duration::from_secs(2),
+        "not sooner, however often it is asked for: {took:?}"
+    );
     let row = harness.receipt(answer.exchange());
     assert_eq!((row.state, row.basis), (State::Broken, Basis::Estimated));
     assert!(charge(&row) > 0 && row.charge <= row.held, "{row:?}");
