@@ -6,6 +6,8 @@
 use std::path::Path;
 
 use codex_gateway::key::GatewayKey;
+use codex_gateway::store::{Create, Store};
+use jiff::Timestamp;
 use rusqlite::{Connection, params};
 
 /// How much of a past.
@@ -44,6 +46,10 @@ pub fn write(database: &Path, past: Past, some: i64) -> Vec<String> {
     tx.commit().expect("written");
     conn.execute_batch("ANALYZE; PRAGMA journal_mode = WAL;")
         .expect("as it was");
+    drop(conn);
+    // As a server does when a day is over: else it would be at it while it is measured.
+    let store = Store::open(database, Create::Never).expect("a database");
+    while store.roll_up(Timestamp::now()).expect("it is summed") {}
     keys
 }
 
