@@ -160,6 +160,7 @@ async fn whole(
     }
     let reading = watch.meter.reading();
     let end = reading.end.unwrap_or(End::Completed);
+    watch.delivered = reading.visible_bytes() > 0 && !client.is_gone();
     let (body, end) = match translation {
         None => (body, end),
         Some(mut answer) => match answer.whole(&plain, reading) {

@@ -272,6 +272,27 @@ async fn an_error_inside_a_200_passes_and_costs_nothing() {
     finish_unpaid(harness).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_answer_that_failed_costs_what_was_delivered_of_it() {
+    let error = json!({"message": "It broke.", "type": "server_error", "code": "server_error"});
+    let said = json!({"role": "assistant", "content": "Hello there"});
+    let chat = json!({"id": "chatcmpl-1", "choices": [{"index": 0, "message": said}], "error": error});
+    let item = json!({"id": "msg_1", "type": "message", "role": "assistant",
+        "content": [{"type": "output_text", "text": "Hello there"}]});
+    let failed = json!({"id": "resp_1", "object": "response", "status": "failed", "error": error, "output": [item]});
+    for (path, told) in [("/v1/chat/completions", chat), ("/v1/responses", failed)] {
+        let playwright = always(Script::json(StatusCode::OK, &told));
+        let harness = Harness::builder().playwright(playwright).start().await;
+        let answer = ask(&harness.client, path, "Hello").await.expect(200);
+        assert_eq!(answer.json(), told, "{path}");
+        let books = harness.finish().await;
+        let row = books.only();
+        assert_eq!((row.state, row.basis), (State::Failed, Basis::Estimated), "{path}");
+        assert_eq!(row.usage.output_tokens.get(), 2, "{path}");
+        assert!(row.charge.nanos() > 0 && row.charge <= row.held, "{path}");
+    }
+}
+
 /// A chat answer with this usage; without the field when there is none.
 fn answer_with(usage: Option<Value>, streamed: bool) -> Script {
     let said = json!({"role": "assistant", "content": "Hello"});
