@@ -110,6 +110,12 @@ impl Admitted {
         self.call.endpoint != self.sent.endpoint
     }
 
+    /// Whether it is given up when its client leaves. A response in the background was to go on without its client: it is
+    /// read until it can be asked for.
+    pub(super) fn ends_with_its_client(&self) -> bool {
+        self.on_hangup == OnHangup::Cancel && !self.sent.background
+    }
+
     /// Where it goes.
     pub(super) fn upstream(&self) -> &Upstream {
         &self.live.upstreams[self.target.upstream]

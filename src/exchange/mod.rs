@@ -56,7 +56,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::call::Call;
-use crate::config::OnHangup;
 use crate::fail_point::{self, Point};
 use crate::meter::{End, Meter};
 use crate::metrics::Metrics;
@@ -522,7 +521,7 @@ async fn while_wanted<T>(
         tokio::select! {
             biased;
             () = gateway.cutoff.cancelled() => return Err(Ending::cut_before_anything(Refusal::ShuttingDown)),
-            () = client.until_it_leaves() => if admitted.on_hangup == OnHangup::Cancel {
+            () = client.until_it_leaves() => if admitted.ends_with_its_client() {
                 return Err(Ending::left(Settle::Usage));
             },
             () = sleep_until(deadline) => return Err(match client.is_gone() {

@@ -20,7 +20,6 @@ use super::{
 };
 use crate::call::Endpoint;
 use crate::codec::{self, Coding, DecodeError, Decoder};
-use crate::config::OnHangup;
 use crate::fail_point::{self, Point};
 use crate::meter::{End, Reading, Seen};
 use crate::refusal::{Refusal, UpstreamFault};
@@ -320,8 +319,7 @@ impl<'a> Stream<'a> {
                     return Ending::later(Last::Nothing);
                 }
                 let leaves = !std::mem::replace(&mut self.left, true);
-                // In the background it was to go on without its client, once it can be asked for.
-                if leaves && self.admitted.on_hangup == OnHangup::Cancel && !self.admitted.sent.background {
+                if leaves && self.admitted.ends_with_its_client() {
                     return Ending::left(Settle::Usage);
                 }
             }

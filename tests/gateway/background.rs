@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::client::{Answer, Client, MODEL, events, response};
+use crate::hangups::hang_up;
 use crate::harness::{Harness, committed, operator};
 use crate::price::{catalogue, expected_charge};
 use crate::shutdown::Office;
@@ -710,4 +711,47 @@ async fn an_upstream_of_chat_completions_has_none_and_other_endpoints_neither() 
     );
     assert_eq!(harness.served().len(), 0);
     assert_eq!(harness.finish().await.exchanges, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_whose_client_leaves_before_it_is_answered_is_charged_when_it_is_over() {
+    for on_hangup in [OnHangup::Drain, OnHangup::Cancel] {
+        let stage = Stage::new();
+        let (gate, inner) = (Gate::closed(), stage.playwright());
+        let waits = Step::Wait(gate.clone());
+        let playwright: Playwright = Arc::new(move |request: &Request| match request.method == Method::POST {
+            true => inner(request).first(waits.clone()),
+            false => inner(request),
+        });
+        let builder = Harness::builder().playwright(playwright);
+        let harness = builder.on_hangup(on_hangup).start().await;
+        let socket = harness.client.raw("/v1/responses", &body(&json!({}))).await;
+        harness.simulator.arrived(1).await;
+        hang_up(socket).await;
+        gate.open();
+        harness.server_is_idle().await;
+        let run = || {
+            harness
+                .store
+                .background_responses_of(harness.client.user)
+                .expect("it reads")
+        };
+        assert_eq!(run(), 1, "{on_hangup:?}: it runs on at its upstream");
+        stage.says(Says::Whole);
+        let is_settled = async {
+            while run() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, is_settled).await.expect("it is settled");
+        let served = harness.served();
+        let books = harness.finish().await;
+        let row = books.only();
+        assert_eq!(
+            (row.state, row.basis),
+            (State::Completed, Basis::Reported),
+            "{on_hangup:?}"
+        );
+        assert_eq!(charge(row), expected(&served), "{on_hangup:?}");
+    }
 }
