@@ -216,7 +216,8 @@ pub(super) async fn begin(gateway: &Gateway, admitted: &Admitted, watch: &mut Wa
     if !admitted.sent.background || watch.background.is_some() || reading.end.is_some() {
         return Ok(());
     }
-    // What has no id, or one that is no part of a path, cannot be asked for: it is settled at once.
+    // What has no id, or one that is no part of a path, cannot be asked for: a stream tells its end by itself, and no other
+    // answer leaves.
     let Some(response) = reading.response_id.clone().filter(|id| is_id(id)) else {
         return Ok(());
     };

@@ -35,7 +35,7 @@ use super::{Gateway, LONGEST_CALL, Live, Permit, Upstream};
 use crate::call::{Call, Edits, Endpoint};
 use crate::config::Pricing;
 use crate::endpoints::{Free, Kind};
-use crate::meter::Meter;
+use crate::meter::{MAX_ID_BYTES, Meter};
 use crate::pricing::ListName;
 use crate::refusal::{Refusal, UpstreamFault};
 use crate::retry;
@@ -46,9 +46,6 @@ use crate::time::now;
 
 /// An upstream's error is read up to here.
 const ERROR_BYTES: usize = 1 << 20;
-
-/// An id of an upstream's, at most, in bytes.
-const MAX_ID_BYTES: usize = 256;
 
 /// A request that costs nothing, with who makes it.
 #[derive(Debug)]

@@ -158,6 +158,10 @@ async fn whole(
         return unwritten(refusal);
     }
     let reading = watch.meter.reading();
+    if admitted.sent.background && watch.background.is_none() && reading.end.is_none() {
+        // It runs on, and nobody could ask for what becomes of it.
+        return Ending::fault(UpstreamFault::Undecodable);
+    }
     let end = reading.end.unwrap_or(End::Completed);
     watch.delivered = reading.visible_bytes() > 0 && !client.is_gone();
     let (body, end) = match translation {

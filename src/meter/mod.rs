@@ -24,7 +24,7 @@ const MAX_VISIBLE_BYTES: usize = 8 * 1024 * 1024;
 pub const MAX_ITEMS: usize = 4_096;
 
 /// An id or a model's name, at most, in bytes; OpenAI's have some 60, Copilot's encrypted ones some 400.
-const MAX_ID_BYTES: usize = 1_024;
+pub const MAX_ID_BYTES: usize = 1_024;
 
 /// How an answer ended, as far as its bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use codex_gateway::config::OnHangup;
 use codex_gateway::simulator::playwright::{Pace, standard};
-use codex_gateway::simulator::{Gate, Playwright, Request, Script, Served, Step};
+use codex_gateway::simulator::{Gate, Playwright, Request, Script, Served, Step, always};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use codex_gateway::store::users::UserStatus;
 use http::{Method, StatusCode};
@@ -753,5 +753,48 @@ async fn one_whose_client_leaves_before_it_is_answered_is_charged_when_it_is_ove
             "{on_hangup:?}"
         );
         assert_eq!(charge(row), expected(&served), "{on_hangup:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_with_a_long_id_is_asked_for_like_any_other() {
+    let told = |status: &str, usage: Value| {
+        json!({"id": format!("resp_{}", "a".repeat(800)), "object": "response", "model": MODEL, "status": status,
+            "output": [], "usage": usage})
+    };
+    let usage = json!({"input_tokens": 100, "output_tokens": 40, "total_tokens": 140});
+    let (queued, whole) = (told("queued", Value::Null), told("completed", usage));
+    let playwright: Playwright = Arc::new(move |request: &Request| match request.method == Method::POST {
+        true => Script::json(StatusCode::OK, &queued),
+        false => Script::json(StatusCode::OK, &whole),
+    });
+    let harness = Harness::builder().playwright(playwright).start().await;
+    let (answer, id) = create(&harness.client).await;
+    let over = ask(&harness.client, Method::GET, &id).await.expect(200);
+    assert_eq!(over.json()["status"], "completed");
+    let row = harness.receipt(answer.exchange());
+    // 100 × $2 + 40 × $10 per million.
+    assert_eq!(
+        (row.state, row.basis, charge(&row)),
+        (State::Completed, Basis::Reported, 600_000)
+    );
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_nobody_could_ask_for_is_no_answer() {
+    for id in [json!("resp/1"), Value::Null] {
+        let queued = json!({"id": id, "object": "response", "status": "queued", "output": [], "usage": null});
+        let playwright = always(Script::json(StatusCode::OK, &queued));
+        let harness = Harness::builder().playwright(playwright).start().await;
+        let answer = harness
+            .client
+            .post("/v1/responses", &body(&json!({})))
+            .await
+            .expect(503);
+        assert!(answer.text().contains("othing was charged"), "{}", answer.text());
+        let row = harness.receipt(answer.exchange());
+        assert_eq!((row.state, charge(&row)), (State::Failed, 0));
+        harness.finish().await;
     }
 }
