@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use codex_gateway::config::OnHangup;
+use codex_gateway::exchange::MOST_IN_BACKGROUND;
 use codex_gateway::simulator::playwright::{Pace, standard};
 use codex_gateway::simulator::{Gate, Playwright, Request, Script, Served, Step, always};
 use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
@@ -797,4 +798,98 @@ async fn one_that_nobody_could_ask_for_is_no_answer() {
         assert_eq!((row.state, charge(&row)), (State::Failed, 0));
         harness.finish().await;
     }
+}
+
+/// How often a response was asked for.
+fn asked(served: &[Served]) -> usize {
+    served.iter().filter(|served| served.method == Method::GET).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_runs_is_asked_for_at_a_slow_pace() {
+    let stage = Stage::new();
+    let harness = stage.harness().await;
+    let (answer, _) = create(&harness.client).await;
+    let began = Instant::now();
+    let times = harness.simulator.until(|served| asked(served) >= 3);
+    tokio::time::timeout(PATIENCE, times).await.expect("it is asked for");
+    // Each second at first.
+    assert!(began.elapsed() >= Duration::from_millis(2_900), "{:?}", began.elapsed());
+    stage.says(Says::Whole);
+    settled(&harness, answer.exchange()).await;
+    harness.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_run_only_some_are_asked_for_at_once() {
+    const AT_ONCE: usize = 16;
+    let stage = Stage::new();
+    let (gate, inner) = (Gate::closed(), stage.playwright());
+    let waits = Step::Wait(gate.clone());
+    let playwright: Playwright = Arc::new(move |request: &Request| match request.method == Method::GET {
+        true => inner(request).first(waits.clone()),
+        false => inner(request),
+    });
+    let harness = Harness::builder().balance("100").playwright(playwright).start().await;
+    let mut exchanges = Vec::new();
+    for _ in 0..AT_ONCE + 4 {
+        exchanges.push(create(&harness.client).await.0.exchange().to_owned());
+    }
+    let all = harness.simulator.until(|served| asked(served) >= AT_ONCE);
+    tokio::time::timeout(PATIENCE, all).await.expect("they are asked for");
+    // By now the others would be, too.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(asked(&harness.served()), AT_ONCE);
+    stage.says(Says::Whole);
+    gate.open();
+    for exchange in &exchanges {
+        settled(&harness, exchange).await;
+    }
+    let served = harness.served();
+    assert_eq!(harness.finish().await.charged(), expected(&served));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_has_so_many_that_run_and_no_more() {
+    let stage = Stage::new();
+    let harness = stage.harness().await;
+    let bob = harness.add_client("bob", "5");
+    let (answer, _) = create(&harness.client).await;
+    // Rows without holds, as no gateway makes them, in the place of as many calls.
+    let more = MOST_IN_BACKGROUND - 2;
+    harness.alter(&format!(
+        "PRAGMA foreign_keys = OFF; BEGIN; DROP TRIGGER background_responses_are_held;
+         WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < {more})
+         INSERT INTO background_responses
+         SELECT randomblob(16), user_id, 'other-' || number, upstream, deadline_at, tier, cache_ttl, price, price_from,
+                image_price, search, region, markup, input_tokens, upstream_request_id, upstream_status, attempts,
+                first_byte_us, tries
+         FROM background_responses, numbers; COMMIT"
+    ));
+    let (last, _) = create(&harness.client).await;
+    let refused = harness
+        .client
+        .post("/v1/responses", &body(&json!({})))
+        .await
+        .expect(429);
+    assert!(refused.text().contains("1000"), "{}", refused.text());
+    let (bobs, _) = create(&bob).await;
+    let posted = harness
+        .served()
+        .iter()
+        .filter(|served| served.method == Method::POST)
+        .count();
+    assert_eq!(posted, 3, "the one that is refused reaches no upstream");
+    harness.alter(
+        "PRAGMA foreign_keys = OFF; BEGIN; DELETE FROM background_responses WHERE response_id LIKE 'other-%';
+         CREATE TRIGGER background_responses_are_held BEFORE INSERT ON background_responses
+         WHEN (SELECT state FROM holds WHERE exchange_id = NEW.exchange_id AND user_id = NEW.user_id) IS NOT 'open'
+         BEGIN SELECT RAISE(ABORT, 'a background response has an open hold'); END; COMMIT",
+    );
+    let (again, _) = create(&harness.client).await;
+    stage.says(Says::Whole);
+    for answer in [&answer, &last, &bobs, &again] {
+        settled(&harness, answer.exchange()).await;
+    }
+    harness.finish().await;
 }
