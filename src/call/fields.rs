@@ -16,11 +16,12 @@ const MAX_MEMBERS: usize = 512;
 
 /// Members that decide what a call costs or whether it may pass. Upstreams differ in which of two equal names they
 /// take and whether case counts, so each may appear once, spelled like this, with its own type.
-const DECIDING: [&str; 31] = [
+const DECIDING: [&str; 33] = [
     "background",
     "best_of",
     "conversation",
     "echo",
+    "enable_search",
     "functions",
     "include_usage",
     "input",
@@ -41,6 +42,7 @@ const DECIDING: [&str; 31] = [
     "prompt",
     "prompt_cache_options",
     "reasoning",
+    "search_parameters",
     "service_tier",
     "store",
     "stream",

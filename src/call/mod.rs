@@ -130,7 +130,8 @@ pub struct InputShape {
 /// Hosted tools that the upstream may run by itself, for money.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostedTools {
-    /// `web_search` and its variants, `web_search_options` of chat, and chat models that always search.
+    /// `web_search` and its variants, chat's `web_search_options` and what other vendors call it (`search_parameters`,
+    /// `enable_search`, a `builtin_function`), and chat models that always search.
     pub web_search: bool,
     /// Whether one of them is a `web_search_preview`, whose fee is another.
     pub web_search_preview: bool,

@@ -313,7 +313,7 @@ fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) ->
     let conversation = conversation(fields)?;
     input.unbounded |= reasons_beyond_the_body(fields)? || conversation.is_some();
     refers_to.extend(conversation.map(Reference::Conversation));
-    tools.web_search |= fields.raw("web_search_options").is_some();
+    tools.web_search |= searches(fields)?;
     let most = fields.count("max_tool_calls")?;
     tools.max_calls = most.map(|most| u32::try_from(most).unwrap_or(u32::MAX));
     Ok(Read {
@@ -322,6 +322,20 @@ fn read(endpoint: Endpoint, parameters: &[Member<'_>], fields: &Deciding<'_>) ->
         refers_to,
         encrypted,
     })
+}
+
+/// Whether a parameter asks for searches: OpenAI's, xAI's (which an empty one asks for, too) or Alibaba's.
+fn searches(fields: &Deciding<'_>) -> Result<bool, CallError> {
+    let by_parameters = match fields.expect_kind("search_parameters", &['{'], Wanted::Object)? {
+        None => false,
+        Some(object) => {
+            let members = members(object)?;
+            let mut modes = members.iter().filter(|member| member.name == "mode").peekable();
+            modes.peek().is_none() || modes.any(|mode| mode.value != "\"off\"")
+        }
+    };
+    let by_flag = fields.boolean("enable_search")? == Some(true);
+    Ok(by_parameters || by_flag || fields.raw("web_search_options").is_some())
 }
 
 /// `conversation`: an id, or an object with nothing but one. All that is in it is read again.

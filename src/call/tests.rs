@@ -540,7 +540,29 @@ fn hosted_tools_are_found_wherever_they_are_declared() {
     }
     let two = r#"{"type":"image_generation","model":"a"},{"type":"image_generation"}"#;
     assert!(parse(Endpoint::Responses, with(&format!("\"tools\":[{two}]"))).is_err());
-    assert!(chat(with(r#""web_search_options":{}"#)).tools.web_search);
+    for (parameter, searches) in [
+        (r#""web_search_options":{}"#, true),
+        (r#""search_parameters":{}"#, true),
+        (r#""search_parameters":{"mode":"auto"}"#, true),
+        (r#""search_parameters":{"mode":"off"}"#, false),
+        (r#""search_parameters":{"mode":"off","mode":"on"}"#, true),
+        (r#""search_parameters":null"#, false),
+        (r#""enable_search":true"#, true),
+        (r#""enable_search":false"#, false),
+        (
+            r#""tools":[{"type":"builtin_function","function":{"name":"$web_search"}}]"#,
+            true,
+        ),
+    ] {
+        assert_eq!(chat(with(parameter)).tools.web_search, searches, "{parameter}");
+    }
+    for odd in [
+        r#""enable_search":"yes""#,
+        r#""Enable_Search":true"#,
+        r#""search_parameters":1"#,
+    ] {
+        assert!(parse(Endpoint::ChatCompletions, with(odd)).is_err(), "{odd}");
+    }
     assert!(chat(r#"{"model":"gpt-4o-search-preview"}"#).tools.web_search);
     assert_eq!(responses(with(r#""max_tool_calls":3"#)).tools.max_calls, Some(3));
 }

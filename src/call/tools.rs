@@ -27,6 +27,8 @@ impl Walk<'_> {
                 "shell" => self.tools.container |= !tool.runs_at_the_client(),
                 "mcp" => self.tools.mcp = true,
                 "image_generation" => self.note_image_model(tool)?,
+                // Moonshot's: the only one that there is searches.
+                "builtin_function" => self.tools.web_search = true,
                 name if name.starts_with("web_search") => {
                     self.tools.web_search = true;
                     self.tools.web_search_preview |= name.starts_with("web_search_preview");
