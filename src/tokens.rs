@@ -259,9 +259,12 @@ pub fn estimate_medium(call: &Call, shown: Tokens, by_second: bool) -> Usage {
 /// Best guess of the output: the visible text, and what was too long to keep of it, in bytes, at four to a token.
 /// Hidden reasoning is not in it. Not for an async thread.
 pub fn estimate_output(visible: &str, beyond_bytes: u64, encoding: Encoding) -> Tokens {
-    encoding
-        .count(visible)
-        .saturating_add(Tokens::saturating(beyond_bytes.div_ceil(4)))
+    encoding.count(visible).saturating_add(guess_output(beyond_bytes))
+}
+
+/// Best guess of the output by its bytes alone, at four to a token.
+pub fn guess_output(bytes: u64) -> Tokens {
+    Tokens::saturating(bytes.div_ceil(4))
 }
 
 /// Tokens of all text of a call.

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{self, NoChoice, Wish};
+use super::counting::count;
 use super::health::Turn;
 use super::kin;
 use super::{Gateway, Live, Request, Tunnelled, Upstream, background};
@@ -837,10 +838,9 @@ impl InputBound {
 
     async fn count(&mut self, call: &Arc<Call>, model: &str) {
         let (call, (encoding, known)) = (Arc::clone(call), Encoding::of(model));
-        let counting = tokio::task::spawn_blocking(move || tokens::bound_by_counting(&call, encoding, known));
-        if let Ok(counted) = counting.await {
-            self.tokens = counted.saturating_add(self.earlier).min(self.largest).min(self.tokens);
-        }
+        let by_bytes = self.tokens;
+        let counted = count(move || tokens::bound_by_counting(&call, encoding, known), || by_bytes).await;
+        self.tokens = counted.saturating_add(self.earlier).min(self.largest).min(by_bytes);
         self.counted = Counted::Final;
     }
 

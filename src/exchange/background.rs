@@ -41,6 +41,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::admission::storage;
+use super::counting::count;
 use super::passing::{Carried, is_id};
 use super::upstream::{self, Free, Upstream};
 use super::{Admitted, Gateway, Watch, relay, settlement};
@@ -232,14 +233,15 @@ async fn write_down(
     response: String,
 ) -> Result<(), Refusal> {
     let (call, encoding) = (Arc::clone(&admitted.sent), Encoding::of(&admitted.target.model).0);
-    let counting = tokio::task::spawn_blocking(move || tokens::estimate_input(&call, encoding));
+    let guess = || tokens::guess_by_bytes(&admitted.sent.input);
+    let input = count(move || tokens::estimate_input(&call, encoding), guess).await;
     let background = Background {
         draft: settlement::draft(admitted, watch),
         response,
         priced: admitted.priced.clone(),
         tier: admitted.sent.tier,
         cache_ttl: admitted.sent.cache_ttl,
-        input: counting.await.unwrap_or_default(),
+        input,
         attempts: settlement::attempts(admitted, watch),
         deadline: admitted.started_at + LONGEST,
     };

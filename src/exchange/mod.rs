@@ -18,6 +18,7 @@ mod admission;
 mod background;
 mod choice;
 mod client;
+mod counting;
 mod dispatch;
 mod ending;
 mod health;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::client::Client;
+use super::counting::count;
 use super::passage::{Passage, UsageEvent};
 use super::{
     Admitted, Answer as Whole, Body, Ending, Gateway, Last, Settle, Watch, background, ending, upstream, while_wanted,
@@ -28,7 +29,7 @@ use crate::sse::{MAX_EVENT_BYTES, Piece};
 use crate::store::usage_log::State;
 use crate::texts;
 use crate::time::now;
-use crate::tokens::{Encoding, Known};
+use crate::tokens::{self, Encoding, Known};
 use crate::translate::{Answer, Close};
 use crate::usage::Tokens;
 
@@ -800,8 +801,9 @@ impl VisibleLimit {
             return false;
         }
         let (encoding, text) = (self.encoding, watch.meter.reading().visible.clone());
-        let counted = tokio::task::spawn_blocking(move || encoding.count(&text)).await;
-        let tokens = counted.map_or(0, |tokens| tokens.get() + watch.meter.reading().visible_beyond);
+        let beyond = watch.meter.reading().visible_beyond;
+        let guess = || tokens::guess_output(bytes.saturating_sub(beyond));
+        let tokens = count(move || encoding.count(&text), guess).await.get() + beyond;
         self.count_at = bytes + self.most.saturating_sub(tokens);
         tokens > self.most
     }

@@ -9,6 +9,7 @@ use http::HeaderMap;
 
 use super::admission::Admitted;
 use super::background::Detached;
+use super::counting::count;
 use super::traces::Parent;
 use super::{Ending, Gateway, Last, Permit, Phase, Settle, Try, Upstream, Watch};
 use crate::call::{Echo, Endpoint, Medium};
@@ -148,8 +149,8 @@ async fn background_receipt(background: &Background, said: Option<&Reading>, out
 pub(super) async fn shown(reading: &Reading, model: &str) -> Tokens {
     let (encoding, _) = Encoding::of(model);
     let (visible, beyond) = counted(reading, u64::MAX);
-    let counting = tokio::task::spawn_blocking(move || tokens::estimate_output(&visible, beyond, encoding));
-    counting.await.unwrap_or_default()
+    let guess = || tokens::guess_output(reading.visible_bytes());
+    count(move || tokens::estimate_output(&visible, beyond, encoding), guess).await
 }
 
 /// What the exchange used and costs.
@@ -430,17 +431,24 @@ fn with_searches(admitted: &Admitted, mut usage: Usage) -> Usage {
 async fn estimate(admitted: &Admitted, watch: &Watch) -> Usage {
     let reading = watch.meter.reading();
     let (call, (encoding, _)) = (admitted.sent.clone(), Encoding::of(&admitted.target.model));
-    let (visible, beyond) = counted(reading, watch.counted_bytes.unwrap_or(u64::MAX));
-    let counting = tokio::task::spawn_blocking(move || {
+    let bytes = watch.counted_bytes.unwrap_or(u64::MAX).min(reading.visible_bytes());
+    let (visible, beyond) = counted(reading, bytes);
+    let counting = move || {
         let input = tokens::estimate_input(&call, encoding);
-        let shown = tokens::estimate_output(&visible, beyond, encoding);
-        let echoed = match call.echo {
-            Echo::No => Tokens::ZERO,
-            Echo::Prompt => input.saturating_mul(call.choices),
-        };
-        (input, shown.saturating_sub(echoed))
-    });
-    let (input_tokens, output_tokens) = counting.await.unwrap_or_default();
+        (input, tokens::estimate_output(&visible, beyond, encoding))
+    };
+    let guess = || {
+        (
+            tokens::guess_by_bytes(&admitted.sent.input),
+            tokens::guess_output(bytes),
+        )
+    };
+    let (input_tokens, shown) = count(counting, guess).await;
+    let echoed = match admitted.sent.echo {
+        Echo::No => Tokens::ZERO,
+        Echo::Prompt => input_tokens.saturating_mul(admitted.sent.choices),
+    };
+    let output_tokens = shown.saturating_sub(echoed);
     if admitted.call.endpoint.is_medium() {
         return tokens::estimate_medium(&admitted.call, output_tokens, is_billed_by(admitted, Class::Seconds));
     }
