@@ -306,7 +306,7 @@ impl Meter {
         if self.reading.usage.is_none()
             && let Some(duration) = answer.duration.read::<Value>()
         {
-            self.reading.usage = Usage::of_duration(&duration).ok();
+            self.take(Usage::of_duration(&duration).map(Some));
         }
         self.reading.show_all([answer.text]);
         match answer.error.is_error() {
@@ -322,21 +322,24 @@ impl Meter {
             Endpoint::Speech => Usage::of_speech(&value),
             _ => Usage::of_sound(&value),
         };
-        match usage {
-            Ok(Some(usage)) => self.reading.usage = Some(usage),
-            Ok(None) => {}
-            Err(problem) => self.reading.usage_problem = Some(problem),
-        }
+        self.take(usage);
     }
 
     /// Takes in a usage, if it can be believed.
     fn usage(&mut self, told: Json<'_>) {
         let value: Value = told.read().unwrap_or_default();
-        match Usage::parse_for(&value, self.dialect, self.ttl) {
-            Ok(Some(usage)) => {
-                let tools = self.reading.tools.clone();
-                self.reading.usage = Some(Usage { tools, ..usage });
-            }
+        let usage = Usage::parse_for(&value, self.dialect, self.ttl);
+        let with_tools = |usage| Usage {
+            tools: self.reading.tools.clone(),
+            ..usage
+        };
+        self.take(usage.map(|usage| usage.map(with_tools)));
+    }
+
+    /// The last usage that can be believed counts.
+    fn take(&mut self, told: Result<Option<Usage>, UsageError>) {
+        match told {
+            Ok(Some(usage)) => self.reading.usage = Some(usage),
             Ok(None) => {}
             Err(problem) => self.reading.usage_problem = Some(problem),
         }

@@ -125,6 +125,23 @@ fn a_stream_without_a_terminal_event_tells_whether_it_finished() {
 }
 
 #[test]
+fn a_length_that_cannot_be_believed_is_as_if_absent_and_told() {
+    let heard = |body: &str| {
+        let mut meter = Meter::new(Endpoint::Transcriptions, Dialect::OpenAi);
+        meter.observe_body(body.as_bytes());
+        meter.into_reading()
+    };
+    let told = heard(r#"{"text": "hello", "duration": 2.5}"#);
+    assert_eq!(
+        (told.usage.map(|usage| usage.seconds), told.usage_problem),
+        (Some(3), None)
+    );
+    let odd = heard(r#"{"text": "hello", "duration": -2.5}"#);
+    assert_eq!((odd.usage, odd.end), (None, Some(End::Completed)));
+    assert_eq!(odd.usage_problem.map(|problem| problem.field), Some("seconds"));
+}
+
+#[test]
 fn a_usage_that_cannot_be_believed_is_as_if_absent_and_told() {
     let (reading, _) = watch_own("chat-usage-not-to-be-believed.sse");
     assert_eq!(reading.usage, None);
