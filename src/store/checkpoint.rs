@@ -253,7 +253,7 @@ mod tests {
         let file = MarkFile::open(&desk.path()).expect("opened");
         let (early, late) = (desk.raw(), desk.raw());
         desk.user("ada", "1");
-        let noted = || mark::moved(&desk.path());
+        let noted = || mark::moved(&desk.path()).expect("read");
         assert!(checkpoint(&early, &file, "PASSIVE").all_moved);
         let first = noted();
         assert_eq!(first, commits::last(&early).ok());

@@ -267,8 +267,9 @@ pub(super) fn reset(conn: &Connection, database: &Path) -> Result<(), StoreError
 }
 
 /// How many transactions had been moved into the database file, as far as it was noted.
-pub(super) fn moved(database: &Path) -> Option<i64> {
-    MOVED.values_in(&read(&path_of(database)).ok()?)?.parse().ok()
+pub(super) fn moved(database: &Path) -> Result<Option<i64>, StoreError> {
+    let file = read(&path_of(database))?;
+    Ok(MOVED.values_in(&file).and_then(|count| count.parse().ok()))
 }
 
 /// What is in the file; nothing when there is no file.

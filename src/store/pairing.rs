@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use rusqlite::{Connection, OpenFlags};
 
 use super::mark::{self, MarkFile};
-use super::{OpenError, ServerLock, commits, connection};
+use super::{OpenError, ServerLock, StoreError, commits, connection};
 
 /// Characters that stand for something else in the URI of a file.
 const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/');
@@ -28,7 +28,7 @@ pub(super) fn check(database: &Path) -> Result<(), OpenError> {
     if !is_written(&log) || ServerLock::holder(database)?.is_some() {
         return Ok(());
     }
-    match log_of_a_newer_one(database) {
+    match log_of_a_newer_one(database)? {
         None => Ok(()),
         // An earlier release that ran on it since knew no mark: the log may be its own.
         Some(log) if in_file(database).is_ok_and(|count| count.is_none()) => {
@@ -39,17 +39,20 @@ pub(super) fn check(database: &Path) -> Result<(), OpenError> {
 }
 
 /// The log beside a database, when it is that of a newer one. No server may run on it meanwhile.
-pub(super) fn log_of_a_newer_one(database: &Path) -> Option<PathBuf> {
+///
+/// # Errors
+/// The mark cannot be read: then it is not known.
+pub(super) fn log_of_a_newer_one(database: &Path) -> Result<Option<PathBuf>, StoreError> {
     let log = connection::beside(database, "-wal");
     if !is_written(&log) {
-        return None;
+        return Ok(None);
     }
-    let older = match (mark::moved(database), in_file(database)) {
+    let older = match (mark::moved(database)?, in_file(database)) {
         (Some(marked), Ok(found)) => found.unwrap_or(0) < marked,
         // Or one that a dying machine left in pieces, which its log mends.
         _ => false,
     };
-    older.then_some(log)
+    Ok(older.then_some(log))
 }
 
 fn is_written(path: &Path) -> bool {
@@ -89,8 +92,30 @@ mod tests {
         desk.user("bob", "1");
         assert_eq!(in_file(&desk.path()).expect("read"), Some(moved));
         assert!(commits::last(&conn).expect("read") > moved);
-        assert_eq!(mark::moved(&desk.path()), Some(moved));
+        assert_eq!(mark::moved(&desk.path()).expect("read"), Some(moved));
         assert_eq!(desk.again().behind(), None, "the first line is as it was");
+    }
+
+    #[test]
+    fn without_its_mark_no_log_is_given_to_a_database() {
+        let desk = Desk::new();
+        let path = desk.path();
+        let old = fs::read(&path).expect("a database");
+        desk.user("ada", "1");
+        let (conn, file) = (desk.raw(), MarkFile::open(&path).expect("opened"));
+        checkpoint::checkpoint(&conn, &file, "PASSIVE");
+        desk.user("bob", "1");
+        let log = connection::beside(&path, "-wal");
+        let kept = fs::read(&log).expect("a log");
+        drop((conn, desk.store));
+        fs::write(&path, &old).expect("written");
+        fs::write(&log, &kept).expect("written");
+        fs::remove_file(mark::path_of(&path)).expect("removed");
+        fs::create_dir(mark::path_of(&path)).expect("what cannot be read");
+        let refused = Store::open(&path, Create::Never);
+        assert!(matches!(&refused, Err(OpenError::Store(_))), "{refused:?}");
+        assert!(fs::read(&path).expect("a database") == old, "it is as it was");
+        assert!(fs::read(&log).expect("a log") == kept, "and so is the log");
     }
 
     #[test]

@@ -151,7 +151,7 @@ fn replace(target: &Path, copy: &Draft, now: Timestamp) -> Result<Option<Replace
         let kept = move_in(target, &copy.file(), &name, logs).map_err(|error| failed("writing", target, error))?;
         Ok((!kept.is_empty()).then_some(Replaced { kept, last: None }))
     };
-    if pairing::log_of_a_newer_one(target).is_some() {
+    if pairing::log_of_a_newer_one(target)?.is_some() {
         // Opened together, here or where they are kept, they would become one database that never was.
         return aside(&connection::beside(&name, NEWER));
     }
