@@ -161,7 +161,7 @@ pub fn change_key(store: &Store, which: &str, change: &KeyChange, by: &Actor, no
         .name
         .as_deref()
         .map_or(Ok(()), |name| check_text(TextOf::KeyName, name))?;
-    check_models(change.models.as_deref().unwrap_or_default())?;
+    change.models.as_deref().map_or(Ok(()), check_models)?;
     check_changes(&change.budgets)?;
     if change.expires_at.flatten().is_some_and(|at| at <= now) {
         return invalid(Unusable::KeyExpired);

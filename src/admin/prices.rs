@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{AdminError, Done, Forbidden, Thing, done};
 use crate::config::{Config, Pricing, UpstreamConfig};
@@ -85,6 +85,7 @@ pub fn price_changes(store: &Store, specs: Vec<PriceSpec>) -> Done<Vec<PriceChan
 
 /// The fields in which two prices differ.
 pub fn price_differences(before: Option<&Price>, after: Option<&Price>) -> Vec<FieldChange> {
+    // What there is not has no fields.
     let before = before.map(price_fields).unwrap_or_default();
     let after = after.map(price_fields).unwrap_or_default();
     let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
@@ -98,8 +99,7 @@ pub fn price_differences(before: Option<&Price>, after: Option<&Price>) -> Vec<F
 /// A price as flat fields: `rates.input`, `tiers.flex.rates.output`, `steps.0.above`.
 pub fn price_fields(price: &Price) -> BTreeMap<String, String> {
     let mut fields = BTreeMap::new();
-    let json = serde_json::from_str(&price.to_json()).unwrap_or(Value::Null);
-    flatten("", &json, &mut fields);
+    flatten("", &json!(price), &mut fields);
     fields
 }
 

@@ -54,6 +54,7 @@ fn refund_refused(row: &ExchangeRow, why: RefundRefused) -> AdminError {
         RefundRefused::TooMuch(left) => AdminError::NotAllowed(Forbidden::MoreThanLeft { request, left }),
         RefundRefused::OtherReference(entry) => AdminError::Exists {
             what: Taken::Entry,
+            // It was found by it.
             name: entry.reference.unwrap_or_default(),
         },
         RefundRefused::TooLarge => AdminError::NotAllowed(Forbidden::RefundTooLarge),

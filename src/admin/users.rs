@@ -94,9 +94,9 @@ pub fn add_user(store: &Store, spec: &UserSpec, by: &Actor, now: Timestamp) -> D
             what: Taken::User,
             name: spec.name.clone(),
         },
-        UserTaken::Email => AdminError::Exists {
+        UserTaken::Email(name) => AdminError::Exists {
             what: Taken::Email,
-            name: spec.email.clone().unwrap_or_default(),
+            name,
         },
     })
 }
@@ -213,6 +213,7 @@ fn credit_refused(found: &User, why: CreditRefused) -> AdminError {
         }),
         CreditRefused::OtherReference(entry) => AdminError::Exists {
             what: Taken::Credit,
+            // It was found by it.
             name: entry.reference.unwrap_or_default(),
         },
         CreditRefused::TooLarge => AdminError::Invalid(Unusable::BalanceTooLarge { balance: found.balance }),

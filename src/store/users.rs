@@ -121,8 +121,8 @@ pub enum UserUnchanged {
 pub enum UserTaken {
     /// The name exists.
     Name,
-    /// The address exists.
-    Email,
+    /// This address exists.
+    Email(String),
 }
 
 /// The columns of a user, in the order of [`user`].
@@ -231,7 +231,7 @@ fn taken(tx: &Connection, new: &NewUser) -> rusqlite::Result<Option<UserTaken>> 
         return Ok(Some(UserTaken::Name));
     }
     match &new.email {
-        Some(email) if exists(email)? => Ok(Some(UserTaken::Email)),
+        Some(email) if exists(email)? => Ok(Some(UserTaken::Email(email.clone()))),
         _ => Ok(None),
     }
 }
@@ -394,8 +394,11 @@ mod tests {
         for (taken, why) in [
             (new("Ada", None), UserTaken::Name),
             (new("ada@example.org", None), UserTaken::Name),
-            (new("bob", Some("ADA@example.org")), UserTaken::Email),
-            (new("bob", Some("ada")), UserTaken::Email),
+            (
+                new("bob", Some("ADA@example.org")),
+                UserTaken::Email("ADA@example.org".to_owned()),
+            ),
+            (new("bob", Some("ada")), UserTaken::Email("ada".to_owned())),
         ] {
             assert_eq!(refused(desk.store.add_user(&taken, &by(), at(1))), why);
         }
