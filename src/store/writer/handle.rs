@@ -14,7 +14,7 @@ use super::super::counts::Counts;
 use super::super::health::Health;
 use super::super::ledger::{CloseHold, Closed, Hold, HoldRefused, PlaceHold, Swept};
 use super::super::{ExchangeId, KeyId, Outcome, Store, StoreError, events, recordings};
-use super::job::Job;
+use super::job::{Answer, Job};
 use super::{Shared, chain, not_written, serve};
 use crate::config::DiskConfig;
 
@@ -125,11 +125,9 @@ impl Writer {
         if self.handle.health.is_troubled() {
             return Err(Busy::Troubled);
         }
-        let free = |of: &Arc<Semaphore>| Arc::clone(of).try_acquire_owned().map_err(|_| Busy::QueueFull);
-        let place = Place {
-            _permit: free(&self.handle.places)?,
-        };
-        let waits = free(&self.handle.waiting)?;
+        let place = self.place().ok_or(Busy::QueueFull)?;
+        let waiting = Arc::clone(&self.handle.waiting);
+        let waits = waiting.try_acquire_owned().map_err(|_| Busy::QueueFull)?;
         let (answer, answered) = oneshot::channel();
         let job = Job::Hold {
             ask: Box::new(hold),
@@ -149,19 +147,14 @@ impl Writer {
     /// Settles or releases: one transaction for charge, entry, usage row and the hold's closing. Repeated until it
     /// commits.
     pub async fn close(&self, hold: Hold, place: Place, close: CloseHold) -> Result<Closed, NotClosed> {
-        let (answer, answered) = oneshot::channel();
-        let job = Job::Close {
+        let close = Box::new(close);
+        self.kept(|answer| Job::Close {
             exchange: hold.exchange,
-            close: Box::new(close),
+            close,
             answer,
             _place: place,
-        };
-        let sent = self.handle.send(job);
-        sent.map_err(|_| NotClosed::NotWritten(self.stopped()))?;
-        match answered.await {
-            Ok(closed) => closed.map_err(NotClosed::NotWritten),
-            Err(_) => Err(NotClosed::Unknown(self.stopped())),
-        }
+        })
+        .await
     }
 
     /// Writes down that an exchange's response runs on at its upstream, so that its hold stays open until its end is known,
@@ -170,14 +163,8 @@ impl Writer {
     /// # Errors
     /// As of [`Writer::close`].
     pub async fn begin(&self, background: Background) -> Result<(), NotClosed> {
-        let (answer, answered) = oneshot::channel();
         let background = Box::new(background);
-        let sent = self.handle.send(Job::Begin { background, answer });
-        sent.map_err(|_| NotClosed::NotWritten(self.stopped()))?;
-        match answered.await {
-            Ok(begun) => begun.map_err(NotClosed::NotWritten),
-            Err(_) => Err(NotClosed::Unknown(self.stopped())),
-        }
+        self.kept(|answer| Job::Begin { background, answer }).await
     }
 
     /// A place for the settlement of a background response whose hold another process took; `None`: all are taken.
@@ -190,14 +177,8 @@ impl Writer {
     pub async fn sweep(&self, overdue: Vec<ExchangeId>, now: Timestamp) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         for some in overdue.chunks(SWEEP) {
-            let (answer, answered) = oneshot::channel();
-            let job = Job::Sweep {
-                overdue: some.to_vec(),
-                now,
-                answer,
-            };
-            self.handle.send(job).map_err(|_| self.stopped())?;
-            swept.add(answered.await.unwrap_or_else(|_| Err(self.stopped()))?);
+            let overdue = some.to_vec();
+            swept.add(self.tried(|answer| Job::Sweep { overdue, now, answer }).await?);
         }
         Ok(swept)
     }
@@ -210,15 +191,13 @@ impl Writer {
         if let Some(why) = self.handle.health.problem() {
             return Err(not_written(&why));
         }
-        let (answer, answered) = oneshot::channel();
-        let job = Job::Record {
+        self.tried(|answer| Job::Record {
             exchange,
             sealed,
             now,
             answer,
-        };
-        self.handle.send(job).map_err(|_| self.stopped())?;
-        answered.await.unwrap_or_else(|_| Err(self.stopped()))
+        })
+        .await
     }
 
     /// Forgets all answers that are kept no longer, a few at a time.
@@ -227,10 +206,7 @@ impl Writer {
     /// Not all are forgotten; the next time does it.
     pub async fn forget_recordings(&self, now: Timestamp) -> Result<(), StoreError> {
         loop {
-            let (answer, answered) = oneshot::channel();
-            let job = Job::Forget { now, answer };
-            self.handle.send(job).map_err(|_| self.stopped())?;
-            let forgotten = answered.await.unwrap_or_else(|_| Err(self.stopped()))?;
+            let forgotten = self.tried(|answer| Job::Forget { now, answer }).await?;
             if forgotten < usize::from(recordings::AT_ONCE) {
                 return Ok(());
             }
@@ -242,10 +218,7 @@ impl Writer {
     /// # Errors
     /// It is not written: what was delivered will be again.
     pub async fn note(&self, note: events::Note) -> Result<(), StoreError> {
-        let (answer, answered) = oneshot::channel();
-        let sent = self.handle.send(Job::Note { note, answer });
-        sent.map_err(|_| self.stopped())?;
-        answered.await.unwrap_or_else(|_| Err(self.stopped()))
+        self.tried(|answer| Job::Note { note, answer }).await
     }
 
     /// Notes uses of keys, some time soon; forgotten when the queue is full.
@@ -316,9 +289,24 @@ impl Writer {
     /// A place for a settlement that no hold came with: for tests that settle twice, or without a hold.
     #[cfg(test)]
     pub(in crate::store) fn spare_place(&self) -> Place {
-        let permit = Arc::clone(&self.handle.places).try_acquire_owned();
-        Place {
-            _permit: permit.expect("there is room"),
+        self.place().expect("there is room")
+    }
+
+    /// Has a job written, once, and waits for what came of it.
+    async fn tried<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.handle.send(job(answer)).map_err(|_| self.stopped())?;
+        answered.await.unwrap_or_else(|_| Err(self.stopped()))
+    }
+
+    /// Has a job written that is kept until it commits, and waits for what came of it.
+    async fn kept<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, NotClosed> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.handle.send(job(answer));
+        sent.map_err(|_| NotClosed::NotWritten(self.stopped()))?;
+        match answered.await {
+            Ok(done) => done.map_err(NotClosed::NotWritten),
+            Err(_) => Err(NotClosed::Unknown(self.stopped())),
         }
     }
 

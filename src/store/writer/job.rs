@@ -10,6 +10,9 @@ use super::super::{ExchangeId, KeyId, Outcome, StoreError, events, keys, recordi
 use super::chain;
 use super::handle::Place;
 
+/// Where whoever asked waits.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
 /// What is asked of the writer; whoever asked waits for `answer`.
 #[derive(Debug)]
 pub(super) enum Job {
@@ -21,38 +24,32 @@ pub(super) enum Job {
     Close {
         exchange: ExchangeId,
         close: Box<CloseHold>,
-        answer: oneshot::Sender<Result<Closed, StoreError>>,
+        answer: Answer<Closed>,
         _place: Place,
     },
     /// A response that runs on at its upstream.
     Begin {
         background: Box<Background>,
-        answer: oneshot::Sender<Result<(), StoreError>>,
+        answer: Answer<()>,
     },
     /// A hold whose exchange is gone before it got the answer.
     Abandoned { exchange: ExchangeId, now: Timestamp },
     Sweep {
         overdue: Vec<ExchangeId>,
         now: Timestamp,
-        answer: oneshot::Sender<Result<Swept, StoreError>>,
+        answer: Answer<Swept>,
     },
     /// An answer to keep.
     Record {
         exchange: ExchangeId,
         sealed: Vec<u8>,
         now: Timestamp,
-        answer: oneshot::Sender<Result<(), StoreError>>,
+        answer: Answer<()>,
     },
     /// Answers that are kept no longer.
-    Forget {
-        now: Timestamp,
-        answer: oneshot::Sender<Result<usize, StoreError>>,
-    },
+    Forget { now: Timestamp, answer: Answer<usize> },
     /// What became of events at a sink.
-    Note {
-        note: events::Note,
-        answer: oneshot::Sender<Result<(), StoreError>>,
-    },
+    Note { note: events::Note, answer: Answer<()> },
     Touch {
         used: Vec<(KeyId, Timestamp)>,
         _waits: OwnedSemaphorePermit,
@@ -64,8 +61,7 @@ pub(super) enum Done {
     Hold(Result<Hold, HoldRefused>),
     Closed(Closed),
     Swept(Swept),
-    Recorded,
-    Noted,
+    Written,
     Forgotten(usize),
     Nothing,
 }
@@ -75,14 +71,14 @@ impl Job {
         match self {
             Job::Hold { ask, .. } => ledger::place(tx, ask).map(Done::Hold),
             Job::Close { exchange, close, .. } => ledger::close(tx, *exchange, close).map(Done::Closed),
-            Job::Begin { background, .. } => background::begin(tx, background).map(|()| Done::Noted),
+            Job::Begin { background, .. } => background::begin(tx, background).map(|()| Done::Written),
             Job::Abandoned { exchange, now } => ledger::interrupt(tx, *exchange, *now).map(|_| Done::Nothing),
             Job::Sweep { overdue, now, .. } => ledger::sweep(tx, overdue, *now).map(Done::Swept),
             Job::Record {
                 exchange, sealed, now, ..
-            } => recordings::keep(tx, *exchange, sealed, *now).map(|()| Done::Recorded),
+            } => recordings::keep(tx, *exchange, sealed, *now).map(|()| Done::Written),
             Job::Forget { now, .. } => recordings::forget(tx, *now).map(Done::Forgotten),
-            Job::Note { note, .. } => events::note(tx, note).map(|()| Done::Noted),
+            Job::Note { note, .. } => events::note(tx, note).map(|()| Done::Written),
             Job::Touch { used, .. } => keys::touch(tx, used).map(|()| Done::Nothing),
         }
     }
@@ -105,8 +101,9 @@ pub(super) fn tell(job: Job, done: Done) -> Option<Job> {
         (Job::Hold { answer, .. }, Done::Hold(Err(refused))) => answer.send(Outcome::Refused(refused)).is_err(),
         (Job::Close { answer, .. }, Done::Closed(closed)) => answer.send(Ok(closed)).is_err(),
         (Job::Sweep { answer, .. }, Done::Swept(swept)) => answer.send(Ok(swept)).is_err(),
-        (Job::Record { answer, .. }, Done::Recorded) => answer.send(Ok(())).is_err(),
-        (Job::Note { answer, .. } | Job::Begin { answer, .. }, Done::Noted) => answer.send(Ok(())).is_err(),
+        (Job::Record { answer, .. } | Job::Note { answer, .. } | Job::Begin { answer, .. }, Done::Written) => {
+            answer.send(Ok(())).is_err()
+        }
         (Job::Forget { answer, .. }, Done::Forgotten(count)) => answer.send(Ok(count)).is_err(),
         _ => false,
     };
@@ -131,9 +128,10 @@ pub(super) fn give_up(job: Job, error: StoreError) {
             answer.send(Err(error)).is_err()
         }
         Job::Sweep { answer, .. } => answer.send(Err(error)).is_err(),
-        Job::Record { answer, .. } => answer.send(Err(error)).is_err(),
         Job::Forget { answer, .. } => answer.send(Err(error)).is_err(),
-        Job::Note { answer, .. } | Job::Begin { answer, .. } => answer.send(Err(error)).is_err(),
+        Job::Record { answer, .. } | Job::Note { answer, .. } | Job::Begin { answer, .. } => {
+            answer.send(Err(error)).is_err()
+        }
         Job::Abandoned { exchange, .. } => {
             tracing::error!(%exchange, error = chain(&error), "an abandoned hold cannot be released");
             false
