@@ -125,6 +125,7 @@ impl Admitted {
 
 /// Takes a hold for a call.
 pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Admitted, Refusal> {
+    may_begin(gateway, &request).await?;
     let Request {
         id,
         live,
@@ -139,15 +140,6 @@ pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Ad
         memory,
         place: among_all,
     } = *request;
-    if let Some(refusal) = made_before(gateway, &key, once).await {
-        return Err(refusal);
-    }
-    if key.user_suspended {
-        return Err(suspended(&key));
-    }
-    if call.background {
-        background::may_begin(gateway, &key).await?;
-    }
     let origin = kin::of_one_session(gateway, key.user_id, origin).await;
     let (mut call, at) = (Arc::new(call), now());
     let asking = Asking {
@@ -157,36 +149,28 @@ pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Ad
         call: &call,
         at,
     };
-    let (several, earlier) = asking.served().await?;
-    let seat = match several {
-        true => choice::seat(key.user_id, &call, &headers, id.0),
-        false => Seat::Any(0),
+    let sending = Sending {
+        id,
+        call: &call,
+        headers: &headers,
+        language,
+        at,
     };
     let Chosen {
         target,
         turn,
         wish,
-        sent,
+        sent: Sent {
+            call: sent,
+            translation,
+            left_out,
+        },
         priced,
-    } = {
-        let sending = Sending {
-            id,
-            call: &call,
-            headers: &headers,
-            language,
-            at,
-        };
-        asking.choose(seat, earlier.upstream, sending).await?
-    };
-    let Sent {
-        call: sent,
-        translation,
-        left_out,
-    } = sent;
+        earlier,
+    } = asking.choose(sending).await?;
     if let (Some(call), true) = (Arc::get_mut(&mut call), translation.is_some()) {
         call.let_go_of_body();
     }
-    let upstream = &live.upstreams[target.upstream];
     let since_start = Stopwatch::start();
     let wanted = Wanted {
         gateway,
@@ -205,15 +189,13 @@ pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Ad
         place,
         quote,
         input,
-    } = wanted
-        .hold(InputBound::of(&sent, &priced.price, earlier.tokens))
-        .await?;
+    } = wanted.hold(InputBound::of(&sent, &priced.price, earlier)).await?;
     let limit = Limit::of(&sent, &hold, &quote);
     Ok(Admitted {
         visible_bound: limit.visible(&sent, input),
         limit,
         on_hangup: key.on_hangup.unwrap_or(live.config.billing.on_hangup),
-        dialect: upstream.dialect(sent.endpoint),
+        dialect: live.upstreams[target.upstream].dialect(sent.endpoint),
         live,
         call,
         origin,
@@ -237,6 +219,20 @@ pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Ad
             _among_all: among_all,
         }),
     })
+}
+
+/// Whether there is anything against the call wherever it would go.
+async fn may_begin(gateway: &Gateway, Request { key, call, once, .. }: &Request) -> Result<(), Refusal> {
+    if let Some(refusal) = made_before(gateway, key, *once).await {
+        return Err(refusal);
+    }
+    if key.user_suspended {
+        return Err(suspended(key));
+    }
+    match call.background {
+        true => background::may_begin(gateway, key).await,
+        false => Ok(()),
+    }
 }
 
 /// Where a call goes that costs nothing, and a place there. All that it leans on has to be this user's.
@@ -482,6 +478,8 @@ struct Chosen {
     wish: Wish,
     sent: Sent,
     priced: Priced,
+    /// What is read again of earlier answers.
+    earlier: Tokens,
 }
 
 impl Sending<'_> {
@@ -560,11 +558,16 @@ impl Asking<'_> {
 
     /// Which upstream takes it, a place there, and what it is billed by. A model without a price goes no further: an upstream
     /// that has none for it is chosen only to say so, when no other has one. So is one that cannot do what is asked.
-    async fn choose(&self, seat: Seat, only: Option<usize>, sending: Sending<'_>) -> Result<Chosen, Refusal> {
+    async fn choose(&self, sending: Sending<'_>) -> Result<Chosen, Refusal> {
+        let (several, earlier) = self.served().await?;
+        let seat = match several {
+            true => choice::seat(self.key.user_id, sending.call, sending.headers, sending.id.0),
+            false => Seat::Any(0),
+        };
         let mut unfit: Vec<(Target, Unfit)> = Vec::new();
         loop {
             let may = |candidate: &Candidate<'_>| {
-                only.is_none_or(|only| candidate.upstream == only)
+                earlier.upstream.is_none_or(|only| candidate.upstream == only)
                     && unfit.iter().all(|(target, _)| target.upstream != candidate.upstream)
             };
             let wish = Wish::of(self.call, seat, self.live, &self.gateway.homes, may);
@@ -581,6 +584,7 @@ impl Asking<'_> {
                         wish,
                         sent,
                         priced,
+                        earlier: earlier.tokens,
                     });
                 }
                 Err(Unfit::Unread(refusal)) => return Err(refusal),
