@@ -164,7 +164,7 @@ pub(super) fn text(status: &Status, at: Timestamp) -> String {
         "holds",
         status.holds.as_ref().map_or_else(
             || "cannot be read".to_owned(),
-            |holds| format!("{} open, {:#}", output::count(holds.open), holds.amount),
+            |holds| format!("{} open, {:#}", output::count(holds.open.into()), holds.amount),
         ),
     );
     let writer = &status.writer;

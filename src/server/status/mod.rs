@@ -81,7 +81,7 @@ pub struct Status {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Holds {
     /// Holds that are open.
-    pub open: u64,
+    pub open: u32,
     /// What they hold together.
     pub amount: Usd,
 }
@@ -195,7 +195,7 @@ impl Watched {
         running.sort_by_key(|entry| entry.id);
         let (holds, background) = gateway
             .store
-            .blocking(|store| (store.held(), store.background_responses_in_all()))
+            .blocking(|store| (store.held_in_all(), store.background_responses_in_all()))
             .await;
         let live = gateway.live();
         let upstreams = live.upstreams.iter().map(|upstream| {

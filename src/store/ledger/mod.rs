@@ -244,9 +244,9 @@ impl Store {
     /// The database cannot be read.
     pub fn held_in_all(&self) -> Result<(u32, Usd), StoreError> {
         self.read("adding up the open holds", |conn| {
-            let mut query =
-                conn.prepare_cached("SELECT COUNT(*), COALESCE(SUM(amount_nanos), 0) FROM holds WHERE state = 'open'")?;
-            query.query_row([], |row| Ok((row.get(0)?, Usd::from_nanos(row.get(1)?))))
+            let sql = "SELECT COUNT(*), COALESCE(SUM(amount_nanos), 0) FROM holds WHERE state = 'open'";
+            conn.prepare_cached(sql)?
+                .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
         })
     }
 
@@ -256,15 +256,6 @@ impl Store {
             let sql = "SELECT exchange_id FROM holds h WHERE state = 'open'
                          AND NOT EXISTS (SELECT 1 FROM background_responses WHERE exchange_id = h.exchange_id)";
             conn.prepare_cached(sql)?.query_map([], |row| row.get(0))?.collect()
-        })
-    }
-
-    /// How many holds are open, and what they hold together.
-    pub fn held(&self) -> Result<(u64, Usd), StoreError> {
-        self.read("reading open holds", |conn| {
-            let sql = "SELECT COUNT(*), COALESCE(SUM(amount_nanos), 0) FROM holds WHERE state = 'open'";
-            let both = |row: &rusqlite::Row<'_>| Ok((row.get::<_, i64>(0)?.unsigned_abs(), row.get(1)?));
-            conn.prepare_cached(sql)?.query_row([], both)
         })
     }
 
