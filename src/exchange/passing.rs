@@ -219,9 +219,9 @@ async fn passed(gateway: &Arc<Gateway>, passing: Passing, body: Carried) -> Resu
     }
     let upstream = Arc::clone(&passing.live.upstreams[placed.upstream]);
     let response = send(&passing, &upstream, placed.body).await?;
+    let deletes = matches!(passing.free, Free::Delete(kind) if kind != Kind::Response);
     if !response.status().is_success() {
-        let is_deleted = matches!(passing.free, Free::Delete(kind) if kind != Kind::Response);
-        if is_deleted && response.status() == StatusCode::NOT_FOUND {
+        if deletes && response.status() == StatusCode::NOT_FOUND {
             // It expired, or went by another way: it would count among the user's for ever.
             forget(gateway, &passing, &upstream).await;
         }
@@ -231,9 +231,8 @@ async fn passed(gateway: &Arc<Gateway>, passing: Passing, body: Carried) -> Resu
         return refused(&upstream, response).await;
     }
     match (passing.free, placed.unsettled) {
-        (Free::Make(kind), _) => made(gateway, &passing, kind, &upstream, response).await,
-        (Free::Complete, _) => completed(gateway, &passing, &upstream, response).await,
-        (Free::Delete(kind), _) if kind != Kind::Response => deleted(gateway, &passing, &upstream, response).await,
+        (Free::Make(_) | Free::Complete, _) => noted(gateway, &passing, &upstream, response).await,
+        (Free::Delete(_), _) if deletes => noted(gateway, &passing, &upstream, response).await,
         (Free::Read(Kind::Response) | Free::Change(Kind::Response), Some(exchange)) if !is_stream(&response) => {
             looked_at(gateway, &passing, &upstream, response, exchange).await
         }
@@ -467,27 +466,8 @@ struct Complete<'a> {
     file: Identified<'a>,
 }
 
-/// Whose the new object is becomes durable; then its answer leaves.
-async fn made(
-    gateway: &Gateway,
-    passing: &Passing,
-    kind: Kind,
-    upstream: &Upstream,
-    response: Response,
-) -> Result<Passed, Refusal> {
-    let (status, headers) = (response.status(), returned_headers(response.headers()));
-    let body = whole(passing, upstream, response).await?;
-    let id = serde_json::from_slice::<Identified<'_>>(&body).map(|object| object.id.into_owned());
-    keep(gateway, passing, kind, upstream, id.ok()).await?;
-    Ok(Passed {
-        status,
-        headers,
-        body: Coming::Whole(body),
-    })
-}
-
-/// The file of an upload becomes the user's, and the upload is forgotten; then the answer leaves.
-async fn completed(
+/// Whose an object is becomes durable; then the answer that made it, or deleted it, leaves.
+async fn noted(
     gateway: &Gateway,
     passing: &Passing,
     upstream: &Upstream,
@@ -495,9 +475,18 @@ async fn completed(
 ) -> Result<Passed, Refusal> {
     let (status, headers) = (response.status(), returned_headers(response.headers()));
     let body = whole(passing, upstream, response).await?;
-    let id = serde_json::from_slice::<Complete<'_>>(&body).map(|upload| upload.file.id.into_owned());
-    keep(gateway, passing, Kind::File, upstream, id.ok()).await?;
-    forget(gateway, passing, upstream).await;
+    match passing.free {
+        Free::Make(kind) => {
+            let id = serde_json::from_slice::<Identified<'_>>(&body).map(|object| object.id.into_owned());
+            keep(gateway, passing, kind, upstream, id.ok()).await?;
+        }
+        Free::Complete => {
+            let id = serde_json::from_slice::<Complete<'_>>(&body).map(|upload| upload.file.id.into_owned());
+            keep(gateway, passing, Kind::File, upstream, id.ok()).await?;
+            forget(gateway, passing, upstream).await;
+        }
+        _ => forget(gateway, passing, upstream).await,
+    }
     Ok(Passed {
         status,
         headers,
@@ -566,22 +555,6 @@ async fn unmake(passing: &Passing, kind: Kind, upstream: &Upstream, id: &str) {
 pub(super) fn is_id(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'=' | b':' | b'~');
     (1..=MAX_ID_BYTES).contains(&text.len()) && text.bytes().all(fits) && text != "." && text != ".."
-}
-
-async fn deleted(
-    gateway: &Gateway,
-    passing: &Passing,
-    upstream: &Upstream,
-    response: Response,
-) -> Result<Passed, Refusal> {
-    let (status, headers) = (response.status(), returned_headers(response.headers()));
-    let body = whole(passing, upstream, response).await?;
-    forget(gateway, passing, upstream).await;
-    Ok(Passed {
-        status,
-        headers,
-        body: Coming::Whole(body),
-    })
 }
 
 /// An object is the user's no more.
