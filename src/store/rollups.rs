@@ -467,11 +467,11 @@ mod tests {
         let desk = Desk::new();
         let key = desk.key(&desk.user("ada", "99"));
         call(&desk, &key, "a", (0, 0), "0.5");
-        let day = desk
-            .store
-            .read("summing", |conn| next_day(conn, at(2 * DAY)))
-            .expect("read")
-            .expect("a day");
+        let summed = |desk: &Desk| {
+            let day = desk.store.read("summing", |conn| next_day(conn, at(2 * DAY)));
+            day.expect("read").expect("a day")
+        };
+        let day = summed(&desk);
         // Another process wrote its sums, and died.
         desk.store.in_parts(|tx| add(tx, &day.rows)).expect("written");
         call(&desk, &key, "a", (0, 5), "0.25");
@@ -487,11 +487,7 @@ mod tests {
         let desk = Desk::new();
         let key = desk.key(&desk.user("ada", "99"));
         call(&desk, &key, "a", (0, 0), "0.5");
-        let day = desk
-            .store
-            .read("summing", |conn| next_day(conn, at(2 * DAY)))
-            .expect("read")
-            .expect("a day");
+        let day = summed(&desk);
         desk.store.in_parts(|tx| add(tx, &day.rows)).expect("written");
         roll_all(&desk, 2);
         assert_eq!(total(&desk).charge, usd("0.5"));

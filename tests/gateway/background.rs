@@ -15,7 +15,7 @@ use http::{Method, StatusCode};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::client::{Answer, Client, MODEL, events, response};
+use crate::client::{Answer, Client, MODEL, events, exchange_of, response};
 use crate::hangups::hang_up;
 use crate::harness::{Harness, committed, operator};
 use crate::price::{catalogue, expected_charge};
@@ -153,6 +153,15 @@ async fn create(client: &Client) -> (Answer, String) {
     let answer = client.post("/v1/responses", &body(&json!({}))).await.expect(200);
     let id = answer.json()["id"].as_str().expect("an id").to_owned();
     (answer, id)
+}
+
+/// A stream whose first event has come, its exchange, and its response's id.
+async fn begun(client: &Client, body: &Value) -> (reqwest::Response, String, String) {
+    let mut stream = client.send("/v1/responses", body).await;
+    let exchange = exchange_of(&stream);
+    let first = stream.chunk().await.expect("it comes").expect("an event");
+    let id = events(&first)[0]["response"]["id"].as_str().expect("an id").to_owned();
+    (stream, exchange, id)
 }
 
 async fn ask(client: &Client, method: Method, path: &str) -> Answer {
@@ -533,13 +542,7 @@ async fn a_stream_that_its_client_leaves_runs_on_and_is_charged_for_all_of_it() 
         let stage = Stage::gated();
         let builder = Harness::builder().playwright(stage.playwright());
         let harness = builder.on_hangup(on_hangup).start().await;
-        let mut stream = harness
-            .client
-            .send("/v1/responses", &body(&json!({"stream": true})))
-            .await;
-        let exchange = stream.headers()["x-request-id"].to_str().expect("text").to_owned();
-        let first = stream.chunk().await.expect("it comes").expect("an event");
-        let id = events(&first)[0]["response"]["id"].as_str().expect("an id").to_owned();
+        let (stream, exchange, id) = begun(&harness.client, &body(&json!({"stream": true}))).await;
         drop(stream);
         // The gateway lets go of it at once, and has it settled when it is over.
         harness.simulator.closed(0).await;
@@ -566,13 +569,7 @@ async fn a_stream_that_breaks_or_is_cut_is_torn_and_its_response_settled_when_it
             false => inner(request),
         });
         let mut harness = Harness::builder().playwright(broken).start().await;
-        let mut stream = harness
-            .client
-            .send("/v1/responses", &body(&json!({"stream": true})))
-            .await;
-        let exchange = stream.headers()["x-request-id"].to_str().expect("text").to_owned();
-        let first = stream.chunk().await.expect("it comes").expect("an event");
-        let id = events(&first)[0]["response"]["id"].as_str().expect("an id").to_owned();
+        let (stream, exchange, id) = begun(&harness.client, &body(&json!({"stream": true}))).await;
         match breaks {
             true => stage.gate.open(),
             false => harness.cut_off(),
@@ -599,10 +596,7 @@ async fn a_stream_that_breaks_or_is_cut_is_torn_and_its_response_settled_when_it
 async fn a_resumed_stream_ends_when_its_response_is_settled() {
     let harness = Harness::start().await;
     let slow = response("sim:slow", &json!({"background": true, "stream": true}));
-    let mut stream = harness.client.send("/v1/responses", &slow).await;
-    let exchange = stream.headers()["x-request-id"].to_str().expect("text").to_owned();
-    let first = stream.chunk().await.expect("it comes").expect("an event");
-    let id = events(&first)[0]["response"]["id"].as_str().expect("an id").to_owned();
+    let (stream, exchange, id) = begun(&harness.client, &slow).await;
     drop(stream);
     harness.simulator.closed(0).await;
     let resumed = ask(

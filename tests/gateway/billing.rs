@@ -11,7 +11,7 @@ use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::client::{Answer, Client, MODEL, chat, drain, response};
+use crate::client::{Answer, Client, MODEL, chat, drain, exchange_of, response};
 use crate::harness::{Builder, Harness};
 use crate::price::{at_hour, catalogue, expected_charge, nanos, reported};
 
@@ -630,7 +630,7 @@ async fn the_head_of_a_whole_answer_leaves_after_its_charge_is_durable() {
     for _ in 0..20 {
         // Only the head: the body is not read.
         let answer = harness.client.send(CHAT, &chat("Hello", &json!({}))).await;
-        let row = harness.receipt(answer.headers()["x-request-id"].to_str().expect("text"));
+        let row = harness.receipt(&exchange_of(&answer));
         assert_eq!(row.state, State::Completed);
         let user = harness.user();
         assert_eq!((user.held.nanos(), user.balance), (0, row.balance_after));

@@ -185,6 +185,11 @@ impl Answer {
     }
 }
 
+/// The id of the exchange that an answer is of.
+pub fn exchange_of(answer: &reqwest::Response) -> String {
+    answer.headers()["x-request-id"].to_str().expect("text").to_owned()
+}
+
 /// What arrives of a stream, and whether it ended cleanly.
 pub async fn drain(answer: reqwest::Response) -> (Vec<u8>, Result<(), reqwest::Error>) {
     let mut pieces = answer.bytes_stream();

@@ -1,13 +1,12 @@
 //! Redemption codes: made by operators, redeemed once, over HTTP with a gateway key.
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::cli::Home;
+use crate::cli::{Home, Ran, nowhere};
 use crate::client::{Answer, Client};
 use crate::harness::Harness;
 
@@ -30,26 +29,10 @@ fn text(code: &Value) -> &str {
 #[test]
 fn codes_that_could_not_be_shown_are_nobodys() {
     let home = Home::with_alice();
-    let (reader, closed) = std::io::pipe().expect("a pipe");
-    drop(reader);
-    let full = std::fs::OpenOptions::new()
-        .write(true)
-        .open("/dev/full")
-        .expect("Linux has it");
-    let nowhere: [(&str, Stdio); 2] = [
-        ("code create --amount 1 --count 3", closed.into()),
-        ("code create --amount 1 --json", full.into()),
-    ];
-    for (line, stdout) in nowhere {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gateway"));
-        command.env_clear().env("HOME", home.path()).current_dir(home.path());
-        let ran = command
-            .args(line.split(' '))
-            .stdout(stdout)
-            .output()
-            .expect("the program starts");
-        let said = String::from_utf8_lossy(&ran.stderr);
-        assert_eq!(ran.status.code(), Some(1), "{line}: {said}");
+    let lines = ["code create --amount 1 --count 3", "code create --amount 1 --json"];
+    for (line, stdout) in lines.into_iter().zip(nowhere()) {
+        let Ran { code, err: said, .. } = home.run_into(line, stdout);
+        assert_eq!(code, 1, "{line}: {said}");
         assert!(said.contains("could not be shown and are revoked"), "{line}: {said}");
     }
     let codes = home.json("code list");

@@ -13,7 +13,7 @@ use flate2::write::GzEncoder;
 use http::{HeaderMap, StatusCode};
 use serde_json::{Value, json};
 
-use crate::client::{Answer, Client, MODEL, chat, drain, events, response};
+use crate::client::{Answer, Client, MODEL, chat, drain, events, exchange_of, response};
 use crate::harness::{Builder, Harness};
 use crate::price::{catalogue, expected_charge};
 
@@ -661,7 +661,7 @@ async fn an_answer_that_comes_compressed_passes_as_it_is_and_is_read_all_the_sam
     ] {
         let mut answer = harness.client.send(path, &body(path, "Hello", &more)).await;
         assert_eq!(answer.headers()["content-encoding"], "gzip");
-        let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+        let id = exchange_of(&answer);
         let mut arrived = Vec::new();
         while let Some(piece) = answer.chunk().await.expect("a piece") {
             arrived.extend_from_slice(&piece);

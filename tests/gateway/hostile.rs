@@ -21,7 +21,8 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use crate::books::Books;
-use crate::client::{Answer, Client, MODEL, chat, http};
+use crate::cli::ended;
+use crate::client::{Answer, Client, MODEL, chat, exchange_of, http};
 use crate::harness::Harness;
 
 const MIB: usize = 1 << 20;
@@ -430,17 +431,7 @@ impl Process {
 
     /// Stops it as an operator does; the books it leaves.
     async fn stop(mut self) -> Books {
-        let id = self
-            .child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .and_then(rustix::process::Pid::from_raw);
-        rustix::process::kill_process(id.expect("it runs"), rustix::process::Signal::TERM).expect("a signal");
-        let status = timeout(PATIENCE, self.child.wait())
-            .await
-            .expect("it stops")
-            .expect("a status");
-        assert!(status.success(), "{status}");
+        ended(&mut self.child, PATIENCE).await;
         Books::checked(&self.home.path().join("gateway.db"))
     }
 }
@@ -465,7 +456,7 @@ async fn ask(client: &Client, play: &str, streamed: bool) -> (String, StatusCode
         &json!({"stream": streamed, "max_completion_tokens": 100}),
     );
     let mut answer = client.send("/v1/chat/completions", &body).await;
-    let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+    let id = exchange_of(&answer);
     let (status, mut arrived, mut length) = (answer.status(), Vec::new(), 0);
     while let Ok(Some(piece)) = answer.chunk().await {
         length += piece.len();

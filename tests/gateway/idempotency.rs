@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use crate::client::{Answer, Client, MODEL, chat, response};
+use crate::client::{Answer, Client, MODEL, chat, exchange_of, response};
 use crate::concurrency::{gated, next};
 use crate::harness::Harness;
 use crate::shutdown::Office;
@@ -387,7 +387,7 @@ async fn a_server_starts_though_a_hold_cannot_be_released_and_its_name_stays_tak
             .header("idempotency-key", name);
         let mut running = running.body(body.to_string()).send().await.expect("a head");
         running.chunk().await.expect("a piece").expect("not the end");
-        ids.push(running.headers()["x-request-id"].to_str().expect("text").to_owned());
+        ids.push(exchange_of(&running));
         answers.push(running);
     }
     serving.signal(Signal::KILL);

@@ -8,7 +8,7 @@ use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::client::{MODEL, chat, drain, events, response};
+use crate::client::{MODEL, chat, drain, events, exchange_of, response};
 use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge, nanos};
 
@@ -179,7 +179,7 @@ async fn a_stream_that_ignores_the_limit_the_gateway_wrote_is_ended_there() {
             continue;
         }
         let answer = harness.client.send(path, &body).await;
-        let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+        let id = exchange_of(&answer);
         let told = answer.headers()["x-gateway-output-limit"]
             .to_str()
             .expect("text")

@@ -11,7 +11,7 @@ use codex_gateway::store::usage_log::{Basis, ExchangeRow, State};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
-use crate::client::{Client, MODEL, drain};
+use crate::client::{Client, MODEL, drain, exchange_of};
 use crate::harness::{Builder, Harness};
 use crate::price::{at_hour, expected_charge, fee, find_in_catalogue, reported};
 
@@ -187,7 +187,7 @@ async fn replay(client: &Client, number: usize, recorded: &Recorded, served: Ser
     let answer = request.send().await.expect("the gateway answers");
     let what = format!("{} {}", recorded.file, served.name());
     assert_eq!(answer.status(), 200, "{what}");
-    let exchange = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+    let exchange = exchange_of(&answer);
     let (arrived, end) = drain(answer).await;
     end.unwrap_or_else(|error| panic!("{what}: {error}"));
     if served == Served::Gzipped {

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::books::Books;
+use crate::cli::ended;
 use crate::client::{Answer, Client, FROM_ANYWHERE, MODEL, chat, http, nth_address, response};
 use crate::harness::{Harness, committed};
 
@@ -342,17 +343,7 @@ impl Program {
 
     /// Stops it, and gives every file it left behind but the settings.
     async fn stop(mut self) -> (tempfile::TempDir, Vec<(PathBuf, Vec<u8>)>) {
-        let id = self
-            .child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .and_then(rustix::process::Pid::from_raw);
-        rustix::process::kill_process(id.expect("it runs"), rustix::process::Signal::TERM).expect("a signal");
-        let status = timeout(PATIENCE, self.child.wait())
-            .await
-            .expect("it stops")
-            .expect("a status");
-        assert!(status.success(), "{status}");
+        ended(&mut self.child, PATIENCE).await;
         let files = files(self.home.path());
         (self.home, files)
     }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use crate::books::Books;
-use crate::client::{MODEL, chat};
+use crate::client::{MODEL, chat, exchange_of};
 use crate::shutdown::{Office, begin, whole};
 
 /// What a test's prompt says; no status may.
@@ -80,7 +80,7 @@ async fn the_status_is_what_runs_now_and_tells_no_secret() {
         let prefix = exchange["key"].as_str().expect("text");
         assert!(client.key.starts_with(prefix) && prefix.len() < 16, "{prefix}");
     }
-    let id = stream.0.headers()["x-request-id"].to_str().expect("text");
+    let id = exchange_of(&stream.0);
     assert_eq!(streaming["id"], id);
     assert!(
         streaming["events"].as_u64() > Some(0) && streaming["bytes"].as_u64() > Some(0),

@@ -8,7 +8,7 @@ use codex_gateway::simulator::{Gate, Request, Script, ServedUsage, Step, always}
 use codex_gateway::store::usage_log::{Basis, State};
 use serde_json::json;
 
-use crate::client::{MODEL, chat, drain, events, response};
+use crate::client::{MODEL, chat, drain, events, exchange_of, response};
 use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge};
 
@@ -116,7 +116,7 @@ async fn the_end_of_a_stream_leaves_after_its_charge_is_durable() {
         ),
     ] {
         let mut answer = harness.client.send(path, &body).await;
-        let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+        let id = exchange_of(&answer);
         let mut arrived = String::new();
         while !arrived.contains(terminal) {
             let piece = answer.chunk().await.expect("a piece").expect("not the end");

@@ -10,7 +10,7 @@ use codex_gateway::store::usage_log::{Basis, State};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::client::{Answer, Client, MODEL, chat, drain, events, response};
+use crate::client::{Answer, Client, MODEL, chat, drain, events, exchange_of, response};
 use crate::harness::{Builder, Harness};
 use crate::price::{catalogue, expected_charge};
 use crate::replay::{Recorded, recordings};
@@ -97,7 +97,7 @@ fn well_formed(what: &str, events: &[Value]) {
 async fn streamed(client: &Client, body: &Value) -> (Vec<Value>, String) {
     let answer = client.send("/v1/responses", body).await;
     assert_eq!(answer.status(), 200, "{body}");
-    let exchange = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+    let exchange = exchange_of(&answer);
     let (arrived, end) = drain(answer).await;
     end.expect("a clean end");
     (events(&arrived), exchange)
@@ -386,7 +386,7 @@ async fn a_chat_call_at_a_responses_upstream_costs_what_that_counted() {
             .client
             .send("/v1/chat/completions", &chat("Hello there", &more))
             .await;
-        exchanges.push(answer.headers()["x-request-id"].to_str().expect("text").to_owned());
+        exchanges.push(exchange_of(&answer));
         let (arrived, end) = drain(answer).await;
         end.expect("a clean end");
         assert!(arrived.ends_with(b"data: [DONE]\n\n"));
@@ -437,7 +437,7 @@ async fn a_responses_stream_that_breaks_off_is_an_error_in_chat() {
         .client
         .send("/v1/chat/completions", &chat("Count", &json!({"stream": true})))
         .await;
-    let exchange = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+    let exchange = exchange_of(&answer);
     let (arrived, end) = drain(answer).await;
     end.expect("a clean end");
     let arrived = String::from_utf8_lossy(&arrived).into_owned();
@@ -574,7 +574,7 @@ async fn every_recorded_chat_stream_is_a_turn_of_codex() {
                 .header("x-client-request-id", format!("{number}/{length}"))
                 .body(body.to_string());
             let answer = request.send().await.expect("the gateway answers");
-            let exchange = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+            let exchange = exchange_of(&answer);
             let answer = Answer::of(answer).await.expect(200);
             let events = events(&answer.body);
             well_formed(&file, &events);

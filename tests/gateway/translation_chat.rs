@@ -8,7 +8,7 @@ use codex_gateway::store::usage_log::{Basis, State};
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::client::{MODEL, chat, drain, events};
+use crate::client::{MODEL, chat, drain, events, exchange_of};
 use crate::harness::Harness;
 use crate::price::{catalogue, expected_charge};
 
@@ -150,7 +150,7 @@ async fn the_end_of_a_translated_stream_leaves_after_its_charge_is_durable() {
         .client
         .send(PATH, &chat("Hello", &json!({"stream": true})))
         .await;
-    let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+    let id = exchange_of(&answer);
     let mut arrived = Vec::new();
     // The reason why it finished belongs to the end, too: all of it is made of the upstream's last event.
     while !String::from_utf8_lossy(&arrived).contains("\"finish_reason\":\"") {
@@ -174,7 +174,7 @@ async fn a_stream_that_breaks_or_fails_is_never_made_whole() {
         ("sim:error", State::Failed),
     ] {
         let answer = harness.client.send(PATH, &chat(play, &json!({"stream": true}))).await;
-        let id = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+        let id = exchange_of(&answer);
         let (arrived, end) = drain(answer).await;
         end.expect("a clean end");
         let chunks = events(&arrived);
@@ -228,7 +228,7 @@ async fn an_answer_of_which_a_part_is_lost_is_never_made_whole() {
         .send()
         .await;
     let answer = answer.expect("the gateway answers");
-    let exchange = answer.headers()["x-request-id"].to_str().expect("text").to_owned();
+    let exchange = exchange_of(&answer);
     let (arrived, end) = drain(answer).await;
     end.expect("a clean end");
     let chunks = events(&arrived);

@@ -1,11 +1,10 @@
 //! Keys: shown once, found by their start, revoked and rotated.
 
 use std::fs;
-use std::process::Stdio;
 
 use serde_json::{Value, json};
 
-use super::Home;
+use super::{Home, Ran, nowhere};
 
 #[test]
 fn a_key_is_shown_once_and_never_again() {
@@ -39,18 +38,12 @@ fn a_key_is_shown_once_and_never_again() {
 #[test]
 fn a_key_that_could_not_be_shown_is_nobodys() {
     let home = Home::with_alice();
-    let (reader, closed) = std::io::pipe().expect("a pipe");
-    drop(reader);
-    let full = fs::OpenOptions::new()
-        .write(true)
-        .open("/dev/full")
-        .expect("Linux has it");
-    let nowhere: [(&str, Stdio); 3] = [
-        ("key issue alice", full.try_clone().expect("a second one").into()),
-        ("key issue alice --json", closed.into()),
-        ("key rotate alice --grace 1h", full.into()),
-    ];
-    for (line, stdout) in nowhere {
+    let ([closed, full], [_, full_too]) = (nowhere(), nowhere());
+    for (line, stdout) in [
+        ("key issue alice", full),
+        ("key issue alice --json", closed),
+        ("key rotate alice --grace 1h", full_too),
+    ] {
         let line = match line.contains("rotate") {
             true => line.replace(
                 "alice",
@@ -58,15 +51,8 @@ fn a_key_that_could_not_be_shown_is_nobodys() {
             ),
             false => line.to_owned(),
         };
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
-        command.env_clear().env("HOME", home.path()).current_dir(home.path());
-        let ran = command
-            .args(line.split(' '))
-            .stdout(stdout)
-            .output()
-            .expect("the program starts");
-        let said = String::from_utf8_lossy(&ran.stderr);
-        assert_eq!(ran.status.code(), Some(1), "{line}: {said}");
+        let Ran { code, err: said, .. } = home.run_into(&line, stdout);
+        assert_eq!(code, 1, "{line}: {said}");
         assert!(said.contains("could not be shown and is revoked"), "{line}: {said}");
         assert!(
             said.contains("--database") && said.contains("key issue alice"),

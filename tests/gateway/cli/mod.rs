@@ -116,9 +116,30 @@ impl Home {
         ran.err
     }
 
+    /// What a command does whose output goes there.
+    pub fn run_into(&self, line: &str, stdout: Stdio) -> Ran {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_gateway"));
+        command.env_clear().env("HOME", self.path()).current_dir(self.path());
+        let ran = command.args(line.split(' ')).stdout(stdout).output();
+        let ran = ran.expect("the program starts");
+        Ran {
+            code: ran.status.code().expect("an exit code"),
+            out: String::new(),
+            err: String::from_utf8_lossy(&ran.stderr).into_owned(),
+        }
+    }
+
     fn balance(&self, user: &str) -> Value {
         self.json(&format!("user show {user}"))["balance"].clone()
     }
+}
+
+/// Where nothing can be written: a pipe that nobody reads, and a disk that is full.
+pub fn nowhere() -> [Stdio; 2] {
+    let (reader, closed) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full");
+    [closed.into(), full.expect("Linux has it").into()]
 }
 
 /// A program with its stdout and its stderr on pipes.
@@ -145,6 +166,15 @@ pub async fn stopped(mut child: Child) -> Option<i32> {
     }
     child.kill().and_then(|()| child.wait()).expect("ended");
     None
+}
+
+/// Stops a server as an operator does; it has to end well, and in time.
+pub async fn ended(child: &mut tokio::process::Child, patience: std::time::Duration) {
+    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    kill_process(pid.expect("it runs"), Signal::TERM).expect("a signal");
+    let status = tokio::time::timeout(patience, child.wait()).await.expect("it stops");
+    let status = status.expect("a status");
+    assert!(status.success(), "{status}");
 }
 
 /// Where a server says that it listens.
