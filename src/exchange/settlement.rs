@@ -77,6 +77,7 @@ pub(super) async fn settle_background(gateway: &Gateway, detached: Detached, sai
     let close = background_receipt(&background, said, output).await;
     let which = background.draft.key.to_string();
     let key = gateway.store.blocking(move |store| store.find_keys(&which)).await;
+    // Without it only the log and the span lack a name.
     let key = key.ok().and_then(|found| found.into_iter().next());
     let live = gateway.live();
     let told = Told {

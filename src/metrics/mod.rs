@@ -34,7 +34,7 @@ use crate::histogram::Histogram;
 use crate::money::Usd;
 use crate::pricing::{self, Class};
 use crate::store::usage_log::State;
-use crate::store::{Counts, Store};
+use crate::store::{Counts, Store, StoreError};
 use crate::usage::Usage;
 
 pub use page::{Format, page};
@@ -310,15 +310,14 @@ pub struct Sight {
 impl Sight {
     /// Looks at the database and the system; it blocks.
     pub fn of(store: &Store, counts: Arc<Counts>, ready: bool, breakers: Vec<(String, Breaker)>) -> Sight {
-        let open = store.held_in_all().inspect_err(|error| {
+        let tell = |error: &StoreError| {
             tracing::warn!(error = error as &dyn std::error::Error, "open holds are not told");
-        });
+        };
+        let open = store.held_in_all().inspect_err(tell).ok();
         Sight {
-            background: open
-                .as_ref()
-                .ok()
-                .and_then(|_| store.background_responses_in_all().ok()),
-            open: open.ok(),
+            // Of what could not be read no more is asked.
+            background: open.and_then(|_| store.background_responses_in_all().inspect_err(tell).ok()),
+            open,
             process: Process::now(),
             ready,
             breakers,
