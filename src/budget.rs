@@ -89,14 +89,12 @@ pub enum NotABudget {
 impl Tell for NotABudget {
     fn told(&self, language: Language) -> Said {
         match self {
-            NotABudget::Amount(why) => {
-                let why = why.told(language);
-                said!(
-                    language,
-                    en: "{why}; write a budget like 20, 5/day or 100/month",
-                    zh: "{why}；预算请写成 20、5/day 或 100/month 这样",
-                )
-            }
+            NotABudget::Amount(why) => said!(
+                language,
+                en: "{why}; write a budget like 20, 5/day or 100/month",
+                zh: "{why}；预算请写成 20、5/day 或 100/month 这样",
+                why = why.told(language),
+            ),
             NotABudget::Negative => said!(language, en: "a budget is not negative", zh: "预算不能是负数"),
             NotABudget::Period => said!(
                 language,

@@ -349,10 +349,12 @@ impl Unusable {
                 en: "write an amount like 5 or 0.25",
                 zh: "请写 5 或 0.25 这样的金额",
             ),
-            Unusable::BalanceTooLarge { balance } => {
-                let most = MAX_BALANCE.saturating_sub(*balance);
-                said!(language, en: "credit at most {most}", zh: "最多充值 {most}")
-            }
+            Unusable::BalanceTooLarge { balance } => said!(
+                language,
+                en: "credit at most {most}",
+                zh: "最多充值 {most}",
+                most = MAX_BALANCE.saturating_sub(*balance),
+            ),
             Unusable::ZeroRefund => said!(
                 language,
                 en: "write an amount like 5 or 0.25, or none for all that is left",

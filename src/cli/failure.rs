@@ -140,22 +140,18 @@ fn caused(error: &dyn std::error::Error) -> String {
 /// What to do with a database of a newer release: its backup of our version, if there is one, is its way back.
 fn newer(database: &Path, backup: Option<&Path>, language: Language) -> Said {
     match backup {
-        Some(backup) => {
-            let restore = restore_command(database, backup);
-            said!(
-                language,
-                en: "use that release, or go back to what was before it: {restore}",
-                zh: "使用该版本的程序，或回到它之前的状态：{restore}",
-            )
-        }
-        None => {
-            let this = env!("CARGO_PKG_VERSION");
-            said!(
-                language,
-                en: "use that release, or a later one (this is {this})",
-                zh: "使用该版本或更新的程序（当前为 {this}）",
-            )
-        }
+        Some(backup) => said!(
+            language,
+            en: "use that release, or go back to what was before it: {restore}",
+            zh: "使用该版本的程序，或回到它之前的状态：{restore}",
+            restore = restore_command(database, backup),
+        ),
+        None => said!(
+            language,
+            en: "use that release, or a later one (this is {this})",
+            zh: "使用该版本或更新的程序（当前为 {this}）",
+            this = env!("CARGO_PKG_VERSION"),
+        ),
     }
 }
 
@@ -511,18 +507,24 @@ impl From<TlsError> for Failure {
     fn from(error: TlsError) -> Failure {
         let language = language();
         let what = match &error {
-            TlsError::Unreadable { setting, path, .. } => {
-                let path = path.display();
-                said!(language, en: "{setting}: the file {path} cannot be read", zh: "{setting}：无法读取文件 {path}")
-            }
-            TlsError::NoCertificate(path) => {
-                let path = path.display();
-                said!(language, en: "tls_cert: {path} holds no certificate in PEM", zh: "tls_cert：{path} 中没有 PEM 格式的证书")
-            }
-            TlsError::NoKey(path) => {
-                let path = path.display();
-                said!(language, en: "tls_key: {path} holds no private key in PEM", zh: "tls_key：{path} 中没有 PEM 格式的私钥")
-            }
+            TlsError::Unreadable { setting, path, .. } => said!(
+                language,
+                en: "{setting}: the file {path} cannot be read",
+                zh: "{setting}：无法读取文件 {path}",
+                path = path.display(),
+            ),
+            TlsError::NoCertificate(path) => said!(
+                language,
+                en: "tls_cert: {path} holds no certificate in PEM",
+                zh: "tls_cert：{path} 中没有 PEM 格式的证书",
+                path = path.display(),
+            ),
+            TlsError::NoKey(path) => said!(
+                language,
+                en: "tls_key: {path} holds no private key in PEM",
+                zh: "tls_key：{path} 中没有 PEM 格式的私钥",
+                path = path.display(),
+            ),
             TlsError::Unusable { cert, key, .. } => {
                 let (cert, key) = (cert.display(), key.display());
                 said!(

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 /// A text in a language: `said!(language, en: "no user {name}", zh: "没有用户 {name}")`. What stands in braces is a
-/// variable, as in `format!`.
+/// variable, as in `format!`; or it is given behind the texts, `name = user.name()`, and then has to stand in each of them.
 ///
 /// Both languages have to be there:
 ///
@@ -31,10 +31,10 @@ use serde::Serialize;
 /// ```
 #[macro_export]
 macro_rules! said {
-    ($language:expr, en: $en:literal, zh: $zh:literal $(,)?) => {
+    ($language:expr, en: $en:literal, zh: $zh:literal $(, $name:ident = $value:expr)* $(,)?) => {
         $crate::language::Said::verbatim(match $language {
-            $crate::language::Language::English => ::std::format!($en),
-            $crate::language::Language::Chinese => ::std::format!($zh),
+            $crate::language::Language::English => ::std::format!($en $(, $name = $value)*),
+            $crate::language::Language::Chinese => ::std::format!($zh $(, $name = $value)*),
         })
     };
 }

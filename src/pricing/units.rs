@@ -69,10 +69,12 @@ impl Tell for PriceError {
                 en: "{class} is not a fee; it belongs into rates",
                 zh: "{class} 不是费用；它属于 rates",
             ),
-            PriceError::Rate(text, why) => {
-                let why = why.told(language);
-                said!(language, en: "the rate {text:?} is {why}", zh: "费率 {text:?}：{why}")
-            }
+            PriceError::Rate(text, why) => said!(
+                language,
+                en: "the rate {text:?} is {why}",
+                zh: "费率 {text:?}：{why}",
+                why = why.told(language),
+            ),
             PriceError::RateRange(text) => said!(
                 language,
                 en: "the rate {text:?} is not between 0 and 100000 dollars per million",

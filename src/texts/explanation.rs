@@ -91,14 +91,12 @@ pub fn statuses(statuses: &[u16], language: Language) -> Said {
     match statuses {
         [] => said!(language, en: "inside a stream that has begun", zh: "在已开始的流之中"),
         [status] => Said::verbatim(status.to_string()),
-        [status, codex @ ..] => {
-            let codex = codex.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
-            said!(
-                language,
-                en: "{status}; on /v1/responses {codex}",
-                zh: "{status}；在 /v1/responses 上为 {codex}",
-            )
-        }
+        [status, codex @ ..] => said!(
+            language,
+            en: "{status}; on /v1/responses {codex}",
+            zh: "{status}；在 /v1/responses 上为 {codex}",
+            codex = codex.iter().map(u16::to_string).collect::<Vec<_>>().join(", "),
+        ),
     }
 }
 

@@ -10,14 +10,12 @@ use crate::said;
 /// The message of a refusal.
 pub fn message(refusal: &Refusal, language: Language) -> Said {
     match refusal {
-        Refusal::Malformed(ambiguity) => {
-            let why = request::head(*ambiguity, language);
-            said!(
-                language,
-                en: "This request is not taken: {why}. Nothing was sent.",
-                zh: "不接受此请求：{why}。未转发任何内容。",
-            )
-        }
+        Refusal::Malformed(ambiguity) => said!(
+            language,
+            en: "This request is not taken: {why}. Nothing was sent.",
+            zh: "不接受此请求：{why}。未转发任何内容。",
+            why = request::head(*ambiguity, language),
+        ),
         Refusal::Call(error) => request::body(error, language),
         Refusal::TooLarge { limit } => said!(
             language,
@@ -29,47 +27,41 @@ pub fn message(refusal: &Refusal, language: Language) -> Said {
             en: "The request body did not arrive whole and in time. Send it again.",
             zh: "请求体没有完整、及时地到达。请重新发送。",
         ),
-        Refusal::Coding(why) => {
-            let why = request::coding(*why, language);
-            said!(language, en: "The request cannot be read: {why}.", zh: "无法读取请求：{why}。")
-        }
+        Refusal::Coding(why) => said!(
+            language,
+            en: "The request cannot be read: {why}.",
+            zh: "无法读取请求：{why}。",
+            why = request::coding(*why, language),
+        ),
         Refusal::BadKey => said!(
             language,
             en: "This is not a valid key of this gateway. Send 'Authorization: Bearer sk-gw-…' with a key that its operator issued to you (gateway key issue).",
             zh: "这不是此网关的有效密钥。请用管理员签发给您的密钥（gateway key issue）发送 'Authorization: Bearer sk-gw-…'。",
         ),
-        Refusal::ForeignKey(whose) => {
-            let whose = request::token(*whose, language);
-            said!(
-                language,
-                en: "This looks like {whose}. This gateway takes its own keys, which start with sk-gw-: ask its operator for one.",
-                zh: "这看起来是{whose}。此网关只接受自己的密钥，以 sk-gw- 开头：请向管理员索取。",
-            )
-        }
-        Refusal::TooManyFailures { wait } => {
-            let after = in_seconds(*wait).as_secs();
-            said!(
-                language,
-                en: "Too many tokens from this address were no valid key of this gateway, and this was none either. Check the key (it starts with sk-gw-), and try again in {after}s.",
-                zh: "来自此地址的无效密钥过多，这个也不是此网关的有效密钥。请检查密钥（以 sk-gw- 开头），并在 {after}s 后重试。",
-            )
-        }
-        Refusal::Full => {
-            let after = FULL_RETRY.as_secs();
-            said!(
-                language,
-                en: "This gateway has as many connections or calls as it takes. Nothing was sent and nothing charged. Please try again in {after}s; its operator can raise [server] max_connections.",
-                zh: "此网关的连接数或调用数已达上限。未转发任何内容，也未收费。请在 {after}s 后重试；管理员可调大 [server] max_connections。",
-            )
-        }
-        Refusal::Crowded => {
-            let after = FULL_RETRY.as_secs();
-            said!(
-                language,
-                en: "There are as many connections from this address as one may have here. Close some, or try again in {after}s; the operator can raise [server] max_connections_per_address, or name a proxy in trusted_proxies.",
-                zh: "来自此地址的连接数已达上限。请关闭一些连接，或在 {after}s 后重试；管理员可调大 [server] max_connections_per_address，或将代理写入 trusted_proxies。",
-            )
-        }
+        Refusal::ForeignKey(whose) => said!(
+            language,
+            en: "This looks like {whose}. This gateway takes its own keys, which start with sk-gw-: ask its operator for one.",
+            zh: "这看起来是{whose}。此网关只接受自己的密钥，以 sk-gw- 开头：请向管理员索取。",
+            whose = request::token(*whose, language),
+        ),
+        Refusal::TooManyFailures { wait } => said!(
+            language,
+            en: "Too many tokens from this address were no valid key of this gateway, and this was none either. Check the key (it starts with sk-gw-), and try again in {after}s.",
+            zh: "来自此地址的无效密钥过多，这个也不是此网关的有效密钥。请检查密钥（以 sk-gw- 开头），并在 {after}s 后重试。",
+            after = in_seconds(*wait).as_secs(),
+        ),
+        Refusal::Full => said!(
+            language,
+            en: "This gateway has as many connections or calls as it takes. Nothing was sent and nothing charged. Please try again in {after}s; its operator can raise [server] max_connections.",
+            zh: "此网关的连接数或调用数已达上限。未转发任何内容，也未收费。请在 {after}s 后重试；管理员可调大 [server] max_connections。",
+            after = FULL_RETRY.as_secs(),
+        ),
+        Refusal::Crowded => said!(
+            language,
+            en: "There are as many connections from this address as one may have here. Close some, or try again in {after}s; the operator can raise [server] max_connections_per_address, or name a proxy in trusted_proxies.",
+            zh: "来自此地址的连接数已达上限。请关闭一些连接，或在 {after}s 后重试；管理员可调大 [server] max_connections_per_address，或将代理写入 trusted_proxies。",
+            after = FULL_RETRY.as_secs(),
+        ),
         Refusal::Ip => said!(
             language,
             en: "This key may not be used from this address. Ask the operator of this gateway to allow it.",
@@ -139,18 +131,18 @@ pub fn message(refusal: &Refusal, language: Language) -> Said {
                 zh: "{name}：这种形式的回答不说明用量，无法在这里计费。请改用 {instead}。",
             )
         }
-        Refusal::UnpricedTool(why) => {
-            let why = request::tool(why, language);
-            said!(
-                language,
-                en: "A hosted tool of this request cannot be billed here: {why}. Leave the tool out, or ask the operator of this gateway to set its price.",
-                zh: "此请求的一个托管工具无法在此计费：{why}。请去掉该工具，或请此网关的管理员设置其价格。",
-            )
-        }
-        Refusal::Question { param, why } => {
-            let why = request::question(why, language);
-            said!(language, en: "{param}: {why}.", zh: "{param}：{why}。")
-        }
+        Refusal::UnpricedTool(why) => said!(
+            language,
+            en: "A hosted tool of this request cannot be billed here: {why}. Leave the tool out, or ask the operator of this gateway to set its price.",
+            zh: "此请求的一个托管工具无法在此计费：{why}。请去掉该工具，或请此网关的管理员设置其价格。",
+            why = request::tool(why, language),
+        ),
+        Refusal::Question { param, why } => said!(
+            language,
+            en: "{param}: {why}.",
+            zh: "{param}：{why}。",
+            why = request::question(why, language),
+        ),
         Refusal::NoReceipt => said!(
             language,
             en: "This key made no request with that id here whose answer has ended. The id is the x-request-id of the answer, or the id in its body; GET /v1/gateway/requests lists them.",
@@ -171,52 +163,45 @@ pub fn message(refusal: &Refusal, language: Language) -> Said {
             en: "There is no such code to redeem: it may be mistyped, revoked, expired or used. Ask whoever gave it to you for another.",
             zh: "没有可兑换的这个码：可能输入有误、已撤销、已过期或已使用。请向给你此码的人要另一个。",
         ),
-        Refusal::TooManyTries { wait } => {
-            let after = wait.as_secs();
-            said!(
-                language,
-                en: "This key tried too many codes that cannot be redeemed. Please try again in {after}s.",
-                zh: "这个密钥尝试了太多无法兑换的码。请在 {after}s 后重试。",
-            )
-        }
-        Refusal::RateLimited { name, limit, wait } => {
-            let (of, many, after) = (whose(name, *limit, language), many(*limit, language), wait.as_secs());
-            said!(
-                language,
-                en: "Rate limit reached for {of}: {many}. Please try again in {after}s.",
-                zh: "{of}已达到速率限制：{many}。请在 {after}s 后重试。",
-            )
-        }
-        Refusal::TooManyTokens { name, limit, needed } => {
-            let (of, many) = (whose(name, *limit, language), many(*limit, language));
-            said!(
-                language,
-                en: "This call is too large for the rate limit of {of}: {many}, and it needs {needed}. Send less, state a smaller output limit, or ask the operator of this gateway for a larger rate limit; sent again as it is, it is refused again.",
-                zh: "此调用超出{of}的速率限制：{many}，而它需要 {needed} 个。请减少内容、给出更小的输出上限，或请此网关的管理员调大速率限制；原样重发仍会被拒绝。",
-            )
-        }
+        Refusal::TooManyTries { wait } => said!(
+            language,
+            en: "This key tried too many codes that cannot be redeemed. Please try again in {after}s.",
+            zh: "这个密钥尝试了太多无法兑换的码。请在 {after}s 后重试。",
+            after = wait.as_secs(),
+        ),
+        Refusal::RateLimited { name, limit, wait } => said!(
+            language,
+            en: "Rate limit reached for {of}: {many}. Please try again in {after}s.",
+            zh: "{of}已达到速率限制：{many}。请在 {after}s 后重试。",
+            of = whose(name, *limit, language),
+            many = many(*limit, language),
+            after = wait.as_secs(),
+        ),
+        Refusal::TooManyTokens { name, limit, needed } => said!(
+            language,
+            en: "This call is too large for the rate limit of {of}: {many}, and it needs {needed}. Send less, state a smaller output limit, or ask the operator of this gateway for a larger rate limit; sent again as it is, it is refused again.",
+            zh: "此调用超出{of}的速率限制：{many}，而它需要 {needed} 个。请减少内容、给出更小的输出上限，或请此网关的管理员调大速率限制；原样重发仍会被拒绝。",
+            of = whose(name, *limit, language),
+            many = many(*limit, language),
+        ),
         Refusal::Short { user, limit, shortfall } => short(user, *limit, shortfall, language),
         Refusal::IdempotencyKey => said!(
             language,
             en: "Idempotency-Key is one header of 1 to 255 printable ASCII characters; over a WebSocket, it is `ws_request_header_idempotency_key` in the `client_metadata` of each create. Nothing was sent.",
             zh: "Idempotency-Key 是一个请求头，由 1 到 255 个可打印的 ASCII 字符组成；在 WebSocket 上，它是每个 create 的 `client_metadata` 中的 `ws_request_header_idempotency_key`。未转发任何内容。",
         ),
-        Refusal::InProgress { exchange } => {
-            let after = HELD_RETRY.as_secs();
-            said!(
-                language,
-                en: "The call with this Idempotency-Key is still running, as {exchange}. Nothing was sent. Please try again in {after}s.",
-                zh: "带有此 Idempotency-Key 的调用仍在进行，编号 {exchange}。未转发任何内容。请在 {after}s 后重试。",
-            )
-        }
-        Refusal::AlreadyDone { exchange, charge } => {
-            let receipt = receipt(*exchange);
-            said!(
-                language,
-                en: "The call with this Idempotency-Key is done and was charged {charge:#}. Nothing was sent or charged again. GET {receipt} is its receipt; another call needs another Idempotency-Key.",
-                zh: "带有此 Idempotency-Key 的调用已完成，费用 {charge:#}。没有再次转发，也没有再次计费。GET {receipt} 是它的收据；另一个调用需要另一个 Idempotency-Key。",
-            )
-        }
+        Refusal::InProgress { exchange } => said!(
+            language,
+            en: "The call with this Idempotency-Key is still running, as {exchange}. Nothing was sent. Please try again in {after}s.",
+            zh: "带有此 Idempotency-Key 的调用仍在进行，编号 {exchange}。未转发任何内容。请在 {after}s 后重试。",
+            after = HELD_RETRY.as_secs(),
+        ),
+        Refusal::AlreadyDone { exchange, charge } => said!(
+            language,
+            en: "The call with this Idempotency-Key is done and was charged {charge:#}. Nothing was sent or charged again. GET {receipt} is its receipt; another call needs another Idempotency-Key.",
+            zh: "带有此 Idempotency-Key 的调用已完成，费用 {charge:#}。没有再次转发，也没有再次计费。GET {receipt} 是它的收据；另一个调用需要另一个 Idempotency-Key。",
+            receipt = receipt(*exchange),
+        ),
         Refusal::IdempotencyMismatch => said!(
             language,
             en: "This Idempotency-Key came with another call before. Nothing was sent. Another call needs another Idempotency-Key.",
@@ -252,14 +237,12 @@ pub fn message(refusal: &Refusal, language: Language) -> Said {
             en: "previous_response_id: this connection does not remember '{id}'; it remembers its last response. Send the conversation's items in 'input' instead.",
             zh: "previous_response_id：此连接没有记住 '{id}'；它只记住最近的一个 response。请改为在 'input' 中发送对话的各项。",
         ),
-        Refusal::Busy => {
-            let after = BUSY_RETRY.as_secs();
-            said!(
-                language,
-                en: "The gateway takes no more calls at the moment. Please try again in {after}s.",
-                zh: "网关此刻不再接受更多调用。请在 {after}s 后重试。",
-            )
-        }
+        Refusal::Busy => said!(
+            language,
+            en: "The gateway takes no more calls at the moment. Please try again in {after}s.",
+            zh: "网关此刻不再接受更多调用。请在 {after}s 后重试。",
+            after = BUSY_RETRY.as_secs(),
+        ),
         Refusal::Storage => said!(
             language,
             en: "The gateway cannot write its books at the moment, so it takes no calls. Nothing was charged. Please try again.",
@@ -275,10 +258,12 @@ pub fn message(refusal: &Refusal, language: Language) -> Said {
             en: "The gateway is being restarted. Nothing was charged. Please try again.",
             zh: "网关正在重启。未产生费用。请重试。",
         ),
-        Refusal::Upstream(fault) => {
-            let what = self::fault(*fault, language);
-            said!(language, en: "{what} Nothing was charged.", zh: "{what}未产生费用。")
-        }
+        Refusal::Upstream(fault) => said!(
+            language,
+            en: "{what} Nothing was charged.",
+            zh: "{what}未产生费用。",
+            what = self::fault(*fault, language),
+        ),
         Refusal::Internal => said!(
             language,
             en: "The gateway failed on this request; its log says why. Nothing was charged.",

@@ -68,20 +68,24 @@ fn parameter(name: &str, problem: &Problem, language: Language) -> Said {
             en: "`{name}` appears more than once. Send it once.",
             zh: "`{name}` 出现了不止一次。请只发送一次。",
         ),
-        Problem::Type(wanted) => {
-            let wanted = self::wanted(*wanted, language);
-            said!(language, en: "`{name}` must be {wanted}.", zh: "`{name}` 必须是{wanted}。")
-        }
+        Problem::Type(wanted) => said!(
+            language,
+            en: "`{name}` must be {wanted}.",
+            zh: "`{name}` 必须是{wanted}。",
+            wanted = self::wanted(*wanted, language),
+        ),
         Problem::Zero => said!(language, en: "`{name}` must be at least 1.", zh: "`{name}` 至少为 1。"),
         Problem::Above { most } => said!(
             language,
             en: "`{name}` must be at most {most}.",
             zh: "`{name}` 不得超过 {most}。",
         ),
-        Problem::NotOneOf(words) => {
-            let words = words.join(", ");
-            said!(language, en: "`{name}` must be one of {words}.", zh: "`{name}` 必须是以下之一：{words}。")
-        }
+        Problem::NotOneOf(words) => said!(
+            language,
+            en: "`{name}` must be one of {words}.",
+            zh: "`{name}` 必须是以下之一：{words}。",
+            words = words.join(", "),
+        ),
         Problem::TooDeep => said!(
             language,
             en: "`{name}` is nested more than 128 levels deep; flatten it.",
@@ -92,22 +96,18 @@ fn parameter(name: &str, problem: &Problem, language: Language) -> Said {
             en: "`{name}` holds a string with half of a surrogate pair (a cut emoji), or a number out of range; send whole characters.",
             zh: "`{name}` 中有半个代理对（被截断的 emoji）或超出范围的数字；请发送完整的字符。",
         ),
-        Problem::Unsupported(instead) => {
-            let instead = self::instead(*instead, language);
-            said!(
-                language,
-                en: "`{name}` is not supported by this gateway. {instead}",
-                zh: "此网关不支持 `{name}`。{instead}",
-            )
-        }
-        Problem::Untranslatable { item, to } => {
-            let to = to.path();
-            said!(
-                language,
-                en: "`{item}` (at `{name}`) has no counterpart in {to}, which is all that this model's upstream takes. Leave it out, or use another model.",
-                zh: "`{item}`（位于 `{name}`）在 {to} 中没有对应，而此模型的上游只接受该接口。请去掉它，或使用其他模型。",
-            )
-        }
+        Problem::Unsupported(instead) => said!(
+            language,
+            en: "`{name}` is not supported by this gateway. {instead}",
+            zh: "此网关不支持 `{name}`。{instead}",
+            instead = self::instead(*instead, language),
+        ),
+        Problem::Untranslatable { item, to } => said!(
+            language,
+            en: "`{item}` (at `{name}`) has no counterpart in {to}, which is all that this model's upstream takes. Leave it out, or use another model.",
+            zh: "`{item}`（位于 `{name}`）在 {to} 中没有对应，而此模型的上游只接受该接口。请去掉它，或使用其他模型。",
+            to = to.path(),
+        ),
     }
 }
 

@@ -67,10 +67,12 @@ impl Tell for LeftOut {
             LeftOut::NoClass(name) => {
                 said!(language, en: "`{name}` has no class here", zh: "`{name}` 在此没有对应的类别")
             }
-            LeftOut::Cost(name, why) => {
-                let why = why.told(language);
-                said!(language, en: "{name}: {why}", zh: "{name}：{why}")
-            }
+            LeftOut::Cost(name, why) => said!(
+                language,
+                en: "{name}: {why}",
+                zh: "{name}：{why}",
+                why = why.told(language),
+            ),
             LeftOut::Price(why) => why.told(language),
         }
     }

@@ -245,14 +245,12 @@ impl<'a> Cells<'a> {
         let (language, line, name) = (language(), self.at, column.name());
         self.wrong
             .push(match self.columns.iter().position(|one| *one == column) {
-                Some(at) => {
-                    let at = at + 1;
-                    said!(
-                        language,
-                        en: "line {line}, column {at} ({name}): {why}",
-                        zh: "第 {line} 行第 {at} 列（{name}）：{why}",
-                    )
-                }
+                Some(at) => said!(
+                    language,
+                    en: "line {line}, column {at} ({name}): {why}",
+                    zh: "第 {line} 行第 {at} 列（{name}）：{why}",
+                    at = at + 1,
+                ),
                 None => said!(language, en: "line {line}: {why}", zh: "第 {line} 行：{why}"),
             });
     }
