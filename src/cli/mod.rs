@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod explain;
 pub mod failure;
+pub mod filter;
 mod healthcheck;
 pub mod key;
 pub mod ledger;

@@ -1,6 +1,5 @@
 //! `gateway request …`: single exchanges, and the receipt of one.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -8,19 +7,17 @@ use jiff::Timestamp;
 use rust_decimal::Decimal;
 use serde::Serialize;
 
-use super::failure::{Exit, Failure};
+use super::Global;
+use super::failure::Failure;
+use super::filter::{Caller, Callers, FilterArgs, filter};
 use super::output::{self, Column, Items, Pipe};
-use super::usage::FilterArgs;
-use super::{Global, language};
 use crate::admin;
 use crate::money::Usd;
 use crate::origin::{Label, Origin};
 use crate::pricing::Line;
-use crate::said;
 use crate::store::attempts::Attempt;
 use crate::store::usage_log::{Basis, ExchangeFilter, ExchangeRow, State};
 use crate::store::{Create, Store};
-use crate::time::now;
 use crate::usage::Usage;
 
 /// How often `tail` looks for new rows.
@@ -73,107 +70,6 @@ pub fn run(command: RequestCommand, global: &Global) -> anyhow::Result<()> {
             output::print(&receipt.text()).map(drop)
         }
         RequestCommand::Tail { filter: which } => tail(&store, filter(&store, &which, TAIL_MOST)?, global),
-    }
-}
-
-/// Which exchanges, with users and keys looked up.
-///
-/// # Errors
-/// There is no such user or key, or the end is before the beginning.
-pub fn filter(store: &Store, which: &FilterArgs, limit: u32) -> anyhow::Result<ExchangeFilter> {
-    let at = now();
-    let (since, until) = (
-        which.since.map(|when| when.ago(at)),
-        which.until.map(|when| when.ago(at)),
-    );
-    if let (Some(since), Some(until)) = (since, until)
-        && since > until
-    {
-        let (since, until) = (output::time(since), output::time(until));
-        let what = said!(
-            language(),
-            en: "nothing starts at {since} or later and before {until}",
-            zh: "没有什么能既不早于 {since} 又早于 {until} 开始",
-        );
-        return Err(Failure::new(Exit::Usage, what)
-            .fix(said!(
-                language(),
-                en: "give --since the earlier time and --until the later one",
-                zh: "--since 写较早的时间，--until 写较晚的时间",
-            ))
-            .into());
-    }
-    let user = which.user.as_deref().map(|who| admin::user(store, who)).transpose();
-    let key = which.key.as_deref().map(|key| admin::key(store, key)).transpose();
-    Ok(ExchangeFilter {
-        user: user.map_err(Failure::from)?.map(|user| user.id),
-        key: key.map_err(Failure::from)?.map(|key| key.id),
-        model: which.model.clone(),
-        session: which.session.clone(),
-        since,
-        until,
-        before: None,
-        after: None,
-        limit,
-    })
-}
-
-/// Who calls with a key.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// The user's name.
-    pub user: String,
-    /// What is shown of the key.
-    pub prefix: String,
-    /// The key's name.
-    pub key: String,
-}
-
-impl Caller {
-    /// `alice/laptop`.
-    pub fn text(&self) -> String {
-        format!("{}/{}", self.user, output::plain(&self.key))
-    }
-}
-
-/// The callers with keys, each looked up once.
-pub struct Callers<'a> {
-    store: &'a Store,
-    known: BTreeMap<String, Caller>,
-}
-
-impl<'a> Callers<'a> {
-    /// Of a database; none is known yet.
-    pub fn new(store: &'a Store) -> Callers<'a> {
-        Callers {
-            store,
-            known: BTreeMap::new(),
-        }
-    }
-
-    /// Who calls with the key of this id.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub fn of(&mut self, key: &str) -> anyhow::Result<Caller> {
-        if let Some(caller) = self.known.get(key) {
-            return Ok(caller.clone());
-        }
-        let found = self.store.find_keys(key).map_err(Failure::from)?.pop();
-        let caller = match found {
-            Some(key) => Caller {
-                user: key.user_name,
-                prefix: key.prefix,
-                key: key.name,
-            },
-            None => Caller {
-                user: String::new(),
-                prefix: key.to_owned(),
-                key: String::new(),
-            },
-        };
-        self.known.insert(key.to_owned(), caller.clone());
-        Ok(caller)
     }
 }
 

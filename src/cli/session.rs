@@ -6,10 +6,11 @@ use clap::Subcommand;
 use serde_json::{Map, Value, json};
 
 use super::failure::{Exit, Failure};
+use super::filter::{FilterArgs, filter};
 use super::output::{self, Column, Items};
-use super::usage::{FilterArgs, counts, view};
+use super::usage::{counts, view};
 use super::values::When;
-use super::{Global, language, request};
+use super::{Global, language};
 use crate::admin;
 use crate::money::Usd;
 use crate::origin::Label;
@@ -75,7 +76,7 @@ pub fn run(command: SessionCommand, global: &Global) -> anyhow::Result<()> {
                 until,
                 ..FilterArgs::default()
             };
-            let filter = request::filter(&store, &which, limit)?;
+            let filter = filter(&store, &which, limit)?;
             let sessions = store.sessions(&filter, &Stop::default()).map_err(unread)?;
             list(&store, &sessions, global)
         }

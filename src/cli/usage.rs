@@ -4,11 +4,10 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use serde_json::{Map, Value, json};
 
+use super::Global;
 use super::failure::Failure;
+use super::filter::{Callers, FilterArgs, filter};
 use super::output::{self, Column};
-use super::request::Callers;
-use super::values::When;
-use super::{Global, request};
 use crate::money::Usd;
 use crate::store::Create;
 use crate::store::usage_log::{GroupBy, UsageSum};
@@ -25,29 +24,6 @@ pub struct UsageArgs {
     /// Print comma-separated values, without the total
     #[arg(long, conflicts_with = "json")]
     csv: bool,
-}
-
-/// Which requests.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct FilterArgs {
-    /// Of this user: a name, an e-mail address or an id
-    #[arg(long)]
-    pub user: Option<String>,
-    /// With this key: an id or a prefix
-    #[arg(long)]
-    pub key: Option<String>,
-    /// For this model, as the client asked
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Of this session, by its whole id
-    #[arg(long)]
-    pub session: Option<String>,
-    /// Started at this time or later: a date (midnight UTC), a time, or a span back such as 7d
-    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
-    pub since: Option<When>,
-    /// Started before this time
-    #[arg(long, value_name = "WHEN", value_parser = When::parse)]
-    pub until: Option<When>,
 }
 
 impl ValueEnum for GroupBy {
@@ -124,7 +100,7 @@ fn shown(group: &str) -> String {
 /// The failure, with its exit code.
 pub fn run(args: UsageArgs, global: &Global) -> anyhow::Result<()> {
     let store = global.store(Create::Never)?;
-    let (filter, by) = (request::filter(&store, &args.filter, u32::MAX)?, args.by);
+    let (filter, by) = (filter(&store, &args.filter, u32::MAX)?, args.by);
     let (sums, total) = store.usage(&filter, by).map_err(Failure::from)?;
     let mut callers = Callers::new(&store);
     let groups = sums.into_iter().map(|sum| Group::new(sum, by, &mut callers));

@@ -2,13 +2,12 @@
 
 use std::env;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use jiff::SignedDuration;
 use serde_json::Value;
 
 use super::model::entries;
-use super::{CodexArgs, KEY_VARIABLE, URL_VARIABLE, failure, not_started};
+use super::{CodexArgs, KEY_VARIABLE, PATIENCE, URL_VARIABLE, failure, not_started};
 use crate::admin::{self, KeySpec};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::{actor, host, language, runtime};
@@ -22,9 +21,6 @@ use crate::time;
 
 /// How long a key lives that is issued for one run of Codex, in hours. It is revoked at the end; this is for kills.
 const KEY_HOURS: i64 = 24;
-
-/// How long the gateway may take to say that it is there, and to list its models; and Codex to list its own.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where the gateway is, and with which key it is used.
 pub(super) struct Access {

@@ -10,6 +10,7 @@ use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use rustix::process;
 use tokio::process::{Child, Command};
@@ -29,6 +30,9 @@ pub const KEY_VARIABLE: &str = "CODEX_GATEWAY_API_KEY";
 
 /// The variable that names the gateway.
 pub const URL_VARIABLE: &str = "CODEX_GATEWAY_URL";
+
+/// How long the gateway may take to say that it is there, and to list its models; and Codex to list its own.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The exit code of a command that was interrupted before Codex ran.
 const INTERRUPTED: u8 = 130;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokio::process::Command;
 
-use super::access::PATIENCE;
+use super::PATIENCE;
 use super::{failure, not_started};
 use crate::cli::failure::{Exit, Failure};
 use crate::cli::{language, runtime};
