@@ -251,6 +251,11 @@ pub fn closest<'a, T>(by_glob: &'a BTreeMap<String, T>, model: &str) -> Option<&
     closest.map(|(_, value)| value)
 }
 
+/// Whether a glob stands for more than one name.
+pub fn is_pattern(glob: &str) -> bool {
+    glob.contains(['*', '?'])
+}
+
 /// Whether one glob matches the whole text.
 ///
 /// Matches without recursion: on a mismatch the last `*` takes one character more, which is at most `glob × text` steps.

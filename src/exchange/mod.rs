@@ -35,6 +35,7 @@ mod relay;
 mod roll;
 mod sending;
 mod settlement;
+mod stock;
 mod throttle;
 mod traces;
 mod tunnel;

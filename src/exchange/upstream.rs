@@ -11,11 +11,12 @@ use http::header::{
 use http::{HeaderMap, Method, StatusCode};
 use jiff::Timestamp;
 use reqwest::{Client, Proxy, Response, Url, redirect};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::health::{Health, Turn};
 use super::passing::Carried;
 use super::sending::{self, Asked};
+use super::stock::{self, Stock};
 use super::{Admitted, tunnel};
 use crate::bilingual;
 use crate::breaker::{self, Others, Verdict};
@@ -213,6 +214,8 @@ pub struct Upstream {
     /// Shared with those before it that are the same upstream, asked with the same headers the same way: what is open to
     /// one is open to the other.
     account: Arc<()>,
+    /// Shared likewise.
+    stock: Arc<Stock>,
     /// Whether its total of tokens covers reasoning that its output does not.
     total_covers_reasoning: bool,
 }
@@ -243,16 +246,16 @@ impl Upstream {
             .map_err(|e| wrong(bilingual!(en: "the base_url is not usable: {e}", zh: "base_url 不可用：{e}")))?;
         let is_priced_by =
             |lists: &[&str]| matches!(&config.prices, Pricing::List(list) if lists.contains(&list.as_str()));
+        let same =
+            before.filter(|before| before.way == way && before.headers == headers && before.base_url == base_url);
         Ok(Upstream {
             urls: Urls::below(&base_url),
             is_openai: is_at(&base_url, &["openai.com"]),
             total_covers_reasoning: is_at(&base_url, &["x.ai", "googleapis.com"]) || is_priced_by(&["xai", "gemini"]),
             chat_limit_field: config.chat_limit_field(),
             last: before.map(|before| Arc::clone(&before.last)).unwrap_or_default(),
-            account: before
-                .filter(|before| before.way == way && before.headers == headers && before.base_url == base_url)
-                .map(|before| Arc::clone(&before.account))
-                .unwrap_or_default(),
+            account: same.map(|before| Arc::clone(&before.account)).unwrap_or_default(),
+            stock: same.map(|before| Arc::clone(&before.stock)).unwrap_or_default(),
             health: match before.filter(|before| before.is_known_as(config)) {
                 Some(before) => Arc::clone(&before.health),
                 None => Arc::new(Health::new(config.breaker_interval)),
@@ -521,6 +524,26 @@ impl Upstream {
             status: response.status(),
             date: date.and_then(|date| Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp())),
         })
+    }
+
+    /// The models that it lists itself, as far as that is known.
+    pub(super) async fn own_models(&self) -> Arc<[String]> {
+        let asking = async {
+            let request = self.client.get(below(&self.base_url, "/models"));
+            let mut response = request.headers(self.headers.clone()).send().await.ok()?;
+            let body = read_whole(&mut response, stock::MOST_BYTES, stock::PATIENCE)
+                .await
+                .ok()?;
+            response.status().is_success().then(|| stock::read(&body)).flatten()
+        };
+        let asking = async {
+            let listed = timeout(stock::PATIENCE, asking).await.ok().flatten();
+            if listed.is_none() {
+                tracing::debug!(upstream = self.name(), "it does not say which models it has");
+            }
+            listed
+        };
+        self.stock.names(Instant::now(), asking).await
     }
 
     fn edits(&self, admitted: &Admitted) -> Edits {

@@ -46,6 +46,20 @@ pub enum Purpose {
     Other,
 }
 
+/// What is in the names of models that write no answers, where nothing else says what they are for.
+const NO_ANSWERS: [&str; 6] = ["embed", "rerank", "minilm", "bge-", "whisper", "tts"];
+
+impl Purpose {
+    /// What a model that no price tells of can be used for, by its name.
+    pub fn by_name(name: &str) -> Purpose {
+        let name = name.to_ascii_lowercase();
+        match NO_ANSWERS.iter().any(|part| name.contains(part)) {
+            true => Purpose::Other,
+            false => Purpose::Answers,
+        }
+    }
+}
+
 /// Whose requests an upstream understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Speaks {
@@ -167,9 +181,10 @@ fn rank(name: &str) -> Option<usize> {
     CODEX_ORDER.iter().position(|known| *known == name)
 }
 
-/// Where Codex knows models, the picker shows these; the others work by name. Else it shows all.
+/// Where Codex knows models, the picker shows these, and those that are free: somebody runs them for it. The others, a whole
+/// list of prices, work by name. Else it shows all.
 fn visibility(model: &Offered, known: bool) -> &'static str {
-    if known && rank(&model.name).is_none() {
+    if known && rank(&model.name).is_none() && model.rates.is_some() {
         "hide"
     } else {
         "list"
@@ -316,6 +331,32 @@ mod tests {
         let document = catalogue(&[offered("old"), newer]);
         assert_eq!(slugs(&document), ["new", "old"]);
         assert_eq!(document["models"][1]["visibility"], "list");
+    }
+
+    #[test]
+    fn what_embeds_or_hears_is_known_by_its_name() {
+        for (name, purpose) in [
+            ("qwen3:8b", Purpose::Answers),
+            ("gpt-oss:20b", Purpose::Answers),
+            ("nomic-embed-text", Purpose::Other),
+            ("Qwen3-Embedding-8B", Purpose::Other),
+            ("all-minilm", Purpose::Other),
+        ] {
+            assert_eq!(Purpose::by_name(name), purpose, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_free_is_shown_beside_codex_s_models() {
+        let free = Offered {
+            rates: None,
+            ..offered("qwen3:8b")
+        };
+        let document = catalogue(&[free, offered("gpt-6.1-sol"), offered("gpt-4o")]);
+        assert_eq!(slugs(&document), ["gpt-6.1-sol", "gpt-4o", "qwen3:8b"]);
+        let shown = document["models"].as_array().expect("models").iter();
+        let shown: Vec<&Value> = shown.map(|model| &model["visibility"]).collect();
+        assert_eq!(shown, ["list", "hide", "list"]);
     }
 
     #[test]

@@ -97,13 +97,14 @@ fn described(live: &Live, key: &Key, offer: &Offer) -> Offered {
         name: offer.name.clone(),
         created: offer.since.map_or(0, |since| since.as_second()),
         owned_by: offer.upstream.clone(),
-        purpose: if price.kind == Kind::Text {
-            Purpose::Answers
-        } else {
-            Purpose::Other
+        purpose: match (price.kind, offer.since) {
+            // Free: its price says nothing of it.
+            (Kind::Text, None) => Purpose::by_name(&offer.name),
+            (Kind::Text, Some(_)) => Purpose::Answers,
+            _ => Purpose::Other,
         },
         speaks: Speaks::of(live.upstreams[offer.target.upstream].base_url()),
-        rates: rate(Class::Input).map(|input| Rates {
+        rates: offer.since.and(rate(Class::Input)).map(|input| Rates {
             input,
             cached_input: rate(Class::CachedInput),
             output: rate(Class::Output),

@@ -2,9 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{MODEL, chat};
+use crate::client::{Answer, MODEL, chat};
 use crate::harness::Harness;
 
+use codex_gateway::config::Pricing;
 use codex_gateway::simulator::playwright::{Pace, standard};
 
 /// What an upstream was asked for, call by call.
@@ -85,5 +86,62 @@ async fn an_upstream_gets_the_exchanges_id() {
         !served[0].headers.contains_key("x-client-request-id"),
         "a name of OpenAI's own"
     );
+    harness.finish().await;
+}
+
+/// The names in a list of models.
+fn names(list: &Answer) -> Vec<String> {
+    let list = list.json();
+    let data = list["data"].as_array().expect("a list").iter();
+    data.map(|model| model["id"].as_str().expect("a name").to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_free_upstream_offers_what_it_lists_itself_and_no_model_of_a_price_list() {
+    let free = |models: &'static [&str]| {
+        Harness::builder().tweak(move |config| {
+            config.upstreams[0].prices = Pricing::Free;
+            config.upstreams[0].models = models.iter().map(ToString::to_string).collect();
+        })
+    };
+    let harness = free(&["sim-50*", "by-name"]).start().await;
+    for _ in 0..2 {
+        let listed = names(&harness.client.get("/v1/models").await.expect(200));
+        assert_eq!(listed, ["by-name", "sim-500", "sim-502", "sim-503"]);
+    }
+    let catalogue = harness.client.get("/v1/models").await.expect(200).json();
+    let entry = &catalogue["models"][0];
+    assert_eq!(
+        (&entry["slug"], &entry["visibility"]),
+        (&json!("by-name"), &json!("list"))
+    );
+    assert_eq!(entry["description"], "Balance $5.00 · free, by first");
+    let me = harness.client.get("/v1/gateway/me").await.expect(200).json();
+    assert_eq!(me["models"], json!(["by-name", "sim-500", "sim-502", "sim-503"]));
+    let asked = harness
+        .served()
+        .iter()
+        .filter(|served| served.path == "/v1/models")
+        .count();
+    assert_eq!(asked, 1, "it is asked once");
+    harness.finish().await;
+
+    let harness = free(&["*"]).start().await;
+    let listed = names(&harness.client.get("/v1/models").await.expect(200));
+    assert!(listed.iter().any(|name| name == MODEL) && listed.iter().any(|name| name == "sim-500"));
+    assert!(
+        !listed.iter().any(|name| name == "gpt-4o" || name == "qwen3-max"),
+        "{listed:?}"
+    );
+    harness.finish().await;
+
+    let silent = Harness::builder().tweak(|config| {
+        config.upstreams[0].prices = Pricing::Free;
+        config.upstreams[0].models = vec!["*".to_owned(), "by-name".to_owned()];
+        config.upstreams[0].base_url = "http://127.0.0.1:1/v1".to_owned();
+    });
+    let harness = silent.start().await;
+    assert_eq!(names(&harness.client.get("/v1/models").await.expect(200)), ["by-name"]);
     harness.finish().await;
 }
