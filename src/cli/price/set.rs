@@ -33,7 +33,7 @@ pub struct SetArgs {
     /// What the model is for [default: as it is, else text]
     #[arg(long, value_name = "text|embedding|image|transcription|speech", value_parser = kind_typed)]
     kind: Option<Kind>,
-    /// Input tokens
+    /// Input tokens; of an image model, those of text
     #[arg(long, value_name = "USD", value_parser = rate)]
     input: Option<Rate>,
     /// Input tokens read from the cache [default: as input]
@@ -45,7 +45,7 @@ pub struct SetArgs {
     /// Input tokens written to the cache for 12 hours [default: as --cache-write]
     #[arg(long = "cache-write-12h", value_name = "USD", value_parser = rate)]
     cache_write_12h: Option<Rate>,
-    /// Output tokens, reasoning included
+    /// Output tokens, reasoning included; of an image model, those of pictures
     #[arg(long, value_name = "USD", value_parser = rate)]
     output: Option<Rate>,
     /// Reasoning tokens, where a vendor bills them apart [default: as output]
@@ -181,7 +181,7 @@ impl SetArgs {
             ..Price::free()
         });
         price.kind = self.kind.unwrap_or(price.kind);
-        price.rates.extend(self.rates());
+        price.rates.extend(self.rates(price.kind));
         price.fees.extend(self.fees());
         price.regional_uplift = self.regional_uplift.or(price.regional_uplift);
         price.max_input = self.max_input.or(price.max_input);
@@ -203,7 +203,7 @@ impl SetArgs {
     /// What of a price these rates do not reach, in words.
     fn keeps(&self, base: &Price) -> Option<Said> {
         let own = parts(base);
-        (!own.is_empty() && self.rates().next().is_some()).then(|| {
+        (!own.is_empty() && self.rates(base.kind).next().is_some()).then(|| {
             let own = own.join(", ");
             said!(
                 language(),
@@ -213,8 +213,9 @@ impl SetArgs {
         })
     }
 
-    fn rates(&self) -> impl Iterator<Item = (Class, Rate)> {
-        let image = self.kind == Some(Kind::Image);
+    /// The given rates, by what they are called in a price of this kind.
+    fn rates(&self, kind: Kind) -> impl Iterator<Item = (Class, Rate)> {
+        let image = kind == Kind::Image;
         let given = [
             (if image { Class::ImageTextInput } else { Class::Input }, self.input),
             (Class::CachedInput, self.cached_input),
@@ -279,5 +280,14 @@ mod tests {
         assert!(set_of("m --input 2.5 --kind embedding", None).is_ok());
         assert!(set_of("m --input 1e3 --output 1", None).is_err());
         assert!(set_of("m --input 0.0000000001 --output 1", None).is_err());
+    }
+
+    #[test]
+    fn an_image_model_keeps_its_kind_and_its_rates_their_names() {
+        let old = r#"{"kind":"image","rates":{"image_text_input":"5","image_output":"40"}}"#;
+        let new = r#"{"kind":"image","rates":{"image_text_input":"6","image_output":"20"}}"#;
+        for line in ["m --input 6 --output 20", "m --kind image --input 6 --output 20"] {
+            assert_eq!(set_of(line, Some(old)).as_deref(), Ok(new), "{line}");
+        }
     }
 }
