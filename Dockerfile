@@ -10,6 +10,6 @@ ENV GATEWAY_DATABASE__PATH=/data/gateway.db
 ENV GATEWAY_SERVER__LISTEN=0.0.0.0:8080
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=6s --start-period=60s CMD ["/gateway", "healthcheck", "--ready"]
+HEALTHCHECK --interval=30s --timeout=6s --start-period=60s CMD ["/gateway", "healthcheck"]
 ENTRYPOINT ["/gateway"]
 CMD ["serve"]

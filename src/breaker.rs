@@ -141,6 +141,14 @@ impl Breaker {
         }
     }
 
+    fn state(&self, now: Duration) -> State {
+        match self.open {
+            None => State::Closed,
+            Some(rest) if rest.trying || now >= rest.next => State::HalfOpen,
+            Some(_) => State::Open,
+        }
+    }
+
     /// It wants to be left alone.
     fn leave_alone(&mut self, now: Duration, retry_after: Duration) {
         let until = now.saturating_add(retry_after.min(LONGEST_REST));
@@ -153,6 +161,10 @@ impl Breaker {
 pub struct Breakers {
     interval: Duration,
     models: BTreeMap<String, Breaker>,
+    /// When it last answered, for whatever model; `None`: not since it is looked at.
+    answered_at: Option<Duration>,
+    /// Whether no connection came about, the last time that one was wanted.
+    unreachable: bool,
     /// When it was last looked for models to forget.
     swept: Duration,
 }
@@ -163,6 +175,8 @@ impl Breakers {
         Breakers {
             interval,
             models: BTreeMap::new(),
+            answered_at: None,
+            unreachable: false,
             swept: Duration::ZERO,
         }
     }
@@ -215,6 +229,10 @@ impl Breakers {
 
     /// Notes what became of a call that was sent at `sent`. Returns whether that opened or closed it.
     pub fn note(&mut self, model: &str, sent: Duration, now: Duration, verdict: Verdict) -> bool {
+        self.unreachable = verdict == Verdict::Unreachable;
+        if matches!(verdict, Verdict::Answered | Verdict::Busy(_)) {
+            self.answered_at = Some(now);
+        }
         match verdict {
             Verdict::Answered => self.answered(model, sent, now),
             Verdict::Busy(retry_after) => {
@@ -233,12 +251,17 @@ impl Breakers {
 
     /// How the breaker of the model that stands worst does.
     pub fn state(&self, now: Duration) -> State {
-        let worst = self.models.values().map(|breaker| match breaker.open {
-            None => State::Closed,
-            Some(rest) if rest.trying || now >= rest.next => State::HalfOpen,
-            Some(_) => State::Open,
-        });
+        let worst = self.models.values().map(|breaker| breaker.state(now));
         worst.max().unwrap_or_default()
+    }
+
+    /// Whether nothing is to be had of it, for any model: a breaker is open, and there is no connection, or no answer to
+    /// any call came since. One model that fails is not all of it, so where that is not known it is not down.
+    pub fn is_down(&self, now: Duration) -> bool {
+        let open = self.models.values().filter(|breaker| breaker.state(now) == State::Open);
+        let opened = open.map(|breaker| breaker.since).min();
+        let silent = |since| self.answered_at.is_none_or(|answered| answered < since);
+        opened.is_some_and(|since| self.unreachable || silent(since))
     }
 
     fn answered(&mut self, model: &str, sent: Duration, now: Duration) -> bool {
@@ -504,6 +527,34 @@ mod tests {
                 assert_eq!(breakers.state(at(500)), State::Closed);
             }
         }
+    }
+
+    #[test]
+    fn it_is_down_when_nothing_is_to_be_had_of_it_and_not_for_one_model() {
+        let mut breakers = Breakers::new(INTERVAL);
+        let fail = |breakers: &mut Breakers, now: u64| {
+            for caller in 0..u128::from(FAILURES) {
+                breakers.note("m", at(now), at(now), failed_for(caller));
+            }
+        };
+        assert!(!breakers.is_down(at(0)));
+        breakers.note("other", at(0), at(0), Verdict::Answered);
+        fail(&mut breakers, 1_000);
+        assert!(breakers.is_down(at(1_000)), "nothing else is known of it");
+        assert!(!breakers.is_down(at(11_000)), "the next call will be tried");
+        assert!(breakers.admit("m", at(11_000), Others::Some));
+        fail(&mut breakers, 11_000);
+        assert!(breakers.is_down(at(11_000)));
+        breakers.note("other", at(11_500), at(11_500), Verdict::Answered);
+        assert_eq!(breakers.state(at(11_500)), State::Open);
+        assert!(!breakers.is_down(at(11_500)), "it answers for another model");
+        breakers.note("other", at(12_000), at(12_000), failed_for(1));
+        assert!(!breakers.is_down(at(12_000)));
+        breakers.note("other", at(12_500), at(12_500), Verdict::Unreachable);
+        assert!(breakers.is_down(at(12_500)), "what cannot be reached, no model can");
+        assert!(breakers.admit("m", at(21_000), Others::Some));
+        breakers.note("m", at(21_000), at(21_000), Verdict::Answered);
+        assert!(!breakers.is_down(at(21_000)));
     }
 
     #[test]

@@ -183,6 +183,7 @@ pub(super) fn text(status: &Status, at: Timestamp) -> String {
     let columns = [
         Column::Left("upstream"),
         Column::Right("in flight"),
+        Column::Left("breaker"),
         Column::Left("last call"),
         Column::Left("at"),
     ];
@@ -211,6 +212,7 @@ fn of_upstream(upstream: &Upstream, at: Timestamp) -> Vec<String> {
     vec![
         upstream.name.clone(),
         upstream.in_flight.to_string(),
+        upstream.breaker.replace('_', " "),
         upstream.last_result.clone().unwrap_or_else(|| "-".to_owned()),
         upstream
             .last_at

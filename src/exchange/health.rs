@@ -104,6 +104,11 @@ impl Health {
         self.breakers().state(self.now())
     }
 
+    /// Whether nothing is to be had of it.
+    pub(super) fn is_down(&self) -> bool {
+        !self.is_untroubled() && self.breakers().is_down(self.now())
+    }
+
     fn is_untroubled(&self) -> bool {
         self.remembered.load(Ordering::Relaxed) == 0
     }

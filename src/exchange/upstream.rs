@@ -374,6 +374,11 @@ impl Upstream {
         self.health.state()
     }
 
+    /// Whether nothing is to be had of it at the moment, for any model.
+    pub fn is_down(&self) -> bool {
+        self.health.is_down()
+    }
+
     /// Whether there is a place for one more call.
     pub(super) fn has_place(&self) -> bool {
         self.config.max_concurrency.is_none_or(|most| self.under_way() < most)

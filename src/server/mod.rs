@@ -543,7 +543,19 @@ fn not_ready(app: &App) -> Option<String> {
     if app.stopping.load(Ordering::SeqCst) {
         return Some("the server is stopping".to_owned());
     }
-    app.gateway.writer.problem()
+    app.gateway
+        .writer
+        .problem()
+        .or_else(|| no_upstream(&app.gateway.live()))
+}
+
+/// That there is no upstream to be had, if so. One that is to be tried again counts as there: without calls nobody would
+/// learn that it is.
+fn no_upstream(live: &Live) -> Option<String> {
+    let upstreams = &live.upstreams;
+    let names = || upstreams.iter().map(|upstream| upstream.name()).collect::<Vec<_>>();
+    let are_down = upstreams.iter().all(|upstream| upstream.is_down());
+    are_down.then(|| format!("no upstream answers: {}", names().join(", ")))
 }
 
 fn typed(body: Body, media: &'static str) -> Response<Body> {

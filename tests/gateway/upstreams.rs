@@ -633,6 +633,36 @@ async fn while_the_only_upstream_is_left_alone_calls_are_told_so_and_nothing_is_
     assert_eq!(harness.finish().await.charged(), 0);
 }
 
+/// What `/readyz` answers.
+async fn readiness(harness: &Harness) -> (u16, String) {
+    let answer = harness.client.get("/readyz").await;
+    (answer.status.as_u16(), answer.text().trim_end().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_of_which_no_upstream_answers_is_not_ready_and_one_with_another_is() {
+    let ready = (200, "ready".to_owned());
+    let alone = first_is_dead(Harness::builder(), |_| {}).start().await;
+    assert_eq!(readiness(&alone).await, ready, "nobody knows yet");
+    while alone.client.chat("Hello").await.status != StatusCode::SERVICE_UNAVAILABLE {}
+    assert_eq!(
+        readiness(&alone).await,
+        (503, "not ready: no upstream answers: first".to_owned())
+    );
+    assert_eq!(alone.operate("status")["upstreams"][0]["breaker"], "open");
+    alone.finish().await;
+
+    let harness = first_is_dead(equals("", ""), |_| {}).start().await;
+    for _ in 0..40 {
+        harness.client.chat("Hello").await.expect(200);
+    }
+    let status = harness.operate("status");
+    let breakers = [0, 1].map(|at| status["upstreams"][at]["breaker"].clone());
+    assert_eq!(breakers, [json!("open"), json!("closed")]);
+    assert_eq!(readiness(&harness).await, ready);
+    harness.finish().await;
+}
+
 /// Which call a request is, by its prompt.
 fn number(body: &[u8]) -> usize {
     let text = String::from_utf8_lossy(body);

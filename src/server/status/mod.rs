@@ -108,6 +108,10 @@ pub struct Upstream {
     pub base_url: String,
     /// Exchanges that are with it.
     pub in_flight: usize,
+    /// Whether calls go there, by the model at which it stands worst: `closed` (they do), `half_open` (a few do to find
+    /// out), `open` (they do not).
+    #[serde(default)]
+    pub breaker: String,
     /// How the last of its calls that ended did end: `completed`, `failed` …
     pub last_result: Option<String>,
     /// When that was.
@@ -207,6 +211,7 @@ impl Watched {
                     .iter()
                     .filter(|entry| entry.upstream() == upstream.name())
                     .count(),
+                breaker: upstream.breaker_state().name().to_owned(),
                 last_result: last.map(|(state, _)| state.name().to_owned()),
                 last_at: last.map(|(_, at)| at),
             }
