@@ -1,12 +1,20 @@
 //! What packages ship: completions, manual pages, a health check, units and images that name only what there is.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
+use std::process::{Child, Command};
 
 use clap::CommandFactory;
 use codex_gateway::cli::Cli;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
 
 use crate::cli::{Home, piped, served_at, simulated, stopped};
+use crate::client::{Client, MODEL, response};
+use crate::harness::Harness;
+use crate::websocket;
 
 #[test]
 fn completions_know_every_command_in_every_shell() {
@@ -95,6 +103,84 @@ fn what_is_shipped_calls_commands_and_flags_that_there_are() {
         }
     }
     assert!(looked_at >= 12, "only {looked_at} lines call a command");
+}
+
+/// nginx by the example, without its TLS, before a gateway.
+struct Nginx {
+    process: Child,
+    url: String,
+    _folder: TempDir,
+}
+
+impl Nginx {
+    /// `None`: it is not installed.
+    async fn before(gateway: &str) -> Option<Nginx> {
+        let folder = TempDir::new().expect("a folder");
+        let addr = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|port| port.local_addr());
+        let addr = addr.expect("a port");
+        let example: String = of_project("contrib/nginx.conf")
+            .replace("listen 443 ssl;", &format!("listen {addr};"))
+            .replace("127.0.0.1:8080", gateway.trim_start_matches("http://"))
+            .split_inclusive('\n')
+            .filter(|line| !line.contains("ssl_certificate"))
+            .collect();
+        let at = folder.path().display();
+        let settings = format!(
+            "daemon off; master_process off; pid {at}/pid; error_log stderr; events {{}}\n\
+             http {{ access_log off; client_body_temp_path {at}/1; proxy_temp_path {at}/2; fastcgi_temp_path {at}/3;\n\
+             uwsgi_temp_path {at}/4; scgi_temp_path {at}/5;\n{example}}}\n"
+        );
+        let file = folder.path().join("nginx.conf");
+        fs::write(&file, settings).expect("written");
+        let mut programs = ["nginx", "/usr/sbin/nginx"].into_iter();
+        let mut process = programs.find_map(|program| Command::new(program).arg("-c").arg(&file).spawn().ok())?;
+        while TcpStream::connect(addr).await.is_err() {
+            assert_eq!(process.try_wait().expect("its state"), None, "it runs");
+            tokio::task::yield_now().await;
+        }
+        Some(Nginx {
+            process,
+            url: format!("http://{addr}"),
+            _folder: folder,
+        })
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        self.process
+            .kill()
+            .and_then(|()| self.process.wait())
+            .map(drop)
+            .unwrap_or(());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nginx_by_the_example_passes_calls_streams_and_websockets_on() {
+    let harness = Harness::start().await;
+    let Some(nginx) = Nginx::before(&harness.base_url()).await else {
+        println!("nginx absent: its example is not tried");
+        return;
+    };
+    let client = Client {
+        base_url: nginx.url.clone(),
+        ..harness.client.clone()
+    };
+    client.chat("Hello").await.expect(200);
+    let streamed = client
+        .post("/v1/responses", &response("Hello", &json!({"stream": true})))
+        .await;
+    assert!(streamed.expect(200).text().contains("response.completed"));
+    let bearer = format!("Bearer {}", client.key);
+    let opened = websocket::connect(&nginx.url, &[("authorization", &bearer)]).await;
+    let (mut socket, _) = opened.expect("a WebSocket");
+    let create = json!({"type": "response.create", "model": MODEL, "input": "Hello"});
+    socket.say(create.to_string()).await;
+    let end = socket.answer().await.pop().expect("a frame");
+    assert_eq!(end["type"], "response.completed", "{end}");
+    drop((socket, nginx));
+    assert_eq!(harness.finish().await.exchanges.len(), 3);
 }
 
 /// The words behind the program's name, where a line calls it.
