@@ -147,11 +147,12 @@ struct Settings {
 
 /// `connect APP --json`
 #[derive(Serialize)]
-struct Document<'a> {
-    app: &'static str,
-    file: Option<&'static str>,
-    format: &'static str,
-    settings: &'a str,
+pub(super) struct Document<'a> {
+    pub(super) app: &'static str,
+    /// Where they go.
+    pub(super) file: Option<&'a str>,
+    pub(super) format: &'static str,
+    pub(super) settings: &'a str,
 }
 
 /// Prints what a client needs.

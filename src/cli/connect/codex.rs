@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::apps::Document;
 use super::{Asked, PROFILE};
 use crate::cli::codex::access::fetch_models;
 use crate::cli::codex::args::{codex_home, toml_text};
@@ -78,10 +79,18 @@ pub(super) async fn connect(args: &CodexProfile, global: &Global) -> anyhow::Res
     if args.turn_cost {
         profile.push_str(&hook(&program_file()?, &place.profile));
     }
+    let file = place.profile.display();
+    if args.print && global.json {
+        return output::json(&Document {
+            app: "codex",
+            file: Some(&file.to_string()),
+            format: "toml",
+            settings: &profile,
+        });
+    }
     if args.print {
         return output::print(&profile).map(drop);
     }
-    let file = place.profile.display();
     global.say(&said!(
         language(),
         en: "This goes into {file} (config.toml stays as it is):\n",

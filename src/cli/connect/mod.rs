@@ -39,19 +39,29 @@ pub enum App {
     /// Write the profile that `codex -p gateway` uses; config.toml stays as it is
     Codex(codex::CodexProfile),
     /// Print settings for aider
-    Aider(Asked),
+    Aider(Printed),
     /// Print settings for Continue
-    Continue(Asked),
+    Continue(Printed),
     /// Print the command that sets up Cline
-    Cline(Asked),
+    Cline(Printed),
     /// Print the environment for Open WebUI
-    OpenWebui(Asked),
+    OpenWebui(Printed),
     /// Print settings for opencode
-    Opencode(Asked),
+    Opencode(Printed),
     /// Print settings for Claude Code by way of claude-code-router, which translates for it
-    ClaudeCode(Asked),
+    ClaudeCode(Printed),
     /// Print the variables that OpenAI's SDKs and most other clients read
-    Env(Asked),
+    Env(Printed),
+}
+
+/// What is asked of a client whose settings are printed.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Printed {
+    #[command(flatten)]
+    asked: Asked,
+    /// Print the settings: nothing else is ever done with them, with this or without
+    #[arg(long)]
+    print: bool,
 }
 
 /// Where the gateway is, and the key for it.
@@ -95,17 +105,17 @@ impl Asked {
 /// # Errors
 /// No home directory, an unusable key or address, a gateway that does not answer, a file that cannot be written.
 pub fn run(args: &ConnectArgs, global: &Global) -> anyhow::Result<()> {
-    let (client, asked) = match &args.app {
+    let (client, printed) = match &args.app {
         App::Codex(profile) => return block_on(codex::connect(profile, global)),
-        App::Aider(asked) => (Client::Aider, asked),
-        App::Continue(asked) => (Client::Continue, asked),
-        App::Cline(asked) => (Client::Cline, asked),
-        App::OpenWebui(asked) => (Client::OpenWebui, asked),
-        App::Opencode(asked) => (Client::Opencode, asked),
-        App::ClaudeCode(asked) => (Client::ClaudeCode, asked),
-        App::Env(asked) => (Client::Env, asked),
+        App::Aider(printed) => (Client::Aider, printed),
+        App::Continue(printed) => (Client::Continue, printed),
+        App::Cline(printed) => (Client::Cline, printed),
+        App::OpenWebui(printed) => (Client::OpenWebui, printed),
+        App::Opencode(printed) => (Client::Opencode, printed),
+        App::ClaudeCode(printed) => (Client::ClaudeCode, printed),
+        App::Env(printed) => (Client::Env, printed),
     };
-    block_on(apps::connect(client, asked, global))
+    block_on(apps::connect(client, &printed.asked, global))
 }
 
 fn read_key(app: &str, input: impl Read) -> Result<String, Failure> {

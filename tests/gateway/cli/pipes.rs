@@ -104,3 +104,36 @@ async fn commands_name_the_address_a_running_server_has() {
     assert_eq!(stopped(child).await, Some(0));
     assert_eq!(home.json("key issue alice")["url"], json!("http://127.0.0.1:0"));
 }
+
+#[test]
+fn every_client_is_only_printed_with_print_and_is_a_document_with_json() {
+    let home = Home::new();
+    for app in [
+        "codex",
+        "aider",
+        "continue",
+        "cline",
+        "open-webui",
+        "opencode",
+        "claude-code",
+        "env",
+    ] {
+        let print = format!("connect {app} --url http://127.0.0.1:9 --print");
+        let printed = home.ok(&print);
+        let document = home.json(&print);
+        assert_eq!(
+            (&document["app"], &document["settings"]),
+            (&json!(app), &json!(printed))
+        );
+        let file = document["file"].as_str();
+        assert_eq!(file.is_some(), !matches!(app, "cline" | "env"), "{document}");
+        let none = home.run_with(&format!("{print} --key-stdin"), &[], "\n");
+        let fix = none
+            .err
+            .lines()
+            .find_map(|line| line.split_once("--url URL "))
+            .map(|(_, rest)| rest);
+        assert_eq!((none.code, fix), (2, Some("--key-stdin")), "{}", none.err);
+    }
+    assert!(!home.path().join(".codex").exists());
+}
