@@ -304,6 +304,17 @@ impl Global {
         }
     }
 
+    /// Another command on the same settings and database, fit to be pasted: by the program as it was started.
+    pub fn command(&self, words: &str) -> String {
+        let flag = |name: &str, path: &Option<PathBuf>| {
+            let path = path.as_ref()?.display().to_string();
+            Some(format!(" --{name} {}", output::shell_word(&path)))
+        };
+        let flags = [flag("config", &self.config), flag("database", &self.database)];
+        let flags: String = flags.into_iter().flatten().collect();
+        format!("{}{flags} {words}", output::program())
+    }
+
     /// The settings, with the flags of this command that stand for one.
     ///
     /// # Errors

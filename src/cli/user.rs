@@ -145,12 +145,8 @@ pub fn run(command: UserCommand, global: &Global) -> anyhow::Result<()> {
             let user = admin::add_user(&store, &spec, &actor(), now()).map_err(Failure::from)?;
             show(&store, &user, global)?;
             if !global.json {
-                let name = &user.name;
-                global.say(&said!(
-                    language(),
-                    en: "next: gateway key issue {name}",
-                    zh: "下一步：gateway key issue {name}",
-                ));
+                let next = global.command(&format!("key issue {}", output::shell_word(&user.name)));
+                global.say(&said!(language(), en: "next: {next}", zh: "下一步：{next}"));
             }
             Ok(())
         }

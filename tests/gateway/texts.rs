@@ -371,12 +371,7 @@ fn what_a_command_did_is_told_in_the_language_of_the_terminal() {
             "user alice is suspended",
             "用户 alice 已停用",
         ),
-        (
-            &[],
-            "user add bob",
-            "next: gateway key issue bob",
-            "下一步：gateway key issue bob",
-        ),
+        (&[], "user add bob", "next: /", "下一步：/"),
         (&[], "key issue alice", "shown this once", "只显示这一次"),
         (&[], "ledger verify", "the books balance (users 1", "账目平衡（用户 1"),
         (&[], "config check", "the settings are valid", "设置有效"),

@@ -1,6 +1,7 @@
 //! Users: their database, their names, and what is put into their balances.
 
 use std::fs;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -200,4 +201,27 @@ fn a_suspended_user_is_shown_as_such() {
     home.ok("user activate alice");
     assert_eq!(home.json("user show alice")["status"], "active");
     home.fails("user suspend alcie", 5);
+}
+
+#[test]
+fn what_comes_next_runs_as_it_is_printed() {
+    let home = Home::new();
+    fs::write(home.path().join("my settings.toml"), "").expect("settings written");
+    let flags = ["--database", "other books.db", "--config", "my settings.toml"];
+    let run = |program: &str, args: &[&str]| {
+        let mut command = Command::new(program);
+        command.env_clear().env("HOME", home.path()).current_dir(home.path());
+        command.args(args).output().expect("it starts")
+    };
+    let added = run(
+        env!("CARGO_BIN_EXE_gateway"),
+        &[&["user", "add", "alice"], &flags[..]].concat(),
+    );
+    let said = String::from_utf8(added.stderr).expect("text");
+    let next = said.lines().find_map(|line| line.strip_prefix("next: ")).expect(&said);
+    let issued = run("/bin/sh", &["-c", next]);
+    assert!(
+        issued.status.success() && issued.stdout.starts_with(b"sk-gw-"),
+        "{next}: {issued:?}"
+    );
 }
