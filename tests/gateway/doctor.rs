@@ -210,6 +210,19 @@ fn a_secret_that_everybody_may_read_is_a_failure() {
     found.finds("permissions", "failure", &["chmod o= ", "key", "644"]);
     patient.write("key", "sk-upstream", 0o640);
     patient.examine("--offline").finds("permissions", "ok", &[]);
+    // What goes along with calls, and what TLS is served with.
+    let other = format!(
+        "[server]\ntls_cert = \"cert.pem\"\ntls_key = \"key.pem\"\n{SMALL}\n\
+         [[upstream]]\nname = \"openai\"\nbase_url = \"{NO_ONE}\"\nheaders = {{ x-token = \"file:token\" }}\n"
+    );
+    patient.write("gateway.toml", &other, 0o644);
+    for (secret, other) in [("key.pem", "token"), ("token", "key.pem")] {
+        patient.write(secret, "secret", 0o644);
+        patient.write(other, "secret", 0o600);
+        let found = patient.examine("--offline").is(1, "failure");
+        found.finds("permissions", "failure", &["chmod o= ", secret, "644"]);
+    }
+    patient.settings(NO_ONE, SMALL);
     // In the settings themselves; the text of it is shown nowhere.
     let text = format!("{SMALL}\n[[upstream]]\nname = \"openai\"\nbase_url = \"{NO_ONE}\"\napi_key = \"sk-inside\"\n");
     patient.write("gateway.toml", &text, 0o644);

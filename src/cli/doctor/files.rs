@@ -1,5 +1,6 @@
 //! The settings, the secrets that they name, and who else may read either.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,10 +18,11 @@ const BESIDE: [&str; 6] = ["", "-wal", "-shm", ".mark", ".lock", ".ballast"];
 const OTHERS: u32 = 0o007;
 const OTHERS_WRITE: u32 = 0o002;
 
-pub(super) fn check(loaded: &Loaded, file: Option<&Path>, language: Language) -> Vec<Check> {
+/// `read` are the files that secrets were read from.
+pub(super) fn check(loaded: &Loaded, file: Option<&Path>, read: Vec<PathBuf>, language: Language) -> Vec<Check> {
     let mut checks = vec![settings(file, language)];
     checks.extend(secrets(loaded, language));
-    checks.extend(permissions(loaded, file, language));
+    checks.extend(permissions(loaded, file, read, language));
     checks
 }
 
@@ -48,7 +50,7 @@ fn secrets(loaded: &Loaded, language: Language) -> Vec<Check> {
 }
 
 /// Files with secrets or books in them that everybody on the machine may open.
-fn permissions(loaded: &Loaded, file: Option<&Path>, language: Language) -> Vec<Check> {
+fn permissions(loaded: &Loaded, file: Option<&Path>, read: Vec<PathBuf>, language: Language) -> Vec<Check> {
     let mut found = Vec::new();
     let hides = loaded.settings.iter().any(|setting| {
         let in_file = matches!(setting.origin, Origin::File { .. });
@@ -57,16 +59,10 @@ fn permissions(loaded: &Loaded, file: Option<&Path>, language: Language) -> Vec<
     if let Some(file) = file.filter(|file| hides && mode(file) & OTHERS != 0) {
         found.push(open_secret(file, language));
     }
-    let folder = file.and_then(Path::parent).unwrap_or(Path::new(""));
-    let keys = loaded
-        .settings
-        .iter()
-        .filter(|setting| setting.key.ends_with(".api_key") || setting.key.ends_with(".secret"));
-    let named = keys.filter_map(|setting| setting.value.as_deref()?.strip_prefix("file:"));
-    let secrets = named
-        .map(|path| folder.join(path))
-        .filter(|path| mode(path) & OTHERS != 0);
-    found.extend(secrets.map(|path| open_secret(&path, language)));
+    let tls_key = loaded.config.server.tls.iter().map(|files| files.key.clone());
+    let secrets: BTreeSet<PathBuf> = read.into_iter().chain(tls_key).collect();
+    let open = secrets.iter().filter(|path| mode(path) & OTHERS != 0);
+    found.extend(open.map(|path| open_secret(path, language)));
     found.extend(books(&loaded.config.database).map(|path| open_book(&path, language)));
     if found.is_empty() {
         let what = said!(

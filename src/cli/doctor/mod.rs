@@ -12,6 +12,7 @@ mod client;
 mod files;
 mod network;
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -144,7 +145,8 @@ pub fn run(args: &DoctorArgs, global: &Global) -> anyhow::Result<u8> {
         return block_on(client::codex(args.program.as_deref(), global));
     }
     let language = language();
-    let loaded = match global.settings(Vec::new()) {
+    let secrets = RefCell::new(Vec::new());
+    let loaded = match global.settings_noting(Vec::new(), |file| secrets.borrow_mut().push(file.to_owned())) {
         Ok(loaded) => loaded,
         Err(error) => {
             if global.json {
@@ -155,7 +157,8 @@ pub fn run(args: &DoctorArgs, global: &Global) -> anyhow::Result<u8> {
             return Err(error);
         }
     };
-    let mut checks = files::check(&loaded, global.settings_path().as_deref(), language);
+    let settings = global.settings_path();
+    let mut checks = files::check(&loaded, settings.as_deref(), secrets.into_inner(), language);
     checks.extend(books::check(&loaded.config, language));
     checks.extend(match (args.offline, loaded.config.upstreams.as_slice()) {
         (_, []) => vec![network::none(language)],
