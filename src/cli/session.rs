@@ -264,7 +264,7 @@ fn text(session: &Label, user: &str, report: &Report) -> String {
     }
     let mut section = |title: &str, columns: &[Column], rows: Vec<Vec<String>>| {
         if !rows.is_empty() {
-            out.push_str(&format!("\n{title}\n{}", output::table_text(columns, rows)));
+            out.push_str(&format!("\n{title}\n{}\n", output::table_text(columns, rows)));
         }
     };
     let sums_of = [

@@ -337,6 +337,10 @@ async fn an_operator_reads_a_session_and_is_told_what_is_missing() {
     ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
+    assert!(
+        shown.contains("\n\nwhat it was for\nkind") && shown.ends_with('\n'),
+        "each table stands by itself: {shown}"
+    );
     let listed = home.ok("session list");
     assert!(
         listed.contains("ses-7") && listed.contains("codex_exec/0.169.0"),
