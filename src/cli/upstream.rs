@@ -93,6 +93,8 @@ struct Listed<'a> {
     aliases: &'a BTreeMap<String, String>,
     /// A list, or `free`.
     prices: String,
+    wire: &'static str,
+    websocket: bool,
     region: Option<&'a str>,
     priority: u32,
     weight: u32,
@@ -111,6 +113,8 @@ impl Listed<'_> {
                 Pricing::List(list) => list.to_string(),
                 Pricing::Free => "free".to_owned(),
             },
+            wire: upstream.wire.name(),
+            websocket: upstream.websocket,
             region: upstream.region.as_deref(),
             priority: upstream.priority,
             weight: upstream.weight,
@@ -126,6 +130,7 @@ impl Listed<'_> {
             self.base_url.to_owned(),
             output::plain(&models.join(", ")),
             self.prices.clone(),
+            self.wire.to_owned(),
             self.priority.to_string(),
             self.weight.to_string(),
             self.max_concurrency.map_or("-".to_owned(), |most| most.to_string()),
@@ -149,7 +154,7 @@ fn list(global: &Global) -> anyhow::Result<()> {
         ));
         return Ok(());
     }
-    let left = ["name", "base_url", "models", "prices"].map(Column::Left);
+    let left = ["name", "base_url", "models", "prices", "wire"].map(Column::Left);
     let right = ["priority", "weight", "max_concurrency"].map(Column::Right);
     let columns: Vec<Column> = left.into_iter().chain(right).collect();
     output::table(&columns, items.iter().map(Listed::row).collect())

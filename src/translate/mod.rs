@@ -75,6 +75,15 @@ pub enum Wires {
 }
 
 impl Wires {
+    /// As the settings write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Wires::Both => "responses+chat",
+            Wires::Only(Wire::Responses) => "responses",
+            Wires::Only(Wire::Chat) => "chat",
+        }
+    }
+
     /// What a call to `endpoint` has to be translated to; `None`: nothing.
     pub fn other_than(self, endpoint: Endpoint) -> Option<Wire> {
         match (self, Wire::of(endpoint)) {

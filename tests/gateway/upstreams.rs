@@ -814,13 +814,13 @@ async fn an_operator_sees_which_upstreams_there_are_and_whether_they_answer() {
     let file = folder.path().join("gateway.toml");
     let (good, dead) = (harness.simulator.base_url(), nobody());
     let settings = format!(
-        "[[upstream]]\nname = \"spare\"\nbase_url = \"{dead}\"\npriority = 1\nmax_concurrency = 7\n\
+        "[[upstream]]\nname = \"spare\"\nbase_url = \"{dead}\"\nwire = \"chat\"\npriority = 1\nmax_concurrency = 7\n\
          [[upstream]]\nname = \"good\"\nbase_url = \"{good}\"\napi_key = \"sk-of-the-operator\"\nweight = 3\n"
     );
     std::fs::write(&file, settings).expect("settings");
     let (code, listed, said) = operate(&file, "list --json");
     let listed: Value = serde_json::from_str(&listed).expect(&said);
-    let shown: Vec<_> = ["name", "priority", "weight", "max_concurrency"]
+    let shown: Vec<_> = ["name", "wire", "websocket", "priority", "weight", "max_concurrency"]
         .iter()
         .map(|field| (&listed["items"][0][field], &listed["items"][1][field]))
         .collect();
@@ -828,6 +828,8 @@ async fn an_operator_sees_which_upstreams_there_are_and_whether_they_answer() {
         shown,
         [
             (&json!("good"), &json!("spare")),
+            (&json!("responses+chat"), &json!("chat")),
+            (&json!(false), &json!(false)),
             (&json!(0), &json!(1)),
             (&json!(3), &json!(1)),
             (&Value::Null, &json!(7)),
