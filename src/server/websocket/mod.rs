@@ -154,7 +154,7 @@ pub(super) async fn open(app: &Arc<App>, arrival: &Arrival, mut head: Parts) -> 
     if tags::is_codex(&head.headers) {
         tags::tell(app, &key, &arrival.live, response.headers_mut());
     }
-    let mut headers = head.headers;
+    let mut headers = of_its_own(&head.headers);
     OF_HANDSHAKE.iter().for_each(|name| drop(headers.remove(name)));
     headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
     let max_message = server.max_body;
@@ -180,6 +180,16 @@ pub(super) async fn open(app: &Arc<App>, arrival: &Arrival, mut head: Parts) -> 
         }
     });
     Ok(response)
+}
+
+/// The same headers in memory of their own: those that were read are parts of the buffer of the whole head, which a connection
+/// would else keep for as long as it is open.
+fn of_its_own(headers: &HeaderMap) -> HeaderMap {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    let copies = headers
+        .iter()
+        .filter_map(|(name, value)| Some((name.clone(), copy(value)?)));
+    copies.collect()
 }
 
 /// Why a connection ends.
@@ -732,6 +742,21 @@ async fn tunnelled(tunnel: Tunnel, follows: Option<(String, Bytes)>) -> Result<T
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_keeps_its_headers_and_not_the_buffer_that_they_were_read_into() {
+        let head = Bytes::from_static(b"Bearer sk-gw-1 and what else was read");
+        let mut read = HeaderMap::new();
+        for value in [head.slice(..14), head.slice(15..18)] {
+            let value = HeaderValue::from_maybe_shared(value).expect("a value");
+            read.append("authorization", value);
+        }
+        let own = of_its_own(&read);
+        assert_eq!(own, read);
+        let within = head.as_ptr_range();
+        assert!(read.values().all(|value| within.contains(&value.as_bytes().as_ptr())));
+        assert!(!own.values().any(|value| within.contains(&value.as_bytes().as_ptr())));
+    }
 
     #[test]
     fn who_holds_much_memory_may_ask_nothing_for_a_minute_alone() {
