@@ -100,9 +100,10 @@ mod tests {
     fn without_its_mark_no_log_is_given_to_a_database() {
         let desk = Desk::new();
         let path = desk.path();
+        let (conn, file) = (desk.raw(), MarkFile::open(&path).expect("opened"));
+        checkpoint::checkpoint(&conn, &file, "PASSIVE");
         let old = fs::read(&path).expect("a database");
         desk.user("ada", "1");
-        let (conn, file) = (desk.raw(), MarkFile::open(&path).expect("opened"));
         checkpoint::checkpoint(&conn, &file, "PASSIVE");
         desk.user("bob", "1");
         let log = connection::beside(&path, "-wal");
