@@ -17,10 +17,14 @@ pub enum Point {
     Sent,
     /// The head of the answer is there.
     Head,
+    /// It is written down that a response runs in the background; its id has not left.
+    Begun,
     /// The first piece of a stream has left for the client.
     FirstPiece,
     /// So has a later one.
     MidStream,
+    /// The upstream says that a background response is over; nothing is settled.
+    Over,
     /// The answer is at its end; nothing is settled.
     BeforeSettlement,
     /// In the settlement's transaction, between two of its statements.
@@ -43,14 +47,16 @@ pub enum Point {
 
 impl Point {
     /// Every point, in the order in which an exchange meets them.
-    pub const ALL: [Point; 16] = [
+    pub const ALL: [Point; 18] = [
         Point::Authenticated,
         Point::Held,
         Point::Connected,
         Point::Sent,
         Point::Head,
+        Point::Begun,
         Point::FirstPiece,
         Point::MidStream,
+        Point::Over,
         Point::BeforeSettlement,
         Point::InSettlement,
         Point::Settled,
@@ -70,8 +76,10 @@ impl Point {
             Point::Connected => "connected",
             Point::Sent => "sent",
             Point::Head => "head",
+            Point::Begun => "begun",
             Point::FirstPiece => "first-piece",
             Point::MidStream => "mid-stream",
+            Point::Over => "over",
             Point::BeforeSettlement => "before-settlement",
             Point::InSettlement => "in-settlement",
             Point::Settled => "settled",

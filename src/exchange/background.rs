@@ -28,12 +28,13 @@
 //! [`look`]: Backgrounds::look
 
 use std::collections::{BTreeSet, HashMap};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, Method, StatusCode};
 use tokio::sync::{mpsc, oneshot};
@@ -47,6 +48,7 @@ use super::upstream::{self, Free, Upstream};
 use super::{Admitted, Gateway, Watch, relay, settlement};
 use crate::call::Endpoint;
 use crate::codec::Coding;
+use crate::fail_point::{self, Point};
 use crate::meter::{Meter, Progress, Reading};
 use crate::refusal::Refusal;
 use crate::store::background::{Background, Left};
@@ -74,6 +76,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// a proxy may stand before none of them for a while.
 const FORGOTTEN: u8 = 3;
 
+/// So often the gateway itself may fail at what an upstream says of a response, before it is settled without that.
+const FAILURES: u8 = 3;
+
 /// A response is asked for again after an eighth of the time that it runs, within these bounds: whoever waits for a short one
 /// is served soon, and a long one costs little.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
@@ -90,6 +95,8 @@ pub(super) struct Detached {
     /// What was seen of its output.
     pub(super) output: Tokens,
     misses: Misses,
+    /// How often the gateway failed at what its upstream says.
+    failures: u8,
     /// Whether the log says that its upstream is gone.
     is_stranded: bool,
 }
@@ -102,12 +109,19 @@ impl Detached {
             place,
             output,
             misses: Misses::default(),
+            failures: 0,
             is_stranded: false,
         }
     }
 
     fn id(&self) -> ExchangeId {
         self.background.draft.id
+    }
+
+    /// The gateway itself failed at it: it is looked at again later, and everything else goes on.
+    pub(super) fn has_failed(&mut self, error: &str) {
+        self.failures = self.failures.saturating_add(1);
+        tracing::error!(exchange = %self.id(), error, "what became of a background response cannot be told; it is looked at again");
     }
 
     /// How long it has been running. A clock that was set back makes it young.
@@ -248,7 +262,7 @@ async fn write_down(
     match gateway.writer.begin(background.clone()).await {
         Ok(()) => {
             watch.background = Some(Box::new(background));
-            Ok(())
+            fail_point::hit(Point::Begun).map_err(|_| Refusal::Internal)
         }
         Err(failed) => {
             tracing::error!(exchange = %admitted.id(), error = &failed as &dyn std::error::Error, "a background response is not written down, and its id does not leave");
@@ -416,16 +430,24 @@ async fn look(
     stop: &CancellationToken,
 ) -> Looked {
     let exchange = detached.id();
-    let ended = tokio::select! {
-        ended = end_of(gateway, &mut detached) => ended,
-        () = stop.cancelled() => None,
+    let ended = match detached.failures >= FAILURES {
+        true => Some(None),
+        false => {
+            // A panic would end what asks for everybody's.
+            let asking = AssertUnwindSafe(end_of(gateway, &mut detached)).catch_unwind();
+            let asked = tokio::select! {
+                asked = asking => asked,
+                () = stop.cancelled() => Ok(None),
+            };
+            asked.unwrap_or_else(|_| {
+                detached.has_failed("it panicked");
+                None
+            })
+        }
     };
     let detached = match ended {
         None => Some(detached),
-        Some(said) => {
-            settlement::settle_background(gateway, detached, said.as_deref()).await;
-            None
-        }
+        Some(said) => settlement::settle_background(gateway, detached, said.as_deref()).await,
     };
     Looked {
         exchange,

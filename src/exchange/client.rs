@@ -117,6 +117,11 @@ impl Client {
         matches!(self.to, To::Gone)
     }
 
+    /// Whether it has been told nothing yet.
+    pub(super) fn waits(&self) -> bool {
+        matches!(self.to, To::Waiting(_))
+    }
+
     /// Whether it takes pieces.
     pub(super) fn is_streaming(&self) -> bool {
         matches!(self.to, To::Streaming(_))

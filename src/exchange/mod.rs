@@ -262,6 +262,8 @@ async fn run(gateway: Arc<Gateway>, mut request: Box<Request>, mut permit: Permi
     let ending = AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(|_| {
         tracing::error!(exchange = %admitted.id(), "the exchange panicked; what was delivered is settled by estimate");
         match &watch.background {
+            // It gets nothing of the answer, and is told that it costs nothing.
+            _ if client.waits() => Ending::failed(Settle::Nothing),
             Some(_) => Ending::later(Last::Abort),
             None if watch.delivered => Ending::failed(Settle::Usage),
             None => Ending::failed(Settle::Nothing),

@@ -64,17 +64,28 @@ pub(super) async fn settle(
     (write(gateway, (hold, place), close, told).await, last)
 }
 
-/// Settles a background response by what its upstream says of it in the end, or without that.
-pub(super) async fn settle_background(gateway: &Gateway, detached: Detached, said: Option<&Reading>) {
+/// Settles a background response by what its upstream says of it in the end, or without that. What it cost may not be told
+/// now: it is given back then.
+pub(super) async fn settle_background(
+    gateway: &Gateway,
+    mut detached: Detached,
+    said: Option<&Reading>,
+) -> Option<Detached> {
     let since_ended = Stopwatch::start();
+    let receipt = AssertUnwindSafe(background_receipt(&detached.background, said, detached.output)).catch_unwind();
+    let close = match receipt.await {
+        Ok(Ok(close)) => close,
+        failed => {
+            detached.has_failed(failed.map_or("it panicked", |_| "it was made to fail"));
+            return Some(detached);
+        }
+    };
     let Detached {
         background,
         hold,
         place,
-        output,
         ..
     } = detached;
-    let close = background_receipt(&background, said, output).await;
     let which = background.draft.key.to_string();
     let key = gateway.store.blocking(move |store| store.find_keys(&which)).await;
     // Without it only the log and the span lack a name.
@@ -92,10 +103,16 @@ pub(super) async fn settle_background(gateway: &Gateway, detached: Detached, sai
     if write(gateway, (hold, place), close, told).await.is_err() {
         tracing::error!(exchange = %background.draft.id, "the background response stays unsettled; the next start asks for it again");
     }
+    None
 }
 
 /// What a background response used and costs. `output` is what of it was seen, beside what is said now.
-async fn background_receipt(background: &Background, said: Option<&Reading>, output: Tokens) -> CloseHold {
+async fn background_receipt(
+    background: &Background,
+    said: Option<&Reading>,
+    output: Tokens,
+) -> Result<CloseHold, Injected> {
+    fail_point::hit(Point::Over)?;
     let (draft, nothing) = (&background.draft, Reading::default());
     let (state, settle) = match said {
         // Nobody can say any more.
@@ -139,11 +156,11 @@ async fn background_receipt(background: &Background, said: Option<&Reading>, out
         response_id: Some(background.response.clone()),
         ..draft.clone()
     };
-    CloseHold {
+    Ok(CloseHold {
         row: row(draft, &background.priced, reading, outcome),
         excess: excess(settle, basis),
         attempts: background.attempts.clone(),
-    }
+    })
 }
 
 /// The visible output of a response, counted.

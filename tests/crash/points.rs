@@ -20,10 +20,12 @@ use tempfile::TempDir;
 use tokio::time::timeout;
 
 use crate::accounts::Accounts;
+use crate::books::Books;
 use crate::campaign;
-use crate::client::{Client, chat};
+use crate::client::{Client, MODEL, chat, response};
 use crate::dice::Dice;
 use crate::load::{Fate, Load, MARK, Seen, six_people};
+use crate::price::{catalogue, expected_charge};
 use crate::rig::{Machine, NotServing, PATIENCE, Serving};
 
 /// How long a delay takes, in milliseconds: many times what an exchange does.
@@ -340,6 +342,64 @@ async fn a_call_whose_recording_was_lost_is_told_as_done_and_charged_once() {
         books.exchanges.iter().all(|row| row.charge.nanos() > 0),
         "each is charged"
     );
+}
+
+/// A create in the background, as far as it is answered: the status.
+async fn in_background(cell: &Cell, serving: &Serving) -> Option<u16> {
+    let client = cell.machine.people[0].client_of(serving);
+    let body = response("Hello sim:polls-1", &json!({"background": true}));
+    let answer = client.try_send("/v1/responses", &body).await.ok()?;
+    let status = answer.status().as_u16();
+    answer.bytes().await.ok()?;
+    Some(status)
+}
+
+/// Waits until nothing runs in the background.
+async fn until_nothing_runs(machine: &Machine) {
+    let store = machine.store();
+    let waits = async {
+        while store.background_responses_in_all().expect("read") > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, waits).await.expect("it is settled");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_background_response_is_charged_once_whatever_its_begin_and_its_end_run_into() {
+    let delay = format!("1*sleep({DELAY})");
+    for (point, actions, status) in [
+        (Point::Begun, "return(kill)", None),
+        (Point::Begun, "return(error)", Some(500)),
+        (Point::Begun, "panic", Some(500)),
+        (Point::Begun, &delay, Some(200)),
+        (Point::Over, "return(kill)", Some(200)),
+        (Point::Over, "2*return(error)", Some(200)),
+        (Point::Over, "2*panic", Some(200)),
+        (Point::Over, &delay, Some(200)),
+    ] {
+        let cell = Cell::at_full_speed(point, Dice::seed()).await;
+        let mut serving = cell.serve(actions).await;
+        assert_eq!(in_background(&cell, &serving).await, status, "{point:?} {actions}");
+        if actions == "return(kill)" {
+            let ended = serving.end().await;
+            assert_eq!(ended.signal(), Some(Signal::KILL.as_raw()), "{ended}");
+            serving = cell.machine.serve().await;
+        }
+        until_nothing_runs(&cell.machine).await;
+        serving.stop().await;
+        let books = Books::checked(&cell.machine.database());
+        let served = cell.machine.simulator.served();
+        let usage = served[0].usage.as_ref().expect("a usage");
+        // Who is told of a failure is told that it costs nothing.
+        let expected = match status {
+            Some(500) => 0,
+            _ => expected_charge(usage, &catalogue("openai", MODEL), "1"),
+        };
+        let row = books.only();
+        assert_eq!(i128::from(row.charge.nanos()), expected, "{point:?} {actions}: {row:?}");
+        cell.tell(&[actions]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
