@@ -651,6 +651,65 @@ mod tests {
     }
 
     #[test]
+    fn what_decides_how_much_is_made_is_written_as_it_is_called_and_within_bounds() {
+        let edit = |more: &[(&str, &str)]| {
+            let image = |name: &str| part(&format!("name=\"{name}\"; filename=\"a.png\""), "1");
+            let mut parts = vec![model(), image("image[]"), image("image[]"), image("mask")];
+            parts.extend(
+                more.iter()
+                    .map(|(name, value)| part(&format!("name=\"{name}\""), value)),
+            );
+            read(Endpoint::ImageEdits, &parts)
+        };
+        let call = edit(&[("n", "128"), ("size", "1024x1024"), ("quality", "low")]).expect("a call");
+        let medium = Medium::Image { tokens: LOW + BESIDE };
+        assert_eq!((call.choices, call.input.images, call.medium), (128, 3, medium));
+        for wrong in [
+            [("N", "2"), ("stream", "false")],
+            [("Quality", "low"), ("stream", "false")],
+            [("n", "129"), ("stream", "false")],
+            [("n", "2"), ("stream", "true")],
+        ] {
+            let error = edit(&wrong).expect_err("no call");
+            assert_eq!(error.param(), Some(&*wrong[0].0.to_ascii_lowercase()), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_form_has_so_many_parts_and_a_boundary_that_is_plain() {
+        let more = |count: usize| {
+            let mut parts = vec![model(), file("1")];
+            parts.extend((0..count).map(|number| part(&format!("name=\"x{number}\""), "1")));
+            read(Endpoint::Transcriptions, &parts)
+        };
+        more(MAX_PARTS - 2).expect("a call");
+        more(MAX_PARTS - 1).expect_err("too many");
+        read(Endpoint::Transcriptions, &[part("name=mo/del", "m"), model()]).expect_err("a word has no slash");
+        let with = |boundary: &str| {
+            let body = [model(), file("1")]
+                .concat()
+                .replace("--mark", &format!("--{boundary}"))
+                + "--"
+                + boundary
+                + "--";
+            Call::parse_form(
+                Endpoint::Transcriptions,
+                &format!("multipart/form-data; boundary={boundary}"),
+                body.into(),
+            )
+        };
+        with(&"m".repeat(70)).expect("a call");
+        for wrong in ["m".repeat(71), "m m".to_owned(), "m\u{e9}".to_owned()] {
+            with(&wrong).expect_err(&wrong);
+        }
+        let body = [model(), file("1")].concat() + "--mark--";
+        for kind in ["boundary=mark; boundary=other", "boundary=mark; boundary=mark"] {
+            let kind = format!("multipart/form-data; {kind}");
+            Call::parse_form(Endpoint::Transcriptions, &kind, body.clone().into()).expect_err(&kind);
+        }
+    }
+
+    #[test]
     fn an_image_is_bounded_by_the_dearest_that_is_written() {
         let tokens = |json: &str| match Call::parse(Endpoint::ImageGenerations, json.to_owned().into())
             .expect("a call")
@@ -668,6 +727,11 @@ mod tests {
             6_240
         );
         assert_eq!(tokens(r#"{"model":"m","prompt":"p"}"#), 4 * HIGH);
+        assert_eq!(tokens(r#"{"model":"m","quality":"low","size":"auto"}"#), 4 * LOW);
+        assert_eq!(
+            tokens(r#"{"model":"m","quality":"low","size":"1024x1024","Size":"2048x1024"}"#),
+            2 * LOW
+        );
         assert_eq!(
             tokens(r#"{"model":"m","quality":"low","Quality":"medium","size":"1024x1024"}"#),
             MEDIUM

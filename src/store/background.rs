@@ -342,9 +342,16 @@ mod tests {
         let key = desk.key(&ada);
         let written = run(&desk, &key);
         write(&desk, &written.0);
+        // Of two with one id, the newer is meant.
+        let newer = run(&desk, &key);
+        let found = desk.store.where_is(ada.id, Kind::Response, "resp_1").expect("it reads");
+        assert_eq!(found.and_then(|found| found.unsettled), Some(newer.0.draft.id));
         let left = desk.store.background_responses().expect("it reads");
-        assert_eq!((left.responses, left.unreadable), (vec![written], Vec::new()));
-        assert_eq!(desk.store.background_responses_of(ada.id).expect("it reads"), 1);
+        assert_eq!((left.responses, left.unreadable), (vec![written, newer], Vec::new()));
+        let bob = desk.user("bob", "9");
+        let of = |user| desk.store.background_responses_of(user).expect("it reads");
+        assert_eq!((of(ada.id), of(bob.id)), (2, 0));
+        assert_eq!(desk.store.background_responses_in_all().expect("it reads"), 2);
         desk.assert_books_balance();
     }
 

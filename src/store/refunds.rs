@@ -230,6 +230,9 @@ mod tests {
         done(desk.store.credit(&top_up(&ada, &most, None), &by(), at(15)));
         let why = refused(desk.store.refund(&of(paid, None, None), &by(), at(20)));
         assert_eq!(why, RefundRefused::TooLarge);
+        done(desk.store.credit(&top_up(&ada, "-1", None), &by(), at(21)));
+        let refunded = done(desk.store.refund(&of(paid, None, None), &by(), at(22)));
+        assert_eq!(refunded.user.balance, MAX_BALANCE, "to the last nano-dollar");
     }
 
     #[test]
@@ -239,7 +242,14 @@ mod tests {
         let key = desk.key(&ada);
         let (id, other) = (charged(&desk, &key, "1"), charged(&desk, &key, "1"));
         let refund = |what: &Refund| desk.store.refund(what, &by(), at(20));
-        let first = done(refund(&of(id, Some("0.25"), Some("ticket 7"))));
+        let first = done(refund(&Refund {
+            note: Some("sorry".to_owned()),
+            ..of(id, Some("0.25"), Some("ticket 7"))
+        }));
+        assert_eq!(
+            (first.times, first.entry.note.as_deref()),
+            (Times::First, Some("sorry"))
+        );
         for amount in [Some("0.25"), None] {
             let again = done(refund(&of(id, amount, Some("ticket 7"))));
             assert_eq!(

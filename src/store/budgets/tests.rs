@@ -1,7 +1,7 @@
 //! What budgets promise: to calls, when they are set, across days, and by the schema alone.
 
 use super::super::keys::Key;
-use super::super::ledger::{self, CloseHold, HoldRefused, PlaceHold};
+use super::super::ledger::{self, CloseHold, Excess, HoldRefused, PlaceHold};
 use super::super::prepared::Prepared;
 use super::super::refunds::Refund;
 use super::super::testing::*;
@@ -49,6 +49,17 @@ fn closing_of(ask: &PlaceHold, key: &Key, charge: &str) -> CloseHold {
     let mut close = closing(ask.exchange, key, charge);
     close.row.started_at = ask.now;
     close
+}
+
+/// A call of which nothing is collected.
+fn not_collected(desk: &Desk, key: &Key) {
+    let call = ask_at(key, "0", 10);
+    desk.set_aside(&call);
+    let close = CloseHold {
+        excess: Excess::Waive,
+        ..closing_of(&call, key, "5")
+    };
+    assert_eq!(desk.close(call.exchange, &close).charged, Usd::ZERO);
 }
 
 fn why(desk: &Desk, ask: &PlaceHold) -> (Limit, Shortfall) {
@@ -147,6 +158,23 @@ fn a_charge_beyond_its_hold_takes_no_more_than_the_budgets_leave() {
 }
 
 #[test]
+fn each_budget_binds_a_charge_beyond_its_hold_by_what_is_spent_of_it() {
+    for budgets in [["4/day", "9/month"], ["9/day", "4/month"]] {
+        let desk = Desk::new();
+        let ada = desk.user("ada", "100");
+        let key = desk.key(&ada);
+        give(&desk, of_key(&key), &budgets.map(budget));
+        let closed = ["1", "9"].map(|charge| {
+            let call = ask_at(&key, "1", 10);
+            desk.set_aside(&call);
+            desk.close(call.exchange, &closing_of(&call, &key, charge)).charged
+        });
+        assert_eq!(closed, [usd("1"), usd("3")], "{budgets:?}");
+        desk.assert_books_balance();
+    }
+}
+
+#[test]
 fn a_budget_counts_what_was_spent_in_its_window_before_it_was_set() {
     let desk = Desk::new();
     let ada = desk.user("ada", "100");
@@ -159,6 +187,12 @@ fn a_budget_counts_what_was_spent_in_its_window_before_it_was_set() {
     let before = ask_at(&key, "2", 10 - DAY);
     desk.set_aside(&before);
     desk.close(before.exchange, &closing_of(&before, &key, "2"));
+    // What is another's, and what could not be collected.
+    let bob = desk.key(&desk.user("bob", "100"));
+    let bobs = ask_at(&bob, "2", 10);
+    desk.set_aside(&bobs);
+    desk.close(bobs.exchange, &closing_of(&bobs, &bob, "2"));
+    not_collected(&desk, &key);
     let open = ask_at(&key, "3", 10);
     desk.set_aside(&open);
     give(&desk, of_user(&ada), &[budget("9/day")]);
@@ -194,6 +228,16 @@ fn a_window_that_is_opened_late_has_what_came_before_there_was_the_budget() {
         desk.set_aside(&open);
         desk.set_aside(&done_before);
         desk.close(done_before.exchange, &closing_of(&done_before, &key, "0.5"));
+        let given_back = ask_at(&key, "1", 10);
+        desk.set_aside(&given_back);
+        desk.close(given_back.exchange, &closing_of(&given_back, &key, "0.7"));
+        let all = Refund {
+            exchange: given_back.exchange,
+            amount: None,
+            reference: None,
+            note: None,
+        };
+        done(desk.store.refund(&all, &by(), at(10)));
         let set = [budget("4/day")];
         done(desk.store.change_budgets(of_key(&key), &set, &by(), at(set_at)));
         let next = ask_at(&key, "1.5", 11);
@@ -338,10 +382,11 @@ fn what_was_spent_before_a_budget_was_set_is_the_same_from_days_as_from_rows() {
             done(desk.store.refund(&part, &by(), call.now));
         }
     }
+    not_collected(&desk, &keys[0]);
     let spenders = [of_user(&ada), of_user(&bob), of_key(&keys[0]), of_key(&keys[1])];
     let raw = desk.raw();
     let all = || -> Vec<_> {
-        let moments = (0..8).map(|day| at(day * DAY + 10));
+        let moments = (-1..8).map(|day| at(day * DAY + 10));
         let windows = moments.flat_map(|now| Period::ALL.map(|period| (period, now)));
         let asked = windows.flat_map(|window| spenders.map(|of| (window, of)));
         let sums = asked.map(|((period, now), of)| {
@@ -366,6 +411,21 @@ fn what_was_spent_before_a_budget_was_set_is_the_same_from_days_as_from_rows() {
     )
     .expect("altered");
     assert_ne!(all(), from_rows);
+}
+
+#[test]
+fn a_budget_is_somebodys_and_what_changes_nothing_is_no_act() {
+    let desk = Desk::new();
+    let ada = desk.user("ada", "100");
+    for _ in 0..2 {
+        give(&desk, of_user(&ada), &[budget("5")]);
+    }
+    let acts = "SELECT COUNT(*) FROM audit_log WHERE action = 'budget.set'";
+    let acts: i64 = desk.raw().query_row(acts, [], |row| row.get(0)).expect("a count");
+    assert_eq!(acts, 1);
+    let nobody = Spender::User(UserId(Uuid::from_u128(7)));
+    refused(desk.store.change_budgets(nobody, &[budget("5")], &by(), at(5)));
+    desk.assert_books_balance();
 }
 
 #[test]
