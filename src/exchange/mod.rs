@@ -16,6 +16,7 @@
 
 mod admission;
 mod background;
+mod body;
 mod choice;
 mod client;
 mod counting;
@@ -78,6 +79,7 @@ use crate::time::Stopwatch;
 pub use admission::{Admitted, made_before};
 use background::Detached;
 pub use background::{Backgrounds, MOST as MOST_IN_BACKGROUND, Poller};
+pub use body::{BODY_MEMORY, BODY_UNIT, BodyMemory, Incoming, PARSE_INLINE, units};
 use client::Client;
 use dispatch::Said;
 pub(crate) use homes::Homes;

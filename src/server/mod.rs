@@ -54,7 +54,8 @@ use crate::call::Endpoint;
 use crate::config::{Config, UpstreamConfig};
 use crate::events::{self, Outbox, Sink, SinkError};
 use crate::exchange::{
-    Backgrounds, Gateway, Homes, Kin, Listings, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream, UpstreamError,
+    Backgrounds, BodyMemory, Gateway, Homes, Kin, Listings, Live, RecordingMemory, Roll, Throttle, Tracer, Upstream,
+    UpstreamError,
 };
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
@@ -126,7 +127,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub(crate) struct App {
     gateway: Arc<Gateway>,
-    body_memory: proxy::BodyMemory,
+    body_memory: BodyMemory,
     websockets: websocket::WebSockets,
     /// Calls that run, also those whose clients have left: as many as connections.
     exchanges: Arc<Semaphore>,
@@ -210,7 +211,7 @@ pub async fn start(config: Config, store: Store) -> Result<Server, StartError> {
         tracker: TaskTracker::new(),
         cutoff: CancellationToken::new(),
     });
-    let body_memory = proxy::BodyMemory::default();
+    let body_memory = BodyMemory::default();
     let app = Arc::new(App {
         gateway,
         websockets: websocket::WebSockets::new(&body_memory),

@@ -1,11 +1,10 @@
 //! Billed endpoints: authenticate, read, parse, start the exchange, and pass on what it says.
 
 use std::convert::Infallible;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Response;
@@ -14,9 +13,8 @@ use futures_util::stream;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue};
 use http_body::{Frame, SizeHint};
-use http_body_util::{BodyExt, Full};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use http_body_util::Full;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::refusal::{self, Refused};
@@ -24,7 +22,9 @@ use super::{App, Arrival, auth, rates, tags};
 use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, DecodeError};
 use crate::config::ServerConfig;
-use crate::exchange::{self, Answer, Declined, Live, Piece, Replaying, Tunnelled, time_of};
+use crate::exchange::{
+    self, Answer, BodyMemory, Declined, Incoming, Live, PARSE_INLINE, Piece, Replaying, Tunnelled, units,
+};
 use crate::fail_point::{self, Point};
 use crate::key::GatewayKey;
 use crate::limits::Standing;
@@ -40,52 +40,8 @@ use crate::time::now;
 /// The name that a client gives to a call, so that it is one exchange however often it comes.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// Bodies above this are parsed off the async threads.
-pub(super) const PARSE_INLINE: usize = 256 * 1024;
-
-/// Request bodies held in memory by all calls together: a few small compressed ones unfold to as much.
-pub(super) const BODY_MEMORY: usize = 512 * 1024 * 1024;
-
-/// What a permit stands for.
-pub(super) const BODY_UNIT: usize = 4096;
-
 /// The longest name that a client may give to a call, in characters.
 const MAX_NAME: usize = 255;
-
-/// How long a body waits for the memory to unfold in.
-const MEMORY_WAIT: Duration = Duration::from_secs(5);
-
-/// The memory that request bodies may take, from the first byte to the settlement.
-#[derive(Clone, Debug)]
-pub(super) struct BodyMemory(Arc<Semaphore>);
-
-impl Default for BodyMemory {
-    fn default() -> BodyMemory {
-        BodyMemory(Arc::new(Semaphore::new(BODY_MEMORY / BODY_UNIT)))
-    }
-}
-
-impl BodyMemory {
-    /// Takes room for so many bytes, if it is there.
-    pub(super) fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        Arc::clone(&self.0)
-            .try_acquire_many_owned(units(bytes))
-            .map_err(|_| Refusal::Busy)
-    }
-
-    /// Waits a little for room for so many bytes.
-    async fn wait(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Refusal> {
-        let taking = Arc::clone(&self.0).acquire_many_owned(units(bytes.min(BODY_MEMORY)));
-        timeout(MEMORY_WAIT, taking)
-            .await
-            .map_err(|_| Refusal::Busy)?
-            .map_err(|_| Refusal::ShuttingDown)
-    }
-}
-
-pub(super) fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(BODY_UNIT).max(1)).unwrap_or(u32::MAX)
-}
 
 /// One call to a billed endpoint.
 pub(super) async fn call(
@@ -266,7 +222,8 @@ pub(super) async fn read(
     if length.is_some_and(|length| length > limit) {
         return Err(Refusal::TooLarge { limit });
     }
-    let (bytes, memory) = collect(room, body, limit, server.body_timeout).await?;
+    let incoming = Incoming::new(room, body, limit, server.body_timeout)?;
+    let (bytes, memory) = incoming.rest(Vec::new()).await?;
     if coding == Coding::Identity {
         return Ok((bytes, memory));
     }
@@ -278,50 +235,6 @@ pub(super) async fn read(
         .saturating_sub(usize::try_from(units(plain.len())).unwrap_or(usize::MAX));
     drop(unfolded.split(rest));
     Ok((plain, unfolded))
-}
-
-/// The body as it comes, and the memory that it takes by and by. What has come of it gives it more time: a long one may
-/// come slowly, and one that trickles may not.
-async fn collect(
-    memory: &BodyMemory,
-    mut body: Body,
-    limit: usize,
-    patience: Duration,
-) -> Result<(Bytes, OwnedSemaphorePermit), Refusal> {
-    let (mut taken, mut frames, mut length) = (memory.take(1)?, Vec::new(), 0);
-    let started = Instant::now();
-    let mut timer = pin!(sleep_until(started + patience));
-    loop {
-        let frame = tokio::select! {
-            biased;
-            frame = body.frame() => frame,
-            () = &mut timer => {
-                let until = started + patience + time_of(length);
-                if until <= timer.deadline() {
-                    return Err(Refusal::BodyLost);
-                }
-                timer.as_mut().reset(until);
-                continue;
-            }
-        };
-        let Some(frame) = frame else { break };
-        let Ok(data) = frame.map_err(|_| Refusal::BodyLost)?.into_data() else {
-            continue;
-        };
-        length += data.len();
-        if length > limit {
-            return Err(Refusal::TooLarge { limit });
-        }
-        let missing = usize::try_from(units(length))
-            .unwrap_or(usize::MAX)
-            .saturating_sub(taken.num_permits());
-        if missing > 0 {
-            taken.merge(memory.take(missing * BODY_UNIT)?);
-        }
-        frames.push(data);
-    }
-    // Copied once, also when it is one frame: that is a part of a larger buffer, which it would keep.
-    Ok((frames.concat().into(), taken))
 }
 
 async fn decode(coding: Coding, bytes: Bytes, limit: usize) -> Result<Bytes, Refusal> {
@@ -475,54 +388,6 @@ async fn next_piece(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test]
-    async fn small_bodies_leave_room_and_a_large_one_waits_or_is_told_to_come_again() {
-        let memory = BodyMemory::default();
-        let small: Vec<_> = (0..10_000)
-            .map(|_| memory.take(2_000))
-            .collect::<Result<_, _>>()
-            .expect("room");
-        let large = memory.take(400 * 1024 * 1024).expect("room");
-        assert_eq!(memory.take(200 * 1024 * 1024).err(), Some(Refusal::Busy));
-        drop(large);
-        let waited = memory
-            .wait(BODY_MEMORY - 10_000 * BODY_UNIT)
-            .await
-            .expect("it is given back");
-        assert!(waited.num_permits() > 0);
-        assert_eq!(small.len(), 10_000);
-    }
-
-    #[tokio::test]
-    async fn a_body_takes_the_memory_that_has_come_of_it() {
-        let memory = BodyMemory::default();
-        let (bytes, taken) = collect(&memory, Body::from(vec![b' '; 10_000]), 10_000, Duration::ZERO)
-            .await
-            .expect("it fits");
-        assert_eq!((bytes.len(), taken.num_permits()), (10_000, 3));
-        let refused = collect(&memory, Body::from(vec![b' '; 10_001]), 10_000, Duration::ZERO).await;
-        assert_eq!(refused.err(), Some(Refusal::TooLarge { limit: 10_000 }));
-    }
-
-    #[tokio::test]
-    async fn a_body_has_more_time_for_what_has_come_and_one_that_trickles_has_not() {
-        let patience = Duration::from_millis(40);
-        let body = move |piece: usize| {
-            let pieces = stream::unfold(0, move |sent| async move {
-                tokio::time::sleep(patience / 4).await;
-                (sent < 12).then(|| (Ok::<_, Infallible>(Bytes::from(vec![b' '; piece])), sent + 1))
-            });
-            Body::from_stream(pieces)
-        };
-        let (memory, limit) = (BodyMemory::default(), 16 << 20);
-        let (bytes, _) = collect(&memory, body(1 << 20), limit, patience)
-            .await
-            .expect("it comes");
-        assert_eq!(bytes.len(), 12 << 20);
-        let trickles = collect(&memory, body(1), limit, patience).await;
-        assert_eq!(trickles.err(), Some(Refusal::BodyLost));
-    }
 
     #[tokio::test]
     async fn a_stream_that_stops_without_its_end_is_torn() {

@@ -15,8 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::READ;
-use crate::exchange::time_of;
-use crate::server::proxy::{BODY_MEMORY, BODY_UNIT, BodyMemory, units};
+use crate::exchange::{BODY_MEMORY, BODY_UNIT, BodyMemory, time_of, units};
 
 /// What all WebSockets together may take, in bytes.
 const WEBSOCKETS: usize = BODY_MEMORY / 2;

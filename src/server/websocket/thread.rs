@@ -224,7 +224,7 @@ mod tests {
 
     use super::super::create::Create;
     use super::*;
-    use crate::server::proxy::BodyMemory;
+    use crate::exchange::BodyMemory;
 
     fn memory() -> Memory {
         Memory::of(&BodyMemory::default())
