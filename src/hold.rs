@@ -52,6 +52,17 @@ pub struct Quote {
     pub stated: Option<Tokens>,
     /// The longest answer the model gives, per choice.
     pub max_output: Tokens,
+    /// How much of the room it may take where its limit is stated.
+    pub of_room: OfRoom,
+}
+
+/// How much of the room a call may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfRoom {
+    /// All of it.
+    All,
+    /// The share of it that one call may take whose cost is only bounded from afar: other calls need the rest.
+    Share,
 }
 
 /// Why nobody can say what a call may cost.
@@ -88,6 +99,7 @@ pub fn quote(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Quote, Unquoted> {
             per_output_token: Exact::ZERO,
             stated: Some(Tokens::ZERO),
             max_output: Tokens::MAX,
+            of_room: OfRoom::All,
         });
     }
     let write = match ask.cache_ttl {
@@ -113,6 +125,7 @@ pub fn quote(ask: &Ask<'_>, terms: &Terms<'_>) -> Result<Quote, Unquoted> {
         per_output_token: per_output,
         stated: ask.stated,
         max_output: Tokens::saturating(u64::from(terms.price.max_output.unwrap_or(MAX_OUTPUT))),
+        of_room: OfRoom::All,
     })
 }
 
@@ -262,15 +275,19 @@ pub struct Shortfall {
 /// Decides the hold. Pure; called inside the writer's transaction.
 pub fn size(quote: &Quote, room: Room, policy: &Policy) -> Size {
     match quote.stated {
-        Some(limit) => size_stated(quote, limit, room),
+        Some(limit) => size_stated(quote, limit, room, policy),
         None => size_open(quote, room, policy),
     }
 }
 
 /// A stated limit is never lowered: it is paid for whole, or refused.
-fn size_stated(quote: &Quote, limit: Tokens, room: Room) -> Size {
+fn size_stated(quote: &Quote, limit: Tokens, room: Room, policy: &Policy) -> Size {
+    let most = match quote.of_room {
+        OfRoom::All => room.available,
+        OfRoom::Share => share(room.available, policy.share_ppm),
+    };
     match quote.ceiling(limit) {
-        Some(amount) if amount <= room.available => Size::Hold {
+        Some(amount) if amount <= most => Size::Hold {
             amount,
             output_limit: None,
         },
@@ -399,6 +416,20 @@ mod tests {
             panic!("it fits")
         };
         assert_eq!(short.largest_limit, None, "not even the input");
+    }
+
+    #[test]
+    fn what_is_bounded_from_afar_is_held_for_out_of_a_share_of_the_room() {
+        let quote = Quote {
+            of_room: OfRoom::Share,
+            ..quoted(1000, Some(1000))
+        };
+        let Size::Hold { amount, .. } = size(&quote, room("0.05"), &POLICY) else {
+            panic!("a quarter of it is enough")
+        };
+        assert_eq!(amount, usd("0.0125"));
+        let short = size(&quote, room("0.049"), &POLICY);
+        assert!(matches!(short, Size::Short(_)), "{short:?}");
     }
 
     #[test]

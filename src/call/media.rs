@@ -1,7 +1,8 @@
 //! Calls to image and audio endpoints: what bounds their cost beside text; and forms, which some of them come in.
 //!
 //! A form is read as strictly as JSON: upstreams differ in what they make of a part that is there twice, is written in
-//! another case, or stands outside of the boundaries. All of it is here when it is read, because the model may come last.
+//! another case, or stands outside of the boundaries. All of it is here when it is read, because the model may come last;
+//! what is known before is [`super::arriving`]'s.
 
 use std::ops::Range;
 
@@ -58,7 +59,7 @@ const BESIDE: u64 = 2_500;
 const MAX_PARTS: usize = 64;
 
 /// The head of a part, at most, in bytes.
-const MAX_PART_HEAD: usize = 4_096;
+pub(super) const MAX_PART_HEAD: usize = 4_096;
 
 /// Parts that decide what a call costs or how its answer comes.
 const DECIDING: [&str; 8] = [
@@ -120,9 +121,9 @@ fn length(count: usize) -> u64 {
 
 /// What the head of a part says.
 #[derive(Debug, PartialEq, Eq)]
-struct Head {
-    name: String,
-    is_file: bool,
+pub(super) struct Head {
+    pub(super) name: String,
+    pub(super) is_file: bool,
     /// Whether its content, as text, is what its bytes are in UTF-8.
     is_plain: bool,
 }
@@ -221,7 +222,7 @@ impl<'a> Parts<'a> {
 }
 
 /// The boundary that a content type names.
-fn boundary(content_type: &str) -> Option<&str> {
+pub(super) fn boundary(content_type: &str) -> Option<&str> {
     let named = content_type.split(';').filter_map(|part| part.trim().split_once('='));
     let mut boundaries = named.filter(|(name, _)| name.eq_ignore_ascii_case("boundary"));
     let (_, written) = boundaries.next().filter(|_| boundaries.next().is_none())?;
@@ -242,7 +243,7 @@ impl Head {
     /// script (RFC 5987) beside or in place of the plain one, and further headers, which mean nothing in a form. Parsers
     /// differ in which of two names they take, in `name*`, in a backslash before a quote, in what ends a line, and in whether
     /// they decode what a transfer encoding or a charset names.
-    fn read(text: &str) -> Result<Head, CallError> {
+    pub(super) fn read(text: &str) -> Result<Head, CallError> {
         let no_form = || CallError::Body(BodyProblem::NotAForm);
         let (mut disposition, mut kinds, mut is_encoded) = (None, Vec::new(), false);
         for line in text.split("\r\n") {

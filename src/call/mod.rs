@@ -1,5 +1,6 @@
 //! A call: a client's request, as far as its cost and its route depend on it; the edits made to it.
 
+mod arriving;
 mod encrypted;
 mod fields;
 mod input;
@@ -15,6 +16,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+pub use arriving::{Begun, Opening, Shown};
 pub use encrypted::{AllEncrypted, Encrypted};
 pub use fields::{Member, members};
 pub use media::Medium;

@@ -48,15 +48,15 @@ impl Length {
     pub fn of(file: &[u8]) -> Length {
         let read = flac(file)
             .or_else(|| ogg(file))
-            .or_else(|| wave(file))
+            .or_else(|| wave(file, count(file.len())))
             .or_else(|| mp4(file));
-        match read {
-            Some(Micros { most, likely }) => Length {
-                most: most.div_ceil(SECOND),
-                likely: likely.min(most).div_ceil(SECOND),
-            },
-            None => Length::by_bytes(count(file.len())),
-        }
+        read.map_or_else(|| Length::by_bytes(count(file.len())), Micros::begun)
+    }
+
+    /// Of a file of at most so many bytes, of which only the beginning is here. A bound wherever its bytes are one; what is
+    /// packed more densely is longer, as [`Length::of`] the whole file then says.
+    pub fn of_beginning(beginning: &[u8], bytes: u64) -> Length {
+        wave(beginning, bytes).map_or_else(|| Length::by_bytes(bytes), Micros::begun)
     }
 
     /// Of a file in a format that is not read.
@@ -103,6 +103,14 @@ impl Micros {
         Micros {
             most: self.most.saturating_add(other.most),
             likely: self.likely.saturating_add(other.likely),
+        }
+    }
+
+    /// In seconds that have begun.
+    fn begun(self) -> Length {
+        Length {
+            most: self.most.div_ceil(SECOND),
+            likely: self.likely.min(self.most).div_ceil(SECOND),
         }
     }
 }
@@ -345,7 +353,8 @@ fn ogg(file: &[u8]) -> Option<Micros> {
 /// Samples of these formats take whole bytes: PCM, floating, A-law, µ-law, and what names one of them further on.
 const PCM: [u64; 5] = [1, 3, 6, 7, 0xfffe];
 
-fn wave(file: &[u8]) -> Option<Micros> {
+/// Of a file that has so many bytes, which need not be all here.
+fn wave(file: &[u8], length: u64) -> Option<Micros> {
     let mut rest = file.strip_prefix(b"RIFF")?.get(4..)?.strip_prefix(b"WAVE")?;
     loop {
         let size = usize::try_from(little(rest, 4, 4)?).ok()?;
@@ -356,7 +365,6 @@ fn wave(file: &[u8]) -> Option<Micros> {
     }
     let format = little(rest, 8, 2)?;
     let (channels, rate, bits) = (little(rest, 10, 2)?, little(rest, 12, 4)?, little(rest, 22, 2)?);
-    let length = count(file.len());
     let bits_of_all = match PCM.contains(&format) {
         true => bits.next_multiple_of(8) * channels,
         false => channels,
@@ -575,6 +583,14 @@ mod tests {
         assert_eq!(Length::of(&wave_of(1, 16_000, 16, 320_000)), seconds(11, 11));
         assert_eq!(Length::of(&wave_of(1, 10, 8, 0)), seconds(6, 6), "however slow");
         assert_eq!(Length::of(&wave_of(2, 8_000, 4, 80_000)), seconds(161, 11), "packed");
+        let wave = wave_of(1, 16_000, 16, 320_000);
+        assert_eq!(
+            Length::of_beginning(&wave[..100], 320_056),
+            Length::of(&wave),
+            "by its head"
+        );
+        let untold = Length::of_beginning(&wave[..30], 320_056);
+        assert_eq!(untold, Length::by_bytes(320_056));
         let endless = wave_of(1, 0, 16, 1_000);
         assert_eq!(Length::of(&endless), Length::by_bytes(1_056));
     }

@@ -8,13 +8,15 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::choice::{self, NoChoice, Wish};
 use super::counting::count;
+use super::form::Arriving;
 use super::health::Turn;
 use super::kin;
 use super::{Gateway, Live, Request, Tunnelled, Upstream, background};
 use crate::call::{Call, CallError, Echo, Endpoint, Reference};
 use crate::config::{OnHangup, Pricing};
 use crate::endpoints::Kind as Kept;
-use crate::hold::{self, Ask, Quote, Unquoted};
+use crate::hold::{self, Ask, OfRoom, Quote, Unquoted};
+use crate::money::Usd;
 use crate::origin::Origin;
 use crate::pricing::{Kind, ListName, Price, Priced, SearchTool};
 use crate::refusal::Refusal;
@@ -48,6 +50,15 @@ const COMPLETION_DEFAULT: Tokens = Tokens::saturating(16);
 pub(super) struct Room {
     _memory: OwnedSemaphorePermit,
     _among_all: OwnedSemaphorePermit,
+}
+
+impl Room {
+    pub(super) fn of(memory: OwnedSemaphorePermit, place: OwnedSemaphorePermit) -> Room {
+        Room {
+            _memory: memory,
+            _among_all: place,
+        }
+    }
 }
 
 /// A call with money set aside for it.
@@ -98,6 +109,10 @@ pub struct Admitted {
     pub(super) since_start: Stopwatch,
     /// Given back when the last of the answer is handed on.
     pub(super) room: Option<Room>,
+    /// Its form, as long as that is not all here: until then the call is the most that it may come to.
+    pub(super) arriving: Option<Box<Arriving>>,
+    /// What it was held for in vain: the form comes to more, and goes on as an exchange of its own.
+    pub(super) again: Option<Box<Request>>,
 }
 
 impl Admitted {
@@ -124,13 +139,26 @@ impl Admitted {
 }
 
 /// Takes a hold for a call.
-pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Admitted, Refusal> {
+pub(super) async fn admit(gateway: &Gateway, mut request: Box<Request>) -> Result<Admitted, Refusal> {
+    match request.arriving.take() {
+        None => admit_within(gateway, request, OfRoom::All).await,
+        Some(arriving) => Box::pin(arriving.admit(gateway, request)).await,
+    }
+}
+
+/// The same, of so much of the room.
+pub(super) async fn admit_within(
+    gateway: &Gateway,
+    request: Box<Request>,
+    of_room: OfRoom,
+) -> Result<Admitted, Refusal> {
     may_begin(gateway, &request).await?;
     let Request {
         id,
         live,
         key,
         call,
+        arriving: _,
         origin,
         once,
         sealing: _,
@@ -183,6 +211,7 @@ pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Ad
         once,
         target: &target,
         priced: &priced,
+        of_room,
     };
     let Held {
         hold,
@@ -214,10 +243,9 @@ pub(super) async fn admit(gateway: &Gateway, request: Box<Request>) -> Result<Ad
         place,
         started_at: at,
         since_start,
-        room: Some(Room {
-            _memory: memory,
-            _among_all: among_all,
-        }),
+        room: Some(Room::of(memory, among_all)),
+        arriving: None,
+        again: None,
     })
 }
 
@@ -233,6 +261,20 @@ async fn may_begin(gateway: &Gateway, Request { key, call, once, .. }: &Request)
         true => background::may_begin(gateway, key).await,
         false => Ok(()),
     }
+}
+
+/// Whether the hold, which was taken for the most that the call might be, is enough for what it is.
+pub(super) fn pays_for(admitted: &Admitted, call: &Call) -> bool {
+    let is_the_same = (call.endpoint, &call.model, call.stream)
+        == (admitted.sent.endpoint, &admitted.sent.model, admitted.sent.stream);
+    let priced = &admitted.priced;
+    let quote = InputBound::of(call, &priced.price, Tokens::ZERO).quote(call, priced);
+    let room = hold::Room {
+        available: admitted.hold.amount,
+        held: Usd::ZERO,
+    };
+    let size = quote.map(|quote| hold::size(&quote, room, &admitted.live.config.billing.hold));
+    is_the_same && matches!(size, Ok(hold::Size::Hold { .. }))
 }
 
 /// Where a call goes that costs nothing, and a place there. All that it leans on has to be this user's.
@@ -300,6 +342,7 @@ struct Wanted<'a> {
     once: Option<Once>,
     target: &'a Target,
     priced: &'a Priced,
+    of_room: OfRoom,
 }
 
 /// A hold, and what it was made of.
@@ -317,7 +360,10 @@ impl Wanted<'_> {
             bound.count(self.sent, &self.target.model).await;
         }
         loop {
-            let quote = bound.quote(self.sent, self.priced)?;
+            let quote = Quote {
+                of_room: self.of_room,
+                ..bound.quote(self.sent, self.priced)?
+            };
             match self.gateway.writer.hold(self.place(quote.clone())).await {
                 Ok(Outcome::Committed((hold, place))) => {
                     return Ok(Held {

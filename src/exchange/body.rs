@@ -1,6 +1,6 @@
 //! The body of a request as it comes: the memory that it takes by and by, and the time that it has.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -66,7 +66,8 @@ pub fn units(bytes: usize) -> u32 {
 /// A body that comes. What has come of it gives it more time: a long one may come slowly, and one that trickles may not.
 #[derive(Debug)]
 pub struct Incoming {
-    body: Body,
+    /// Behind a lock that nobody waits for: others may look at what it is a part of while it comes.
+    body: Mutex<Body>,
     memory: BodyMemory,
     taken: OwnedSemaphorePermit,
     /// Bytes that have come, and how many may.
@@ -85,7 +86,7 @@ impl Incoming {
     /// There is no memory for it.
     pub fn new(memory: &BodyMemory, body: Body, limit: usize, patience: Duration) -> Result<Incoming, Refusal> {
         Ok(Incoming {
-            body,
+            body: Mutex::new(body),
             taken: memory.take(1)?,
             memory: memory.clone(),
             length: 0,
@@ -124,9 +125,10 @@ impl Incoming {
     async fn frame(&mut self) -> Result<Option<Option<Bytes>>, Refusal> {
         let since = *self.since.get_or_insert_with(Instant::now);
         let patience = self.patience + time_of(self.length);
+        let body = self.body.get_mut().unwrap_or_else(PoisonError::into_inner);
         let frame = tokio::select! {
             biased;
-            frame = self.body.frame() => frame,
+            frame = body.frame() => frame,
             () = sleep_until(since + patience.saturating_sub(self.waited)) => return Err(Refusal::BodyLost),
         };
         self.waited += since.elapsed();
@@ -147,6 +149,28 @@ impl Incoming {
         }
         // Copied once, also when it is one frame: that is a part of a larger buffer, which it would keep.
         Ok((came.concat().into(), self.taken))
+    }
+
+    /// Reads on what nobody wants any more: a client that is answered meanwhile would not find its answer if its connection
+    /// were closed while it sends.
+    pub(super) async fn let_pass(mut self) {
+        let limit = self.limit;
+        while self.length <= limit {
+            match self.frame().await {
+                Ok(Some(data)) => self.length += data.map_or(0, |data| data.len()),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
+    /// A permit of the memory for nothing.
+    pub(super) fn no_memory(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.taken.split(0)
+    }
+
+    /// The memory that it has taken.
+    pub(super) fn into_memory(self) -> OwnedSemaphorePermit {
+        self.taken
     }
 }
 

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::recorder::Recorder;
 use super::{Answer, Body, DRAIN, Declined, LONGEST_CALL, Last, Piece, Reply};
 use crate::refusal::Refusal;
+use crate::store::ExchangeId;
 
 /// Pieces on their way to a client that reads slowly; beyond, the relay waits and with it the upstream.
 const PIECES: usize = 16;
@@ -89,6 +90,8 @@ pub(super) struct Client {
     cutoff: CancellationToken,
     /// Takes what the client would get, also when it has left.
     recorder: Option<Recorder>,
+    /// The id that it is told, where that is not its request's.
+    id: Option<HeaderValue>,
 }
 
 impl Client {
@@ -99,6 +102,18 @@ impl Client {
             deadline: Instant::now() + LONGEST_CALL,
             cutoff,
             recorder: None,
+            id: None,
+        }
+    }
+
+    /// Another exchange goes on in the place of the one that it asked for, and is what it is told.
+    pub(super) fn is_of(&mut self, exchange: ExchangeId) {
+        self.id = exchange.to_string().parse().ok();
+    }
+
+    fn identify(&self, headers: &mut HeaderMap) {
+        if let Some(id) = &self.id {
+            headers.insert("x-request-id", id.clone());
         }
     }
 
@@ -157,7 +172,8 @@ impl Client {
     }
 
     /// Sends the head of a stream.
-    pub(super) fn begin(&mut self, status: StatusCode, headers: HeaderMap) {
+    pub(super) fn begin(&mut self, status: StatusCode, mut headers: HeaderMap) {
+        self.identify(&mut headers);
         if let Some(recorder) = &mut self.recorder {
             recorder.begin(status, &headers);
         }
@@ -226,6 +242,7 @@ impl Client {
                 settled: true,
             }),
             Last::Answer(mut answer) => {
+                self.identify(&mut answer.headers);
                 if let To::Waiting(reply) = self.to {
                     if let Body::Whole(bytes) = &mut answer.body {
                         *bytes = Bytes::from_owner(Kept {

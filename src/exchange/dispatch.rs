@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use super::choice::{self, Wish};
 use super::client::Client;
+use super::form;
 use super::health::Turn;
 use super::sending::Asked;
 use super::{Admitted, Ending, Gateway, Settle, Upstream, Watch, while_wanted};
@@ -93,21 +94,27 @@ fn unsent(ending: Ending) -> Ending {
 /// Sends it once, and notes what became of that.
 async fn attempt(
     gateway: &Gateway,
-    admitted: &Admitted,
+    admitted: &mut Admitted,
     headers: &HeaderMap,
     client: &mut Client,
     watch: &mut Watch,
 ) -> Result<Said, Ending> {
-    let upstream = admitted.upstream();
-    let sent = upstream.now();
+    let sent = admitted.upstream().now();
     watch.begin(admitted.target.upstream);
+    let arriving = admitted.arriving.take();
     // Only where a client that leaves ends the call is it asked how far the call came.
     let asked = match admitted.on_hangup {
-        OnHangup::Cancel => Asked::watched(),
-        OnHangup::Drain => Asked::default(),
+        OnHangup::Drain if arriving.is_none() => Asked::default(),
+        OnHangup::Drain | OnHangup::Cancel => Asked::watched(),
     };
-    let sending = upstream.send(admitted, headers, &asked);
-    let waited = while_wanted(gateway, admitted, client, sending).await;
+    let waited = match arriving {
+        None => {
+            let sending = admitted.upstream().send(admitted, headers, &asked);
+            while_wanted(gateway, admitted, client, sending).await
+        }
+        Some(arriving) => Box::pin(form::send(gateway, admitted, arriving, headers, client, &asked)).await,
+    };
+    let upstream = admitted.upstream();
     let waited = waited.map_err(|ending| match asked.perhaps() {
         true => ending,
         false => unsent(ending),

@@ -22,6 +22,7 @@ mod client;
 mod counting;
 mod dispatch;
 mod ending;
+mod form;
 mod health;
 mod homes;
 mod kin;
@@ -45,6 +46,7 @@ mod upstream;
 
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -82,6 +84,7 @@ pub use background::{Backgrounds, MOST as MOST_IN_BACKGROUND, Poller};
 pub use body::{BODY_MEMORY, BODY_UNIT, BodyMemory, Incoming, PARSE_INLINE, units};
 use client::Client;
 use dispatch::Said;
+pub use form::{Arriving, Received};
 pub(crate) use homes::Homes;
 pub(crate) use kin::Kin;
 pub(crate) use listing::Listings;
@@ -157,8 +160,10 @@ pub struct Request {
     pub live: Arc<Live>,
     /// The key it came with, known to be good.
     pub key: Arc<Key>,
-    /// What is asked.
+    /// What is asked; of a form that is still arriving, as far as it is here.
     pub call: Call,
+    /// The rest of it, where it is a form that goes on while it comes.
+    pub arriving: Option<Box<Arriving>>,
     /// Who asks, as far as the client says.
     pub origin: Origin,
     /// The name that the client gave it, so that it is one exchange however often it comes.
@@ -272,19 +277,30 @@ async fn run(gateway: Arc<Gateway>, mut request: Box<Request>, mut permit: Permi
         }
     });
     gateway.homes.answered(&admitted, watch.meter.reading());
+    if let Some(arriving) = admitted.arriving.take() {
+        arriving.let_pass(&gateway);
+    }
     if ending.settle == Settle::Later
         && let Some(background) = watch.background.take()
     {
         let detaching = detach(&gateway, admitted, *background, &watch, (client, ending.last), permit);
         return Box::pin(detaching).await;
     }
-    let (is_whole, room) = (ending.is_whole(), admitted.room.take());
+    let (is_whole, room, again) = (ending.is_whole(), admitted.room.take(), admitted.again.take());
+    if again.is_some() {
+        permit.keep_estimate();
+    }
     let settling = settlement::settle(&gateway, admitted, &mut permit, &watch, ending);
     let (closed, last) = Box::pin(settling).await;
     let closed = closed.and_then(|closed| match fail_point::hit(Point::Settled) {
         Ok(()) => Ok(closed),
         Err(_) => Err(Refusal::Unsettled),
     });
+    if let (Ok(_), Some(request)) = (&closed, again) {
+        client.is_of(request.id);
+        drop(on_roll);
+        return go_on(Arc::clone(&gateway), request, permit, client).await;
+    }
     match closed {
         Ok(closed) => {
             let last = last.priced(&closed);
@@ -304,6 +320,16 @@ async fn run(gateway: Arc<Gateway>, mut request: Box<Request>, mut permit: Permi
     if let Err(error) = fail_point::hit(Point::AfterEnd) {
         tracing::debug!(%error, "nothing is left to do");
     }
+}
+
+/// The same once more, as an exchange of its own.
+fn go_on(
+    gateway: Arc<Gateway>,
+    request: Box<Request>,
+    permit: Permit,
+    client: Client,
+) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    Box::pin(run(gateway, request, permit, client))
 }
 
 /// The response runs on at its upstream, and is settled when it is over; the call has ended.
@@ -573,6 +599,14 @@ impl Ending {
             state: State::Left,
             settle: Settle::Later,
             last,
+        }
+    }
+
+    /// The client's body did not come whole: nothing of it was taken.
+    fn lost(refusal: Refusal) -> Ending {
+        Ending {
+            last: Last::Refusal(refusal),
+            ..Ending::left(Settle::Nothing)
         }
     }
 

@@ -10,7 +10,7 @@ use http::header::{
 };
 use http::{HeaderMap, Method, StatusCode};
 use jiff::Timestamp;
-use reqwest::{Client, Proxy, Response, Url, redirect};
+use reqwest::{Client, Proxy, RequestBuilder, Response, Url, redirect};
 use tokio::time::{Instant, timeout};
 
 use super::health::{Health, Turn};
@@ -437,33 +437,50 @@ impl Upstream {
                 Ok(Ok(None)) => {}
             }
         }
+        let body = self.body(admitted);
+        let sending = sending::send(self.request(admitted, of_client), body, asked);
+        match timeout(self.config.first_byte_timeout, sending).await {
+            Err(_) => Err(UpstreamFault::Timeout),
+            Ok(Err(_)) => Err(UpstreamFault::Broken),
+            Ok(Ok(sent)) => self.answered(sent),
+        }
+    }
+
+    /// The request of a call over HTTP, without its body.
+    pub(super) fn request(&self, admitted: &Admitted, of_client: &HeaderMap) -> RequestBuilder {
         let mut headers = self.request_headers(admitted.id(), of_client);
         if let Some(Ok(kind)) = admitted.sent.form.as_ref().map(HeaderValue::try_from) {
             headers.insert(CONTENT_TYPE, kind);
         }
-        let request = self
-            .client
+        self.client
             .post(self.urls.of(admitted.sent.endpoint).clone())
-            .headers(headers);
-        let body = admitted.sent.upstream_body(&self.edits(admitted));
-        let sent = timeout(self.config.first_byte_timeout, sending::send(request, body, asked)).await;
-        match sent {
-            Err(_) => Err(UpstreamFault::Timeout),
-            Ok(Err(_)) => Err(UpstreamFault::Broken),
-            Ok(Ok(Ok(response))) => Ok(response),
-            Ok(Ok(Err(error))) => {
-                tracing::warn!(
-                    upstream = self.name(),
-                    error = chain(&error),
-                    "the upstream did not answer"
-                );
-                Err(if error.is_connect() {
-                    UpstreamFault::Unreachable
-                } else {
-                    UpstreamFault::Broken
-                })
+            .headers(headers)
+    }
+
+    /// The head of an answer, or what was wrong with the upstream instead.
+    pub(super) fn answered(&self, sent: reqwest::Result<Response>) -> Result<Response, UpstreamFault> {
+        sent.map_err(|error| {
+            tracing::warn!(
+                upstream = self.name(),
+                error = chain(&error),
+                "the upstream did not answer"
+            );
+            if error.is_connect() {
+                UpstreamFault::Unreachable
+            } else {
+                UpstreamFault::Broken
             }
-        }
+        })
+    }
+
+    /// The body of a call as this upstream takes it.
+    pub(super) fn body(&self, admitted: &Admitted) -> Bytes {
+        admitted.sent.upstream_body(&self.edits(admitted))
+    }
+
+    /// How long it may take to answer once it has been handed all of a call.
+    pub(super) fn first_byte_timeout(&self) -> Duration {
+        self.config.first_byte_timeout
     }
 
     /// Sends a request that costs nothing, and waits for the head of the answer. The type of the body is the client's.

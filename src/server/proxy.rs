@@ -23,7 +23,8 @@ use crate::call::{Call, Endpoint};
 use crate::codec::{self, Coding, DecodeError};
 use crate::config::ServerConfig;
 use crate::exchange::{
-    self, Answer, BodyMemory, Declined, Incoming, Live, PARSE_INLINE, Piece, Replaying, Tunnelled, units,
+    self, Answer, Arriving, BodyMemory, Declined, Incoming, Live, PARSE_INLINE, Piece, Received, Replaying, Tunnelled,
+    units,
 };
 use crate::fail_point::{self, Point};
 use crate::key::GatewayKey;
@@ -137,12 +138,45 @@ pub(super) enum Made {
 /// The answer; and what is left of the rate limits, once that is known.
 async fn of_key(app: &Arc<App>, asked: Asked, body: Body, standing: &mut Standing) -> Result<Made, Declined> {
     let name = asked.named()?;
-    let server = &asked.live.config.server;
-    let (body, memory) = tokio::select! {
-        read = read(&app.body_memory, server, &asked.headers, body) => read?,
+    let received = tokio::select! {
+        received = receive(app, &asked, name.as_deref(), body) => received?,
         () = app.gateway.cutoff.cancelled() => return Err(Refusal::ShuttingDown.into()),
     };
-    make(app, asked, name, body, memory, None, standing).await
+    match received {
+        Received::Whole(body, memory) => make(app, asked, name, body, memory, None, standing).await,
+        Received::Begun(call, mut arriving) => {
+            let parsed = Parsed {
+                memory: arriving.no_memory().ok_or(Refusal::Internal)?,
+                call: *call,
+                once: None,
+                secret: None,
+                arriving: Some(arriving),
+                tunnelled: None,
+            };
+            start(app, asked, parsed, standing).await
+        }
+    }
+}
+
+/// The body; of a form no more than is before its first file, where that says enough. What has a name is compared by all of
+/// it with what came before under that name.
+async fn receive(app: &App, asked: &Asked, name: Option<&str>, body: Body) -> Result<Received, Refusal> {
+    let (server, headers) = (&asked.live.config.server, &asked.headers);
+    let (form, length) = (form(asked.endpoint, headers), length(headers));
+    if let (Some(form), Some(length), None) = (form, length, name)
+        && length <= server.max_body
+        && !headers.contains_key(CONTENT_ENCODING)
+    {
+        let incoming = Incoming::new(&app.body_memory, body, server.max_body, server.body_timeout)?;
+        return Arriving::receive(incoming, asked.endpoint, &form, length).await;
+    }
+    let (body, memory) = read(&app.body_memory, server, headers, body).await?;
+    Ok(Received::Whole(body, memory))
+}
+
+/// The length of a body, if it is told.
+fn length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The answer to a call that is here.
@@ -155,26 +189,62 @@ pub(super) async fn make(
     tunnelled: Option<Tunnelled>,
     standing: &mut Standing,
 ) -> Result<Made, Declined> {
+    let records = name.is_some() && asked.live.config.billing.record_answers;
+    let secret = records.then(|| auth::presented(&asked.headers)).transpose()?;
+    let form = form(asked.endpoint, &asked.headers);
+    let (call, once) = parse(asked.endpoint, form, body, name).await?;
+    let parsed = Parsed {
+        call,
+        once,
+        secret,
+        memory,
+        arriving: None,
+        tunnelled,
+    };
+    start(app, asked, parsed, standing).await
+}
+
+/// A call, and what it comes with.
+struct Parsed {
+    call: Call,
+    once: Option<Once>,
+    /// Its key, if its answer is to be recorded.
+    secret: Option<GatewayKey>,
+    memory: OwnedSemaphorePermit,
+    /// The rest of it, should it not be all here.
+    arriving: Option<Box<Arriving>>,
+    tunnelled: Option<Tunnelled>,
+}
+
+/// Takes what it needs of the rate limits, starts its exchange, and waits for the head of the answer.
+async fn start(app: &Arc<App>, asked: Asked, parsed: Parsed, standing: &mut Standing) -> Result<Made, Declined> {
     let Asked {
         id,
         live,
-        endpoint,
+        endpoint: _,
         key,
         headers,
         language,
         place,
         _running,
     } = asked;
-    let records = name.is_some() && live.config.billing.record_answers;
-    let secret = records.then(|| auth::presented(&headers)).transpose()?;
-    let form = form(endpoint, &headers);
-    let (call, once) = parse(endpoint, form, body, name).await?;
+    let Parsed {
+        call,
+        once,
+        secret,
+        memory,
+        arriving,
+        tunnelled,
+    } = parsed;
     let gateway = &app.gateway;
     let (permit, left) = gateway.throttle.admit(&live.config.limits, &key, &call);
     *standing = left;
     let permit = match permit {
         Ok(permit) => permit,
         Err(refusal) => {
+            if let Some(arriving) = arriving {
+                arriving.let_pass(gateway);
+            }
             // Who comes with a name is told first what became of the call that had it.
             let before = exchange::made_before(gateway, &key, once).await;
             let refusal = before.unwrap_or(refusal);
@@ -187,6 +257,7 @@ pub(super) async fn make(
         key,
         origin: Origin::of_request(&headers, &call),
         call,
+        arriving,
         once,
         sealing: secret.as_ref().and_then(|secret| SealingKey::of(secret, id.0)),
         headers,
@@ -216,10 +287,7 @@ pub(super) async fn read(
         Some(Ok(name)) => Coding::parse(name).map_err(|error| Refusal::Coding(error.into()))?,
         Some(Err(_)) => return Err(Refusal::Coding(Unreadable::Header)),
     };
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > limit) {
+    if length(headers).is_some_and(|length| length > limit) {
         return Err(Refusal::TooLarge { limit });
     }
     let incoming = Incoming::new(room, body, limit, server.body_timeout)?;

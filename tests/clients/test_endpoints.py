@@ -107,7 +107,7 @@ def images(gateway):
     expect(raw.parse().data[0].b64_json, "no image")
     events = [event.type for event in alice.images.generate(**draw, stream=True)]
     expect_equal(events[-1], "image_generation.completed", "the last event")
-    edited = alice.images.edit(**draw, image=[("a.png", b"png"), ("b.png", b"png")])
+    edited = alice.images.edit(**draw, image=[("a.png", bytes(200_000)), ("b.png", b"png")])
     expect_equal(edited.usage.input_tokens_details.image_tokens, 2 * 388, "image tokens")
 
 
@@ -115,7 +115,7 @@ def sound(gateway):
     alice = client(gateway)
     spoken = alice.audio.speech.create(model="tts-1", voice="alloy", input="hello")
     expect(spoken.read().startswith(b"ID3"), "no sound")
-    recording = {"file": ("a.mp3", bytes(9_000))}
+    recording = {"file": ("a.mp3", bytes(300_000))}  # long enough to go on while it comes
     heard = alice.audio.transcriptions.create(model="whisper-1", **recording)
     expect_equal((heard.text, heard.usage.seconds), ("Hello from afar.", 7), "what was heard")
     events = list(alice.audio.transcriptions.create(model="gpt-4o-transcribe", stream=True, **recording))

@@ -22,6 +22,7 @@ mod doctor;
 mod endpoints;
 mod events;
 mod faults;
+mod forms;
 mod guard;
 mod hangups;
 mod harness;
