@@ -7,7 +7,7 @@ use std::path::Path;
 
 use codex_gateway::key::GatewayKey;
 use codex_gateway::store::{Create, Store};
-use jiff::Timestamp;
+use codex_gateway::time::now;
 use rusqlite::{Connection, params};
 
 /// How much of a past.
@@ -49,7 +49,7 @@ pub fn write(database: &Path, past: Past, some: i64) -> Vec<String> {
     drop(conn);
     // As a server does when a day is over: else it would be at it while it is measured.
     let store = Store::open(database, Create::Never).expect("a database");
-    while store.roll_up(Timestamp::now()).expect("it is summed") {}
+    while store.roll_up(now()).expect("it is summed") {}
     keys
 }
 
