@@ -24,6 +24,9 @@ pub enum Service {
 pub enum Free {
     /// It asks a model, and nothing is kept of it: any upstream that serves the model.
     Moderation,
+    /// One of Codex's whose cost no answer tells: an upstream at which everything is free, if there is one. Elsewhere it is
+    /// refused.
+    Untold,
     /// It counts the input of a response: an upstream that serves the model, with all that the response may refer to.
     Count,
     /// It makes an object.
@@ -110,8 +113,10 @@ const fn refused(path: &'static str, because: &'static str) -> Row {
 const OF_ITS_MAKER: &str = "nothing; only for the user whose call made it";
 const OF_ITS_OWNER: &str = "nothing; only for the user who made it";
 
+const UNTOLD: &str = "not told: only at an upstream with `prices = \"free\"`; without one it is refused";
+
 /// Every endpoint. The first row that matches counts.
-pub static TABLE: [Row; 59] = [
+pub static TABLE: [Row; 61] = [
     billed(
         Endpoint::Responses,
         "tokens and hosted tools, as the answer's usage tells",
@@ -259,6 +264,8 @@ pub static TABLE: [Row; 59] = [
         OF_ITS_OWNER,
     ),
     free(Method::POST, "/moderations", Free::Moderation, "nothing"),
+    free(Method::POST, "/alpha/search", Free::Untold, UNTOLD),
+    free(Method::POST, "/memories/trace_summarize", Free::Untold, UNTOLD),
     refused("/agents…", "tokens and environments, told after the fact"),
     refused("/alpha…", "not told"),
     refused("/assistants…", "runs of their own, billed by the run"),

@@ -193,6 +193,7 @@ fn is_noted(free: Free) -> bool {
         Free::Make(_) | Free::Complete | Free::Delete(Kind::Conversation | Kind::File | Kind::Upload) => true,
         Free::Delete(Kind::Response)
         | Free::Moderation
+        | Free::Untold
         | Free::Count
         | Free::Read(_)
         | Free::Change(_)
@@ -313,6 +314,7 @@ async fn place(gateway: &Gateway, passing: &Passing, body: Carried) -> Result<Pl
             });
         }
         (Free::Moderation, Carried::Document(document)) => (moderator(gateway, passing, document).await?, None),
+        (Free::Untold, Carried::Document(document)) => (free_upstream(gateway, passing, document).await?, None),
         (Free::Make(kind), _) => {
             room_for(gateway, passing, kind).await?;
             (home(live), None)
@@ -383,6 +385,28 @@ async fn moderator(gateway: &Gateway, passing: &Passing, document: &[u8]) -> Res
         Some(upstream) => Ok(upstream),
         None => Err(admission::no_model(gateway, live, key, named.as_deref().unwrap_or(MODERATOR)).await),
     }
+}
+
+/// The upstream of what tells no cost: only one at which nothing costs anything, and of a model that is named one that serves
+/// it.
+async fn free_upstream(gateway: &Gateway, passing: &Passing, document: &[u8]) -> Result<usize, Refusal> {
+    let Passing { live, key, .. } = passing;
+    let named = Call::named_model(document).map_err(Refusal::Call)?;
+    let is_free = |upstream: &usize| live.config.upstreams[*upstream].prices == Pricing::Free;
+    let upstream = match &named {
+        None => {
+            let free = (0..live.config.upstreams.len()).filter(is_free);
+            free.min_by_key(|upstream| live.config.upstreams[*upstream].priority)
+        }
+        Some(model) if !key.may_use(model) => return Err(admission::no_model(gateway, live, key, model).await),
+        Some(model) => {
+            let candidates = live.routes.candidates(model).filter(|candidate| !candidate.aliased);
+            candidates.map(|candidate| candidate.upstream).find(is_free)
+        }
+    };
+    upstream.ok_or_else(|| Refusal::NotSupported {
+        endpoint: format!("{} /v1{}", passing.method, passing.path),
+    })
 }
 
 /// Other vendors bill what OpenAI gives away.

@@ -681,6 +681,48 @@ async fn a_recording_that_is_told_in_units_without_a_rate_is_estimated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_tells_no_cost_goes_only_where_everything_is_free() {
+    let found = |_: &Request| Script::json(StatusCode::OK, &json!({"results": ["found"]}));
+    let ask = async |harness: &Harness, path: &str, body: &Value| harness.client.post(path, body).await;
+    let paths = ["/v1/alpha/search", "/v1/memories/trace_summarize"];
+    let asked = |harness: &Harness| {
+        let served = harness.served().into_iter().map(|served| served.path);
+        served.filter(|path| paths.contains(&path.as_str())).count()
+    };
+
+    let priced = Harness::builder().playwright(std::sync::Arc::new(found)).start().await;
+    for path in paths {
+        for body in [json!({"query": "x"}), json!({"query": "x", "model": MODEL})] {
+            let refused = ask(&priced, path, &body).await.expect(403).json();
+            assert_eq!(refused["error"]["code"], "endpoint_not_supported");
+        }
+        ask(&priced, path, &json!([])).await.expect(400);
+        let got = priced.client.get(path).await.expect(405);
+        assert_eq!(got.header("allow"), "POST");
+    }
+    assert_eq!(asked(&priced), 0);
+    priced.finish().await;
+
+    let builder = Harness::builder().playwright(std::sync::Arc::new(found));
+    let free = builder.vendor("free", &["own-*"]).start().await;
+    for path in paths {
+        for body in [json!({"query": "x"}), json!({"query": "x", "model": "own-small"})] {
+            let answer = ask(&free, path, &body).await.expect(200);
+            assert_eq!(answer.json()["results"], json!(["found"]));
+            let served = free.served().pop().expect("a request");
+            assert_eq!(serde_json::from_slice::<Value>(&served.body).expect("JSON"), body);
+        }
+        // Of a model that is not free nothing is known of the cost.
+        ask(&free, path, &json!({"query": "x", "model": MODEL}))
+            .await
+            .expect(403);
+    }
+    assert_eq!(asked(&free), 4);
+    let books = free.finish().await;
+    assert!(books.exchanges.is_empty(), "{:?}", books.exchanges);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_where_it_is_free_is_moderated() {
     let builder = Harness::builder().upstream("models = [\"omni-*\"]");
     let builder = builder.vendor("free", &["own-*"]);
