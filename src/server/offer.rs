@@ -114,10 +114,23 @@ fn described(live: &Live, key: &Key, offer: &Offer) -> Offered {
     }
 }
 
+/// Whether `If-None-Match` names the tag: one of a list, weak or not, or any.
+fn is_known(headers: &HeaderMap, tag: &str) -> bool {
+    let named = headers
+        .get_all(IF_NONE_MATCH)
+        .iter()
+        .filter_map(|list| list.to_str().ok());
+    let mut named = named.flat_map(|list| list.split(',')).map(str::trim);
+    named.any(|one| one == "*" || opaque(one) == opaque(tag))
+}
+
+/// A tag without the mark of a weak one.
+fn opaque(tag: &str) -> &str {
+    tag.strip_prefix("W/").unwrap_or(tag)
+}
+
 fn respond(headers: &HeaderMap, document: &Value, tag: &str) -> Response<Body> {
-    let known = headers
-        .get(IF_NONE_MATCH)
-        .is_some_and(|known| known.as_bytes() == tag.as_bytes());
+    let known = is_known(headers, tag);
     let body = || Body::from(document.to_string());
     let mut response = Response::new(if known { Body::empty() } else { body() });
     if known {
