@@ -33,6 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Of the streams that are not cut at every byte, so many places are.
 const SAMPLE: usize = 4;
 
+/// At one of so many bytes, this one, it is the poor client that leaves.
+const ONE_IN: usize = 8;
+const POOR: usize = 5;
+
 /// Among so many recordings there are some that cost more than a poor client has.
 const ENOUGH: usize = 20;
 
@@ -186,8 +190,8 @@ impl Clients {
 
     /// Who leaves at this byte.
     fn who_leaves(&self, at: usize) -> &Client {
-        match at % 8 {
-            5 => &self.poor,
+        match at % ONE_IN {
+            POOR => &self.poor,
             odd if odd % 2 == 1 => &self.cancels,
             _ => &self.drains,
         }
@@ -401,6 +405,8 @@ fn places(recorded: &Recorded, every_byte: bool, dice: &mut campaign::Dice) -> V
         return (0..=length).collect();
     }
     let mut places: Vec<usize> = (0..SAMPLE).map(|_| dice.roll(length + 1)).collect();
+    // One at which the poor client leaves, so that there is no sample without any.
+    places.push((dice.roll(length / ONE_IN + 1) * ONE_IN + POOR).min(length));
     places.sort_unstable();
     places.dedup();
     places
