@@ -32,12 +32,14 @@ const BILLED: [u16; 8] = [401, 401, 200, 200, 401, 401, 403, 429];
 /// A document where a form is wanted.
 const NO_FORM: [u16; 8] = [401, 401, 400, 400, 401, 401, 403, 400];
 const FREE: [u16; 8] = [401, 401, 200, 200, 401, 401, 403, 200];
+/// No upstream here is free.
+const UNTOLD: [u16; 8] = [401, 401, 403, 403, 401, 401, 403, 403];
 const FREE_TO_CODEX: [u16; 8] = [401, 401, 200, 200, 401, 401, 400, 200];
 const NOBODYS: [u16; 8] = [401, 401, 404, 404, 401, 401, 403, 404];
 const NOBODYS_TO_CODEX: [u16; 8] = [401, 401, 404, 404, 401, 401, 400, 404];
 
 /// Every route, how it is asked here, and what each identity gets. A route without a row fails, here and in review.
-const MATRIX: [(&str, &str, [u16; 8]); 51] = [
+const MATRIX: [(&str, &str, [u16; 8]); 53] = [
     ("GET /healthz", "/healthz", OPEN),
     ("GET /readyz", "/readyz", OPEN),
     ("GET /openapi.json", "/openapi.json", OPEN),
@@ -62,6 +64,12 @@ const MATRIX: [(&str, &str, [u16; 8]); 51] = [
     ("POST /v1/audio/transcriptions", "/v1/audio/transcriptions", NO_FORM),
     ("POST /v1/audio/translations", "/v1/audio/translations", NO_FORM),
     ("POST /v1/moderations", "/v1/moderations", FREE),
+    ("POST /v1/alpha/search", "/v1/alpha/search", UNTOLD),
+    (
+        "POST /v1/memories/trace_summarize",
+        "/v1/memories/trace_summarize",
+        UNTOLD,
+    ),
     (
         "POST /v1/responses/input_tokens",
         "/v1/responses/input_tokens",
