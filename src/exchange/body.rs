@@ -222,7 +222,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_has_more_time_for_what_has_come_and_one_that_trickles_has_not() {
-        let patience = Duration::from_millis(40);
+        let patience = Duration::from_millis(200);
         let body = move |piece: usize| {
             let pieces = stream::unfold(0, move |sent| async move {
                 tokio::time::sleep(patience / 4).await;
